@@ -1,0 +1,553 @@
+"""What ggprune knows of each mixture-of-experts architecture of llama.cpp, as one table.
+
+Everything here was read in the source of llama.cpp and is checked against the library by
+``tests/test_architectures.py``, with a generated model of every architecture: which graph nodes
+appear, which tensors are per expert, and that masking the nodes named here gives the same logits
+as removing the experts.
+
+Nearly all of it happens in one function, ``build_moe_ffn`` (``src/llama-graph.cpp``); the files
+named in comments are in ``src/models``. Metadata is passed as a mapping from key to value, where
+keys of the architecture come without their ``{architecture}.`` prefix (``expert_count``).
+"""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections.abc import Callable, Container, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from ggprune.errors import UnsupportedModelError
+
+Metadata = Mapping[str, object]
+
+
+class Gating(enum.Enum):
+    """How router logits become gate weights."""
+
+    SOFTMAX = "softmax"
+    SOFTMAX_CHOSEN = "softmax over the chosen"
+    SIGMOID = "sigmoid"
+    SQRT_SOFTPLUS = "sqrt(softplus)"
+    BY_KEY = "by expert_gating_func"
+
+
+class Space(enum.Enum):
+    """What the norm of an expert's weighted output is a norm of."""
+
+    RESIDUAL = "residual stream"
+    NORMED = "normalised before the residual stream"
+    LATENT = "latent space"
+    STREAMS = "several residual streams"
+
+
+class Kind(enum.Enum):
+    """What the model computes, so which measures of it have a meaning."""
+
+    CAUSAL = "causal language model"
+    DIFFUSION = "diffusion language model"
+    EMBEDDING = "embedding model"
+
+
+class Role(enum.Enum):
+    """What a per-expert tensor is for."""
+
+    GATE = "gate"
+    UP = "up"
+    DOWN = "down"
+    GATE_UP = "gate_up"
+    BIAS = "bias"
+    SCALE = "scale"
+    INPUT_SCALE = "input_scale"
+    ROUTER = "router"
+    ROUTER_BIAS = "router_bias"
+    SELECTION_BIAS = "selection_bias"
+
+
+# Values of {architecture}.expert_gating_func (src/llama-hparams.h).
+GATING_VALUES: Final[Mapping[int, Gating]] = MappingProxyType(
+    {
+        1: Gating.SOFTMAX,
+        2: Gating.SIGMOID,
+        3: Gating.SOFTMAX_CHOSEN,
+        4: Gating.SQRT_SOFTPLUS,
+    }
+)
+
+# Router logits are masked so that a softmax is taken over the kept experts only. Selection scores
+# are masked as well because a selection bias, or a sigmoid that is 0 for a masked expert and
+# nearly 0 for a kept one, could bring a masked expert back. Both are [n_expert, tokens].
+# With a softmax over the chosen, llama.cpp gives both names to one node, and the last one stays.
+MASK_NODES: Final = ("ffn_moe_logits", "ffn_moe_probs")
+WEIGHTED_NODES: Final = ("ffn_moe_weighted",)
+CHOSEN_NODE: Final = "ffn_moe_topk"
+
+BLOCK_COUNT_KEY: Final = "block_count"
+NEXTN_KEY: Final = "nextn_predict_layers"
+EXPERT_COUNT_KEY: Final = "expert_count"
+# A number, or an array of one number a layer, where layers without experts may hold 0.
+EXPERT_USED_KEY: Final = "expert_used_count"
+EXPERT_GROUP_KEY: Final = "expert_group_count"
+EXPERT_GROUP_USED_KEY: Final = "expert_group_used_count"
+
+# Keys that hold one element a layer where they hold an array. llama.cpp refuses some of them when
+# the length is not block_count (get_key_or_arr, src/llama-model-loader.cpp), so they shrink with
+# it. An array of another length (indexer types leave out MTP layers) stays as it is.
+PER_LAYER_KEYS: Final = (
+    "attention.compress_ratios",
+    "attention.head_count",
+    "attention.head_count_kv",
+    "attention.indexer.types",
+    "attention.recurrent_layers",
+    "attention.rope_pattern",
+    "attention.sliding_window_pattern",
+    "deepstack_mapping",
+    "expert_feed_forward_length",
+    "expert_used_count",
+    "feed_forward_length",
+    "swiglu_clamp_exp",
+    "swiglu_clamp_shexp",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A reason not to prune a model, and how to recognise such a model.
+
+    Attributes:
+        reason: a sentence for the user.
+        applies: told the metadata of a file, says whether the reason holds.
+    """
+
+    reason: str
+    applies: Callable[[Metadata], bool]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Architecture:
+    """One value of ``general.architecture`` that llama.cpp can run with experts.
+
+    A file of such an architecture may still be dense (``llama``, ``granite``): it has experts only
+    if ``expert_count`` says so.
+
+    Attributes:
+        name: value of ``general.architecture``.
+        gating: how logits become gates; ``BY_KEY``: see :func:`gating_of`.
+        normalised: whether gates are divided by their sum over the chosen experts; None: the key
+            ``expert_weights_norm`` decides, see :func:`is_normalised`.
+        default_gating: for ``BY_KEY``, what llama.cpp takes when the key is missing; None: it
+            aborts the process.
+        kind: what the model computes.
+        weights_before_ffn: gates multiply the experts' input, so ``ffn_moe_weighted`` is that
+            input (llama4 only).
+        contribution_nodes: nodes of which the first one present holds what each chosen expert
+            adds, as rows [n_embd, n_used, tokens].
+        mask_nodes: nodes in which a large negative number takes an expert out of the choice; the
+            file's tensors decide which of them exist.
+        contribution_space: where those rows live.
+        statistics_note: what to tell the user of norms that are not norms in the residual stream.
+        latent_key: ``contribution_space`` and the note hold only where this key is above 0.
+        mtp_experts: whether MTP layers (``nextn_predict_layers``) have experts (they may; the
+            file's tensors decide); None: llama.cpp runs no MTP layers in this architecture.
+        forbidden_counts: numbers of experts that would make llama.cpp compute another function.
+        refusals: models of this architecture that must not be pruned.
+    """
+
+    name: str
+    gating: Gating
+    normalised: bool | None
+    default_gating: Gating | None = None
+    kind: Kind = Kind.CAUSAL
+    weights_before_ffn: bool = False
+    contribution_nodes: tuple[str, ...] = WEIGHTED_NODES
+    mask_nodes: tuple[str, ...] = MASK_NODES
+    contribution_space: Space = Space.RESIDUAL
+    statistics_note: str = ""
+    latent_key: str = ""
+    mtp_experts: bool | None = None
+    forbidden_counts: tuple[int, ...] = ()
+    refusals: tuple[Refusal, ...] = ()
+
+    def refusal(self, metadata: Metadata) -> Refusal | None:
+        """Return the first reason not to prune a model with this metadata, if there is one."""
+        return next((refusal for refusal in self.refusals if refusal.applies(metadata)), None)
+
+
+def _number(metadata: Metadata, key: str) -> int:
+    value = metadata.get(key, 0)
+    return value if isinstance(value, int) else 0
+
+
+def gating_of(architecture: Architecture, metadata: Metadata) -> Gating:
+    """Say how a file's router logits become gates.
+
+    Raises:
+        UnsupportedModelError: the file names no gating that llama.cpp knows, at which llama.cpp
+            would abort the process.
+    """
+    if architecture.gating is not Gating.BY_KEY:
+        return architecture.gating
+    value = _number(metadata, "expert_gating_func")
+    gating = GATING_VALUES.get(value) if value else architecture.default_gating
+    if gating is None:
+        found = f"{value}" if value else "missing"
+        raise UnsupportedModelError(
+            f"{architecture.name}.expert_gating_func is {found}; llama.cpp knows "
+            + ", ".join(f"{number} ({name.value})" for number, name in GATING_VALUES.items()),
+            remedy="Convert the model again with a current convert_hf_to_gguf.py.",
+        )
+    return gating
+
+
+def is_normalised(architecture: Architecture, metadata: Metadata) -> bool:
+    """Say whether gates sum to one (before any scale) over the chosen experts."""
+    if architecture.normalised is not None:
+        return architecture.normalised
+    return bool(metadata.get("expert_weights_norm", False)) or (
+        gating_of(architecture, metadata) is Gating.SOFTMAX_CHOSEN
+    )
+
+
+def statistics_note(architecture: Architecture, metadata: Metadata) -> str:
+    """Say what is unusual in the measured norms of a file, or nothing."""
+    if architecture.latent_key and not _number(metadata, architecture.latent_key):
+        return ""
+    return architecture.statistics_note
+
+
+def mtp_layers(metadata: Metadata, tensor_names: Container[str]) -> tuple[int, ...]:
+    """List the layers of a file that predict further tokens (MTP).
+
+    They are the last ``nextn_predict_layers`` of ``block_count`` layers. Some files keep the key
+    and leave out the tensors: then there is nothing to prune, and for ``deepseek4`` (which counts
+    differently without them) those layers are ordinary ones.
+    """
+    count = _number(metadata, BLOCK_COUNT_KEY)
+    nextn = _number(metadata, NEXTN_KEY)
+    return tuple(
+        layer
+        for layer in range(count - nextn, count)
+        if f"blk.{layer}.nextn.eh_proj.weight" in tensor_names
+    )
+
+
+def keys_without_mtp(metadata: Metadata) -> dict[str, object]:
+    """Give new values for the keys that change when all MTP layers are dropped.
+
+    The tensors to drop are all those of the layers in :func:`mtp_layers`. llama.cpp treats
+    ``nextn_predict_layers`` = 0 like a missing key.
+    """
+    count = _number(metadata, BLOCK_COUNT_KEY)
+    kept = count - _number(metadata, NEXTN_KEY)
+    changed: dict[str, object] = {BLOCK_COUNT_KEY: kept, NEXTN_KEY: 0}
+    for key in PER_LAYER_KEYS:
+        value = metadata.get(key)
+        if isinstance(value, (list, tuple)) and len(value) == count:
+            changed[key] = value[:kept]
+    return changed
+
+
+_STREAMS_NOTE = (
+    "The sum over experts is spread over several residual streams with weights learned per token "
+    "(hyper-connections), so norms compare experts of one token and layer, not layers."
+)
+_NORMED_NOTE = (
+    "The sum over experts is RMS-normalised before it reaches the residual stream, so norms "
+    "compare experts of one layer, not layers."
+)
+_LATENT_NOTE = (
+    "Experts work in a latent space that one matrix per layer maps back, so norms are norms in "
+    "that space and compare experts of one layer, not layers."
+)
+
+_ALWAYS: Callable[[Metadata], bool] = lambda metadata: True  # noqa: E731
+_GROVE = Refusal(
+    reason=(
+        "grovemoe finds the adjugate experts of a group by dividing expert numbers, so other "
+        "numbers would choose other adjugate experts"
+    ),
+    applies=_ALWAYS,
+)
+_DRAFT = Refusal(
+    reason=(
+        "dflash is a draft model that runs only beside its target, so it cannot be measured alone"
+    ),
+    applies=_ALWAYS,
+)
+_HASHED = Refusal(
+    reason=(
+        "its first layers choose experts by a table of token ids (ffn_gate_tid2eid), which leaves "
+        "no other expert for a token whose expert is removed"
+    ),
+    applies=lambda metadata: _number(metadata, "hash_layer_count") > 0,
+)
+_MAVERICK = Refusal(
+    reason=(
+        "llama.cpp turns the QK norm of llama4 off for exactly 128 experts (Maverick), so with "
+        "any other number it would compute another function"
+    ),
+    applies=lambda metadata: _number(metadata, EXPERT_COUNT_KEY) == 128,
+)
+
+_S, _K = Gating.SOFTMAX, Gating.BY_KEY
+_SIGMOID = Gating.SIGMOID
+
+_TABLE = (
+    Architecture(
+        name="afmoe",
+        gating=_K,
+        normalised=None,
+        default_gating=_SIGMOID,
+        contribution_space=Space.NORMED,
+        statistics_note=_NORMED_NOTE,
+    ),
+    # arctic: the experts read the layer's input, beside attention and a dense FFN.
+    Architecture(name="arctic", gating=_S, normalised=True),
+    Architecture(name="bailingmoe", gating=_S, normalised=None),
+    Architecture(name="bailingmoe2", gating=_K, normalised=None, mtp_experts=True),
+    Architecture(name="bailingmoe3", gating=_K, normalised=None, mtp_experts=True),
+    Architecture(
+        name="cohere2moe", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
+    ),
+    Architecture(name="dbrx", gating=_S, normalised=True),
+    Architecture(name="deepseek", gating=_S, normalised=False),
+    # deepseek2 without the key is softmax, but for GLM-4.7-Flash (47 or 48 layers and 154880
+    # tokens), which is sigmoid.
+    Architecture(name="deepseek2", gating=_K, normalised=None, default_gating=_S, mtp_experts=True),
+    Architecture(name="deepseek2-ocr", gating=_K, normalised=None, default_gating=_S),
+    Architecture(name="deepseek32", gating=_K, normalised=None, mtp_experts=True),
+    # deepseek4: the loader accepts no other gating.
+    Architecture(
+        name="deepseek4",
+        gating=Gating.SQRT_SOFTPLUS,
+        normalised=None,
+        contribution_space=Space.STREAMS,
+        statistics_note=_STREAMS_NOTE,
+        mtp_experts=True,
+        refusals=(_HASHED,),
+    ),
+    Architecture(name="dflash", gating=Gating.SQRT_SOFTPLUS, normalised=None, refusals=(_DRAFT,)),
+    Architecture(name="dots1", gating=_K, normalised=None),
+    # dots3note, exaone-moe: the MTP layer has a dense FFN.
+    Architecture(name="dots3note", gating=_K, normalised=None, mtp_experts=False),
+    Architecture(name="ernie4_5-moe", gating=_S, normalised=True),
+    Architecture(name="exaone-moe", gating=_K, normalised=None, mtp_experts=False),
+    # gemma4: router and experts read different norms of one input.
+    Architecture(
+        name="gemma4",
+        gating=_S,
+        normalised=True,
+        contribution_space=Space.NORMED,
+        statistics_note=_NORMED_NOTE,
+    ),
+    Architecture(
+        name="glm-dsa", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
+    ),
+    Architecture(
+        name="glm4moe", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
+    ),
+    Architecture(
+        name="glm5-next",
+        gating=_K,
+        normalised=None,
+        default_gating=_SIGMOID,
+        contribution_space=Space.STREAMS,
+        statistics_note=_STREAMS_NOTE,
+        mtp_experts=True,
+    ),
+    # gpt-oss (openai-moe.cpp): router bias and biases of experts.
+    Architecture(name="gpt-oss", gating=Gating.SOFTMAX_CHOSEN, normalised=True),
+    Architecture(name="granite", gating=_S, normalised=True),
+    Architecture(name="granite_swa", gating=_S, normalised=True),
+    Architecture(name="granitehybrid", gating=_S, normalised=True),
+    Architecture(name="granitemoe", gating=_S, normalised=True),
+    Architecture(
+        name="grok",
+        gating=_S,
+        normalised=True,
+        contribution_space=Space.NORMED,
+        statistics_note=_NORMED_NOTE,
+    ),
+    # grovemoe calls build_moe_ffn twice a layer, so every name appears twice.
+    Architecture(name="grovemoe", gating=_S, normalised=True, refusals=(_GROVE,)),
+    Architecture(name="hunyuan-moe", gating=_S, normalised=True),
+    Architecture(
+        name="hy_v3", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
+    ),
+    Architecture(
+        name="hy_v4",
+        gating=_K,
+        normalised=None,
+        contribution_space=Space.STREAMS,
+        statistics_note=_STREAMS_NOTE,
+    ),
+    Architecture(name="jamba", gating=_S, normalised=False),
+    Architecture(
+        name="kimi-k3",
+        gating=_K,
+        normalised=None,
+        contribution_space=Space.LATENT,
+        statistics_note=_LATENT_NOTE,
+        latent_key="expert_latent_length",
+    ),
+    Architecture(name="kimi-linear", gating=_K, normalised=True),
+    Architecture(name="laguna", gating=_K, normalised=None, default_gating=_SIGMOID),
+    Architecture(name="lfm2moe", gating=_K, normalised=True),
+    Architecture(name="llada-moe", gating=_S, normalised=False, kind=Kind.DIFFUSION),
+    Architecture(name="llama", gating=_S, normalised=True),
+    Architecture(name="llama-embed", gating=_S, normalised=True, kind=Kind.EMBEDDING),
+    # llama4 chooses by logits and takes the sigmoid of the chosen ones.
+    Architecture(
+        name="llama4",
+        gating=_SIGMOID,
+        normalised=False,
+        weights_before_ffn=True,
+        contribution_nodes=("ffn_moe_down",),
+        forbidden_counts=(128,),
+        refusals=(_MAVERICK,),
+    ),
+    Architecture(name="maple", gating=_S, normalised=True),
+    Architecture(name="mellum", gating=_S, normalised=True),
+    # mimo2, step35: each MTP layer is dense or has experts, as the file has it.
+    Architecture(name="mimo2", gating=_SIGMOID, normalised=True, mtp_experts=True),
+    Architecture(name="minicpm", gating=_S, normalised=True),
+    Architecture(name="minimax-01", gating=_S, normalised=True),
+    Architecture(name="minimax-m2", gating=_K, normalised=True),
+    Architecture(name="minimax-m3", gating=_K, normalised=None),
+    Architecture(name="mistral3", gating=_S, normalised=True),
+    # mistral4 is deepseek2 under another name.
+    Architecture(name="mistral4", gating=_K, normalised=None, default_gating=_S, mtp_experts=True),
+    # nemotron_h, nemotron_h_moe: experts have no gate matrix; expert_used_count may be an array.
+    Architecture(
+        name="nemotron_h",
+        gating=_SIGMOID,
+        normalised=None,
+        contribution_space=Space.LATENT,
+        statistics_note=_LATENT_NOTE,
+        latent_key="moe_latent_size",
+        mtp_experts=True,
+    ),
+    Architecture(
+        name="nemotron_h_moe",
+        gating=_SIGMOID,
+        normalised=None,
+        contribution_space=Space.LATENT,
+        statistics_note=_LATENT_NOTE,
+        latent_key="moe_latent_size",
+        mtp_experts=True,
+    ),
+    # nomic-bert-moe (bert.cpp): experts have no gate matrix.
+    Architecture(name="nomic-bert-moe", gating=_S, normalised=False, kind=Kind.EMBEDDING),
+    Architecture(name="olmoe", gating=_S, normalised=False),
+    Architecture(name="phimoe", gating=_S, normalised=True),
+    Architecture(name="qwen2moe", gating=_S, normalised=False),
+    Architecture(name="qwen35moe", gating=_S, normalised=True, mtp_experts=True),
+    Architecture(name="qwen3moe", gating=_S, normalised=True),
+    Architecture(name="qwen3next", gating=_S, normalised=True, mtp_experts=True),
+    Architecture(name="qwen3vlmoe", gating=_S, normalised=True),
+    Architecture(
+        name="qwen4exp",
+        gating=_S,
+        normalised=True,
+        contribution_space=Space.STREAMS,
+        statistics_note=_STREAMS_NOTE,
+    ),
+    Architecture(name="rnd1", gating=_S, normalised=True, kind=Kind.DIFFUSION),
+    # smallthinker: the router reads the layer's input, before attention.
+    Architecture(name="smallthinker", gating=_K, normalised=True),
+    Architecture(
+        name="step35", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
+    ),
+)
+
+ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
+    {architecture.name: architecture for architecture in _TABLE}
+)
+
+
+def find(name: str) -> Architecture | None:
+    """Return what is known of an architecture, or None if llama.cpp runs no experts in it."""
+    return ARCHITECTURES.get(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertTensor:
+    """A tensor with one slice an expert. The expert axis is its outermost one.
+
+    Attributes:
+        suffix: name without ``blk.N.``.
+        role: what it is for.
+    """
+
+    suffix: str
+    role: Role
+
+
+def _expert_tensors() -> dict[str, ExpertTensor]:
+    roles = {
+        "ffn_gate_inp.weight": Role.ROUTER,
+        "ffn_gate_inp.bias": Role.ROUTER_BIAS,
+        "exp_probs_b.bias": Role.SELECTION_BIAS,
+        "exp_probs_b": Role.SELECTION_BIAS,  # hy_v3 names it without a suffix
+        "exp_probs_b_vl.bias": Role.SELECTION_BIAS,  # deepseek4, for image tokens
+        "ffn_gate_up_exps.weight": Role.GATE_UP,
+        "ffn_gate_up_exps.bias": Role.BIAS,
+    }
+    for part in (Role.GATE, Role.UP, Role.DOWN):
+        stem = f"ffn_{part.value}_exps"
+        roles[f"{stem}.weight"] = part
+        roles[f"{stem}.bias"] = Role.BIAS
+        roles[f"{stem}.scale"] = Role.SCALE
+        roles[f"{stem}.input_scale"] = Role.INPUT_SCALE
+    return {suffix: ExpertTensor(suffix=suffix, role=role) for suffix, role in roles.items()}
+
+
+EXPERT_TENSORS: Final[Mapping[str, ExpertTensor]] = MappingProxyType(_expert_tensors())
+
+# Names that look per expert and are not, with what they are.
+SHARED_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "ffn_gate_inp.scale": "gemma4: scale of the router's input, [n_embd]",
+        "ffn_norm_exps.weight": "arctic: norm before the experts, [n_embd]",
+    }
+)
+
+# The grovemoe and hash-layer tensors are known, but no model that has them is pruned.
+_LOOKS_PER_EXPERT = re.compile(
+    r"exps|exp_probs|expert|tid2eid|^ffn_gate_inp\.|^ffn_(gate|up|down)\.\d+\."
+)
+_LAYER = re.compile(r"blk\.(\d+)\.(.+)", re.DOTALL)
+
+
+def layer_of(name: str) -> int | None:
+    """Return N of a tensor ``blk.N.…``, or None."""
+    match = _LAYER.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def expert_tensor(name: str) -> ExpertTensor | None:
+    """Recognise a per-expert tensor by name; None: the tensor is not per expert.
+
+    The caller checks that the outermost dimension equals ``expert_count``.
+
+    Raises:
+        UnsupportedModelError: an unknown tensor that looks per expert; copying it unchanged could
+            give a model that loads and computes nonsense.
+    """
+    match = _LAYER.fullmatch(name)
+    suffix = match[2] if match else name
+    if match and suffix in EXPERT_TENSORS:
+        return EXPERT_TENSORS[suffix]
+    if (match and suffix in SHARED_TENSORS) or not _LOOKS_PER_EXPERT.search(suffix):
+        return None
+    if re.search(r"^ffn_(gate|up|down)\.\d+\.", suffix):
+        raise UnsupportedModelError(
+            f"tensor {name} holds one expert in the layout that llama.cpp gave up in 2024",
+            remedy="Convert the model again with a current convert_hf_to_gguf.py.",
+        )
+    raise UnsupportedModelError(
+        f"tensor {name} looks as if it had a part for every expert, and ggprune does not know it",
+        remedy="A newer ggprune may know it; please report the model.",
+    )
