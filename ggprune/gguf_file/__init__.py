@@ -1,0 +1,49 @@
+"""GGUF files as bytes: headers, shards, byte ranges, safe writing. Knows nothing of experts."""
+
+from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor, padded
+from ggprune.gguf_file.layout import (
+    ByteRange,
+    KeyEdits,
+    OutputFile,
+    OutputTensor,
+    TypedValue,
+    joined,
+    lay_out,
+    whole,
+)
+from ggprune.gguf_file.shards import GgufModel, shard_name, stem_of
+from ggprune.gguf_file.types import TENSOR_TYPES, TensorType, ValueType, tensor_type_name
+from ggprune.gguf_file.writing import (
+    check_targets,
+    part_path,
+    replacing,
+    write_files,
+    write_text,
+)
+
+__all__ = [
+    "TENSOR_TYPES",
+    "ByteRange",
+    "GgufFile",
+    "GgufModel",
+    "KeyEdits",
+    "KeyValue",
+    "OutputFile",
+    "OutputTensor",
+    "Tensor",
+    "TensorType",
+    "TypedValue",
+    "ValueType",
+    "check_targets",
+    "joined",
+    "lay_out",
+    "padded",
+    "part_path",
+    "replacing",
+    "shard_name",
+    "stem_of",
+    "tensor_type_name",
+    "whole",
+    "write_files",
+    "write_text",
+]

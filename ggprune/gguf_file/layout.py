@@ -1,0 +1,279 @@
+"""What a file to be written will consist of: literal bytes and byte ranges of the source.
+
+Everything is decided here, before a byte is written: names, sizes, shards. ``writing`` then only
+copies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ggprune.errors import InputError
+from ggprune.gguf_file.header import MAGIC, Tensor, padded
+from ggprune.gguf_file.shards import (
+    SPLIT_COUNT,
+    SPLIT_NO,
+    SPLIT_TENSORS,
+    GgufModel,
+    shard_name,
+)
+from ggprune.gguf_file.types import SCALARS, ValueType
+
+
+@dataclass(frozen=True, slots=True)
+class ByteRange:
+    """``length`` bytes from ``offset`` of the source's file number ``shard``."""
+
+    shard: int
+    offset: int
+    length: int
+
+
+Segment = bytes | ByteRange
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """A tensor to write: its data is the concatenation of source ranges."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    ranges: tuple[ByteRange, ...]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of data, without padding."""
+        return sum(part.length for part in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class TypedValue:
+    """A metadata value with the type to store it as."""
+
+    type: ValueType
+    value: int | float | str | Sequence[int | float]
+    item: ValueType = ValueType.INT32
+
+    def encode(self) -> bytes:
+        """Type and value as they stand in a file after the key."""
+        head = int(self.type).to_bytes(4, "little")
+        if self.type == ValueType.STRING:
+            return head + _string(str(self.value))
+        if self.type == ValueType.ARRAY:
+            assert isinstance(self.value, Sequence)
+            scalar = SCALARS[self.item]
+            items = b"".join(scalar.pack(item) for item in self.value)
+            count = len(self.value).to_bytes(8, "little")
+            return head + int(self.item).to_bytes(4, "little") + count + items
+        return head + SCALARS[self.type].pack(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyEdits:
+    """Changes to metadata. Pairs not named here are copied byte for byte, in their order."""
+
+    set: Mapping[str, TypedValue] = field(default_factory=dict)
+    removed: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFile:
+    """One file to write: where, and its contents in order."""
+
+    path: Path
+    segments: tuple[Segment, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the finished file."""
+        return sum(_length(segment) for segment in self.segments)
+
+
+def lay_out(
+    target: Path,
+    source: GgufModel,
+    edits: KeyEdits,
+    tensors: Sequence[OutputTensor],
+    *,
+    split_max_size: int | None = None,
+) -> tuple[OutputFile, ...]:
+    """Decide the files of the result.
+
+    Args:
+        target: path of the result; with several shards its stem names them.
+        source: where ranges come from, and metadata that is not edited.
+        edits: changes to metadata; ``split.*`` keys are taken care of here.
+        tensors: in the order to write.
+        split_max_size: bytes of tensor data a shard may hold; None writes one file.
+
+    Raises:
+        InputError: one tensor alone is larger than ``split_max_size``.
+    """
+    groups = _split(tensors, split_max_size, source.files[0].alignment)
+    split_keys = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
+    first = KeyEdits(edits.set, edits.removed | split_keys)
+    if len(groups) == 1:
+        return (_file(target, source, _key_segments(source, first), groups[0]),)
+    prefix = target.name.removesuffix(".gguf")
+    files = []
+    for number, group in enumerate(groups):
+        split = {
+            SPLIT_NO: TypedValue(ValueType.UINT16, number),
+            SPLIT_TENSORS: TypedValue(ValueType.INT32, len(tensors)),
+            SPLIT_COUNT: TypedValue(ValueType.UINT16, len(groups)),
+        }
+        keys = _key_segments(source, first) if number == 0 else []
+        keys += [_pair(key, value) for key, value in split.items()]
+        if number and "general.alignment" in source.keys:
+            keys += _key_range(source, "general.alignment")
+        path = target.with_name(shard_name(prefix, number, len(groups)))
+        files.append(_file(path, source, keys, group))
+    return tuple(files)
+
+
+def whole(tensor: Tensor) -> OutputTensor:
+    """A tensor copied as it is."""
+    part = ByteRange(tensor.shard, tensor.offset, tensor.nbytes)
+    return OutputTensor(tensor.name, tensor.shape, tensor.type, (part,))
+
+
+def joined(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:
+    """The same bytes in as few ranges as possible: neighbours become one."""
+    merged: list[ByteRange] = []
+    for part in ranges:
+        last = merged[-1] if merged else None
+        if last and last.shard == part.shard and last.offset + last.length == part.offset:
+            merged[-1] = ByteRange(last.shard, last.offset, last.length + part.length)
+        else:
+            merged.append(part)
+    return tuple(merged)
+
+
+def _split(
+    tensors: Sequence[OutputTensor], limit: int | None, alignment: int
+) -> list[list[OutputTensor]]:
+    if limit is None:
+        return [list(tensors)]
+    groups: list[list[OutputTensor]] = [[]]
+    filled = 0
+    for tensor in tensors:
+        size = padded(tensor.nbytes, alignment)
+        if size > limit:
+            raise InputError(
+                f"--split-max-size {limit}: tensor {tensor.name!r} alone has {size} bytes",
+                remedy="Give a larger size.",
+            )
+        if groups[-1] and filled + size > limit:
+            groups.append([])
+            filled = 0
+        groups[-1].append(tensor)
+        filled += size
+    return groups
+
+
+def _file(
+    path: Path, source: GgufModel, keys: list[Segment], tensors: Sequence[OutputTensor]
+) -> OutputFile:
+    first = source.files[0]
+    infos, offset = [], 0
+    for tensor in tensors:
+        infos.append(_tensor_info(tensor, offset))
+        offset += padded(tensor.nbytes, first.alignment)
+    n_keys = len(keys)
+    preamble = MAGIC + first.version.to_bytes(4, "little")
+    preamble += len(tensors).to_bytes(8, "little") + n_keys.to_bytes(8, "little")
+    head: list[Segment] = [preamble, *keys, b"".join(infos)]
+    length = sum(_length(segment) for segment in head)
+    head.append(bytes(padded(length, first.alignment) - length))
+    return OutputFile(path, tuple(_merged([*head, *_data(source, tensors)])))
+
+
+def _data(source: GgufModel, tensors: Sequence[OutputTensor]) -> Iterator[Segment]:
+    """Tensor data with padding, the source's own where a tensor is copied whole.
+
+    Taking the padding along lets untouched neighbours be one range.
+    """
+    alignment = source.files[0].alignment
+    originals = {tensor.name: tensor for tensor in source.tensors}
+    for index, tensor in enumerate(tensors):
+        yield from tensor.ranges
+        original = originals.get(tensor.name)
+        if original is None or original.nbytes != tensor.nbytes:
+            yield bytes(padded(tensor.nbytes, alignment) - tensor.nbytes)
+            continue
+        end = original.offset + original.nbytes
+        file = source.files[original.shard]
+        tail = file.size - end
+        if index + 1 < len(tensors) or file.tensors[-1] is not original:
+            wanted = padded(original.nbytes, alignment) - original.nbytes
+            have = min(tail, wanted)
+            yield ByteRange(original.shard, end, have)
+            yield bytes(wanted - have)
+        else:
+            # The last tensor ends as it did: some writers pad the end of a file, some do not.
+            yield ByteRange(original.shard, end, tail)
+
+
+def _key_segments(source: GgufModel, edits: KeyEdits) -> list[Segment]:
+    """One segment a pair, so that their number is the number of pairs."""
+    segments: list[Segment] = []
+    for key, pair in source.keys.items():
+        if key in edits.set:
+            segments.append(_pair(key, edits.set[key]))
+        elif key not in edits.removed:
+            segments.append(ByteRange(0, pair.start, pair.end - pair.start))
+    segments += [_pair(key, value) for key, value in edits.set.items() if key not in source.keys]
+    return segments
+
+
+def _key_range(source: GgufModel, key: str) -> list[Segment]:
+    pair = source.keys[key]
+    return [ByteRange(0, pair.start, pair.end - pair.start)]
+
+
+def _merged(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """Join neighbouring literals, and neighbouring ranges."""
+    previous: Segment = b""
+    for segment in segments:
+        if _length(segment) == 0:
+            continue
+        if isinstance(previous, bytes) and isinstance(segment, bytes):
+            previous += segment
+            continue
+        if isinstance(previous, ByteRange) and isinstance(segment, ByteRange):
+            both = joined((previous, segment))
+            if len(both) == 1:
+                previous = both[0]
+                continue
+        if _length(previous):
+            yield previous
+        previous = segment
+    if _length(previous):
+        yield previous
+
+
+def _length(segment: Segment) -> int:
+    return len(segment) if isinstance(segment, bytes) else segment.length
+
+
+def _string(text: str) -> bytes:
+    data = text.encode("utf-8", "surrogateescape")
+    return len(data).to_bytes(8, "little") + data
+
+
+def _pair(key: str, value: TypedValue) -> bytes:
+    return _string(key) + value.encode()
+
+
+def _tensor_info(tensor: OutputTensor, offset: int) -> bytes:
+    dimensions = b"".join(dimension.to_bytes(8, "little") for dimension in tensor.shape)
+    return (
+        _string(tensor.name)
+        + len(tensor.shape).to_bytes(4, "little")
+        + dimensions
+        + tensor.type.to_bytes(4, "little")
+        + offset.to_bytes(8, "little")
+    )

@@ -1,0 +1,166 @@
+"""A model as its files: one GGUF, or the shards that ``llama-gguf-split`` makes of one."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ggprune.errors import FormatError
+from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor
+
+SPLIT_NO = "split.no"
+SPLIT_COUNT = "split.count"
+SPLIT_TENSORS = "split.tensors.count"
+_SHARD_NAME = re.compile(r"^(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
+
+
+def shard_name(prefix: str, number: int, count: int) -> str:
+    """The file name llama.cpp expects of shard ``number`` (from 0) of ``count``."""
+    return f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf"
+
+
+def stem_of(path: Path) -> str:
+    """The model's name in a file name: without ``.gguf`` and without a shard's numbers."""
+    match = _SHARD_NAME.match(path.name)
+    return match["prefix"] if match else path.name.removesuffix(".gguf")
+
+
+class GgufModel:
+    """A model's files, opened together; metadata comes from the first.
+
+    Args:
+        path: the file, or any one shard.
+
+    Attributes:
+        files: in shard order.
+        tensors: of all files, in order.
+        keys: metadata of the first file.
+
+    Raises:
+        InputError, FormatError: see GgufFile; a shard that is missing, doubled or of another
+            model is named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        first = GgufFile(path)
+        try:
+            self.files = self._open_shards(first)
+        except BaseException:
+            first.close()
+            raise
+        self.tensors: tuple[Tensor, ...] = tuple(t for file in self.files for t in file.tensors)
+        self._check_tensors()
+
+    def __enter__(self) -> GgufModel:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all files."""
+        for file in self.files:
+            file.close()
+
+    @property
+    def path(self) -> Path:
+        """The first file: what llama.cpp is given."""
+        return self.files[0].path
+
+    @property
+    def stem(self) -> str:
+        """The model's name as its file name has it."""
+        return stem_of(self.path)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files."""
+        return sum(file.size for file in self.files)
+
+    @property
+    def keys(self) -> dict[str, KeyValue]:
+        """Metadata pairs of the first file."""
+        return self.files[0].keys
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The decoded value of a metadata key."""
+        return self.files[0].get(key, default)
+
+    def read(self, tensor: Tensor) -> bytes:
+        """A tensor's bytes (for small ones: routers, biases)."""
+        return self.files[tensor.shard].read(tensor.offset, tensor.nbytes)
+
+    def _open_shards(self, given: GgufFile) -> tuple[GgufFile, ...]:
+        count = int(given.get(SPLIT_COUNT, 1) or 1)
+        if count <= 1:
+            return (given,)
+        match = _SHARD_NAME.match(given.path.name)
+        if match is None or int(match["count"]) != count:
+            raise FormatError(
+                f"{given.path}: is one of {count} shards, but is not named like one",
+                remedy=f"Name the files {shard_name('NAME', 0, count)} and so on, as downloaded.",
+            )
+        files: list[GgufFile] = []
+        try:
+            for number in range(count):
+                path = given.path.with_name(shard_name(match["prefix"], number, count))
+                files.append(_open_shard(path, number, count))
+        except BaseException:
+            for file in files:
+                file.close()
+            raise
+        given.close()
+        return tuple(files)
+
+    def _check_tensors(self) -> None:
+        """No tensor twice, none missing: what tells that all shards are of one model."""
+        owner: dict[str, int] = {}
+        for tensor in self.tensors:
+            if tensor.name in owner:
+                paths = [self.files[i].path.name for i in (owner[tensor.name], tensor.shard)]
+                self.close()
+                raise FormatError(
+                    f"{paths[1]}: tensor {tensor.name!r} is already in {paths[0]}: "
+                    "a doubled shard, or one of another model",
+                    remedy="Download the shards again into an empty folder.",
+                )
+            owner[tensor.name] = tensor.shard
+        expected = self.get(SPLIT_TENSORS)
+        if len(self.files) > 1 and expected is not None and int(expected) != len(self.tensors):
+            path = self.path
+            self.close()
+            raise FormatError(
+                f"{path}: its {len(self.files)} shards hold {len(self.tensors)} tensors, "
+                f"the first says {expected}: a shard belongs to another model",
+                remedy="Download the shards again into an empty folder.",
+            )
+
+
+def _open_shard(path: Path, number: int, count: int) -> GgufFile:
+    if not path.exists():
+        raise FormatError(
+            f"{path}: shard {number + 1} of {count} is missing",
+            remedy="Put all shards into one folder.",
+        )
+    file = GgufFile(path, shard=number)
+    found = (file.get(SPLIT_NO), file.get(SPLIT_COUNT))
+    if found != (number, count):
+        file.close()
+        raise FormatError(
+            f"{path}: says it is shard {_one_based(found[0])} of {found[1]}, "
+            f"its name says {number + 1} of {count}",
+            remedy="Download this shard again: it is a copy of another, or of another model.",
+        )
+    return file
+
+
+def _one_based(number: object) -> object:
+    return number + 1 if isinstance(number, int) else number
