@@ -1,0 +1,1 @@
+"""The built-in prompts: calibration, held-out evaluation and generation probes (JSON Lines)."""
