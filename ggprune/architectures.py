@@ -262,19 +262,23 @@ _LATENT_NOTE = (
     "that space and compare experts of one layer, not layers."
 )
 
-_ALWAYS: Callable[[Metadata], bool] = lambda metadata: True  # noqa: E731
+
+def _always(_metadata: Metadata) -> bool:
+    return True
+
+
 _GROVE = Refusal(
     reason=(
         "grovemoe finds the adjugate experts of a group by dividing expert numbers, so other "
         "numbers would choose other adjugate experts"
     ),
-    applies=_ALWAYS,
+    applies=_always,
 )
 _DRAFT = Refusal(
     reason=(
         "dflash is a draft model that runs only beside its target, so it cannot be measured alone"
     ),
-    applies=_ALWAYS,
+    applies=_always,
 )
 _HASHED = Refusal(
     reason=(
