@@ -12,7 +12,7 @@ import numpy as np
 
 from ggprune import architectures
 from ggprune.architectures import Architecture, Role
-from ggprune.errors import MismatchError, UnsupportedModelError
+from ggprune.errors import InputError, MismatchError, UnsupportedModelError
 from ggprune.gguf_file import GgufModel, Tensor, tensor_type_name
 
 #: Metadata values longer than this are vocabularies, never a model's own numbers.
@@ -24,6 +24,60 @@ _NOT_A_MODEL = {
     "imatrix": "an importance matrix, not a model",
     "ggprune-stats": "a ggprune statistics file, not a model",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """What limits how many experts can be kept.
+
+    Attributes:
+        experts: in each layer.
+        used: top-k.
+        groups: blocks of equal size that the router first chooses from; 1 for none.
+        groups_used: how many of them a token may use.
+    """
+
+    experts: int
+    used: int
+    groups: int = 1
+    groups_used: int = 1
+
+    @property
+    def least(self) -> int:
+        """The smallest number that can be kept.
+
+        llama.cpp scores a group by its best two experts, so two a group must stay.
+        """
+        if self.groups <= 1:
+            return self.used
+        return max(2, -(-self.used // self.groups_used)) * self.groups
+
+    def possible(self) -> range:
+        """Numbers that can be kept, ascending, all of them included."""
+        return range(self.least, self.experts + 1, self.groups)
+
+    def check(self, keep: int) -> None:
+        """Raise InputError, with the nearest possible numbers, unless ``keep`` is possible."""
+        if keep in self.possible():
+            return
+        if keep >= self.experts:
+            problem = f"the model has {self.experts} experts a layer"
+        elif keep < self.least:
+            problem = f"at least {self.least} must stay ({self.used} are used for each token)"
+        else:
+            problem = f"the experts form {self.groups} groups, which must stay equal"
+        near = sorted({self.rounded(keep, "down"), self.rounded(keep, "up")})
+        raise InputError(
+            f"--keep {keep}: {problem}",
+            remedy=f"Possible and nearest: {' or '.join(map(str, near))}.",
+        )
+
+    def rounded(self, keep: int, way: str) -> int:
+        """The nearest possible number that is not above (``down``) or below (``up``)."""
+        possible = self.possible()
+        if way == "down":
+            return max((n for n in possible if n <= keep), default=possible[0])
+        return min((n for n in possible if n >= keep), default=possible[-1])
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +96,13 @@ class Identity:
     tokenizer: str
     router: str
     name: str = ""
+    groups: int = 1
+    groups_used: int = 1
+
+    @property
+    def counts(self) -> ExpertCounts:
+        """How many experts there are, are used, and how they are grouped."""
+        return ExpertCounts(self.experts, self.experts_used, self.groups, self.groups_used)
 
     def check_same(self, other: Identity, mine: str, others: str) -> None:
         """Compare with another file's identity.
@@ -108,12 +169,9 @@ class MoeModel:
         return sum(t.nbytes for tensors in self.expert_tensors.values() for t in tensors)
 
     @property
-    def least_keep(self) -> int:
-        """The smallest number of experts a layer of this model can have."""
-        if self.groups <= 1:
-            return self.experts_used
-        per_group = max(2, -(-self.experts_used // max(self.groups_used, 1)))
-        return per_group * self.groups
+    def counts(self) -> ExpertCounts:
+        """How many experts there are, are used, and how they are grouped."""
+        return ExpertCounts(self.experts, self.experts_used, self.groups, self.groups_used)
 
     def require_prunable(self) -> Architecture:
         """Give the table's row, or say why there is nothing to prune.
@@ -131,10 +189,6 @@ class MoeModel:
     def size_with(self, keep: int) -> int:
         """Bytes of the file (near enough: without padding) with ``keep`` experts a layer."""
         return self.gguf.size - self.expert_bytes * (self.experts - keep) // max(self.experts, 1)
-
-    def possible_keeps(self) -> range:
-        """Numbers of experts that can be kept, ascending, without all of them."""
-        return range(self.least_keep, self.experts, max(self.groups, 1))
 
     def quant_types(self) -> dict[str, int]:
         """Bytes by tensor type, largest first."""
@@ -290,6 +344,8 @@ def _identity(model: MoeModel) -> Identity:
         tokenizer=_tokenizer_hash(model.gguf),
         router=_router_hash(model),
         name=model.name,
+        groups=model.groups,
+        groups_used=model.groups_used,
     )
 
 

@@ -1,0 +1,130 @@
+"""The one place that imports llama_cpp: its bindings, and the ggml symbols they leave out.
+
+ggml's symbols are resolved through the library that llama_cpp has loaded. Loading
+``libggml-base`` by path would bring in a second copy with other global state.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from ggprune.errors import LlamaError
+
+#: Byte offsets within ``struct ggml_tensor`` on 64-bit machines (ggml 0.25), checked at start.
+TENSOR_TYPE = 0
+TENSOR_BUFFER = 8
+TENSOR_NE = 16
+TENSOR_NB = 48
+TENSOR_SRC = 152
+TENSOR_VIEW_SRC = 232
+TENSOR_DATA = 248
+TENSOR_NAME = 256
+_TENSOR_SIZE = 336
+_OBJECT_HEADER = 32
+
+_SYMBOLS: dict[str, tuple[list[Any], Any]] = {
+    "ggml_tensor_overhead": ([], ctypes.c_size_t),
+    "ggml_nbytes": ([ctypes.c_void_p], ctypes.c_size_t),
+    "ggml_backend_buffer_is_host": ([ctypes.c_void_p], ctypes.c_bool),
+    "ggml_backend_tensor_get": (
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t],
+        None,
+    ),
+    "ggml_backend_tensor_set": (
+        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t],
+        None,
+    ),
+}
+
+
+class Library:
+    """The loaded llama.cpp.
+
+    Attributes:
+        api: the ``llama_cpp.llama_cpp`` module: functions and structures of ``llama.h``.
+        ggml: functions of ggml that the module does not have, by name.
+        version: of llama-cpp-python.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import llama_cpp
+            import llama_cpp.llama_cpp as api
+        except (ImportError, OSError, RuntimeError) as error:
+            raise LlamaError(
+                f"llama-cpp-python cannot be loaded: {error}",
+                remedy="pip install --force-reinstall llama-cpp-python",
+            ) from error
+        self.api: Any = api
+        self.version = str(llama_cpp.__version__)
+        self.path = str(api._lib._name)
+        self.ggml = _resolve(api._lib)
+        self._log = LogCatcher(api)
+        self._check_layout()
+        api.llama_backend_init()
+
+    @property
+    def last_error(self) -> str:
+        """What llama.cpp last complained about, in its own words."""
+        return self._log.last_error
+
+    def verbose(self, on: bool) -> None:
+        """Let llama.cpp's own log through to stderr, or not."""
+        self._log.passing = on
+
+    def _check_layout(self) -> None:
+        """Compare our offsets with the library's own size before reading a single tensor."""
+        found = self.ggml["ggml_tensor_overhead"]()
+        expected = _OBJECT_HEADER + _TENSOR_SIZE
+        if found != expected or ctypes.sizeof(ctypes.c_void_p) != 8:
+            raise LlamaError(
+                f"llama-cpp-python {self.version} lays tensors out in {found} bytes, "
+                f"this ggprune expects {expected}",
+                remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
+            )
+
+
+class LogCatcher:
+    """Keeps llama.cpp's log off the terminal, and its last complaint at hand."""
+
+    def __init__(self, api: Any) -> None:
+        self.passing = False
+        self.last_error = ""
+        self._callback = api.llama_log_callback(self._receive)
+        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+
+    def _receive(self, level: int, text: bytes, _: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        if level in (2, 3) and line.strip():
+            self.last_error = line.strip()
+        if self.passing:
+            sys.stderr.write(line)
+
+
+@functools.cache
+def library() -> Library:
+    """Load llama.cpp, once.
+
+    Raises:
+        LlamaError: it is not installed, or its tensors are laid out in another way.
+    """
+    return Library()
+
+
+def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
+    found = {}
+    for name, (arguments, result) in _SYMBOLS.items():
+        try:
+            function = getattr(handle, name)
+        except AttributeError as error:
+            raise LlamaError(
+                f"llama-cpp-python's library has no {name}",
+                remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
+            ) from error
+        function.argtypes, function.restype = arguments, result
+        found[name] = function
+    return found

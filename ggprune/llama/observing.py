@@ -1,0 +1,94 @@
+"""The evaluation callback: lets observers see, and change, nodes of a running graph."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from ggprune.llama.tensor import TensorView, node_name, tensor_name
+
+
+class Observer(Protocol):
+    """Something that watches graph nodes."""
+
+    def wants(self, name: str) -> bool:
+        """Whether the node of this name is to be received; asked once a name."""
+
+    def receive(self, name: str, tensor: TensorView) -> bool:
+        """Look at a computed node, or change it. False: nothing after it needs to be computed."""
+
+
+class Dispatcher:
+    """The function llama.cpp calls for every node, twice for those that somebody wants.
+
+    An exception must not leave it: ctypes would print it and cancel the graph, and the run would
+    go on with garbage. So it is kept, the graph is cut short, and :meth:`raise_pending` is called
+    after the decode.
+
+    Args:
+        observers: asked in order; a node is received by each one that wants it.
+    """
+
+    def __init__(self, observers: Sequence[Observer]) -> None:
+        self._observers = tuple(observers)
+        # Names repeat in every graph, so a decision is one dictionary look-up from the second
+        # time on. This side runs thousands of times a batch.
+        self._wanted: dict[bytes, tuple[Observer, ...]] = {}
+        self._first: bytes | None = None
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def begin(self) -> None:
+        """Call before each decode."""
+        self._stopped = False
+        self._error = None
+
+    def raise_pending(self) -> None:
+        """Raise what an observer raised during the decode."""
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def __call__(self, address: int, ask: bool, _: Any) -> bool:
+        """Answer llama.cpp: ``ask`` is "do you want this node?", otherwise it is computed."""
+        try:
+            raw = tensor_name(address)
+            if ask:
+                return self._ask(raw)
+            return self._receive(raw, address)
+        except BaseException as error:
+            self._error = error
+            self._stopped = True
+            return False
+
+    def _ask(self, raw: bytes) -> bool:
+        if self._first is None:
+            self._first = raw
+        if self._stopped:
+            # The split was ended, but llama.cpp goes on with the next one: end that after its
+            # first node. A graph of the next ubatch starts anew.
+            if raw != self._first or self._error is not None:
+                return True
+            self._stopped = False
+        wanted = self._wanted.get(raw)
+        if wanted is None:
+            wanted = self._wanted[raw] = self._find(raw)
+        return bool(wanted)
+
+    def _find(self, raw: bytes) -> tuple[Observer, ...]:
+        name = node_name(raw)
+        return tuple(observer for observer in self._observers if observer.wants(name))
+
+    def _receive(self, raw: bytes, address: int) -> bool:
+        if self._stopped:
+            return False
+        name, view = node_name(raw), TensorView(address)
+        going_on = [observer.receive(name, view) for observer in self._wanted.get(raw, ())]
+        self._stopped = not any(going_on)
+        return not self._stopped
+
+
+def layer_node(name: str) -> tuple[str, int] | None:
+    """Split ``ffn_moe_topk-12`` into its parts; None for views and nodes of no layer."""
+    base, dash, layer = name.rpartition("-")
+    return (base, int(layer)) if dash and layer.isascii() and layer.isdigit() else None

@@ -1,0 +1,94 @@
+"""A tensor of a running graph, as the callback sees it."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ggprune.llama import library as lib
+
+_DTYPES: dict[int, npt.DTypeLike] = {0: np.float32, 1: np.float16, 26: np.int32, 27: np.int64}
+_Shape4 = ctypes.c_int64 * 4
+_Stride4 = ctypes.c_size_t * 4
+
+
+def tensor_name(address: int) -> bytes:
+    """The raw name of the tensor at an address: all that the asking side of a callback reads."""
+    return ctypes.string_at(address + lib.TENSOR_NAME)
+
+
+@functools.cache
+def node_name(raw: bytes) -> str:
+    """The node's name without what the scheduler adds to copies on another backend.
+
+    ``CUDA0#ffn_moe_topk-3#0`` is a copy of ``ffn_moe_topk-3``.
+    """
+    parts = raw.decode("utf-8", "replace").split("#")
+    return parts[1] if len(parts) == 3 else parts[0]
+
+
+class TensorView:
+    """Reads and writes the data of a tensor while its graph is paused at it.
+
+    Valid only inside the callback that received it. Arrays are in NumPy's order: the reverse of
+    ``ne``, so [n_embd, n_used, tokens] becomes (tokens, n_used, n_embd).
+    """
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: int) -> None:
+        self.address = address
+
+    @property
+    def name(self) -> str:
+        """Node name, see node_name."""
+        return node_name(tensor_name(self.address))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Dimensions in NumPy's order, four of them."""
+        return tuple(reversed(_Shape4.from_address(self.address + lib.TENSOR_NE)))
+
+    def source(self, index: int) -> TensorView:
+        """Operand ``index`` of the operation that makes this tensor."""
+        return TensorView(self._pointer(lib.TENSOR_SRC + 8 * index))
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the data can be read in place."""
+        view = self._pointer(lib.TENSOR_VIEW_SRC)
+        owner = TensorView(view) if view else self
+        buffer = owner._pointer(lib.TENSOR_BUFFER)
+        is_host = lib.library().ggml["ggml_backend_buffer_is_host"]
+        return bool(buffer) and bool(is_host(buffer))
+
+    def array(self) -> Any:
+        """The data with its strides: in place on the host, a copy from a device.
+
+        ``ffn_moe_topk`` is a strided view of a larger tensor; reading it as if it were contiguous
+        gives plausible nonsense, so strides are always followed.
+        """
+        kind = ctypes.c_int32.from_address(self.address + lib.TENSOR_TYPE).value
+        dtype = np.dtype(_DTYPES[kind])
+        strides = tuple(reversed(_Stride4.from_address(self.address + lib.TENSOR_NB)))
+        size = lib.library().ggml["ggml_nbytes"](self.address)
+        if self.on_host:
+            memory: Any = (ctypes.c_char * size).from_address(self._pointer(lib.TENSOR_DATA))
+        else:
+            memory = ctypes.create_string_buffer(size)
+            get = lib.library().ggml["ggml_backend_tensor_get"]
+            get(self.address, ctypes.addressof(memory), 0, size)
+        return np.ndarray(self.shape, dtype, memory, strides=strides)
+
+    def write(self, data: npt.NDArray[Any]) -> None:
+        """Replace the data of a contiguous tensor; the rest of the graph uses it."""
+        contiguous = np.ascontiguousarray(data)
+        put = lib.library().ggml["ggml_backend_tensor_set"]
+        put(self.address, contiguous.ctypes.data, 0, contiguous.nbytes)
+
+    def _pointer(self, offset: int) -> int:
+        return ctypes.c_void_p.from_address(self.address + offset).value or 0
