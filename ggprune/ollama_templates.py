@@ -1,0 +1,342 @@
+"""Go templates of the model families whose conversation format is known.
+
+Most Modelfiles need none: Ollama renders the GGUF's own Jinja chat template. These are for models
+without one, and for those who ask. Each is checked in the tests against its Jinja original on the
+same conversations. None of them writes tool calls, nor the token that begins the text, which
+Ollama's tokenizer adds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+# Every skeleton walks .Messages. ``$last`` marks the final message: after one of the user's, the
+# answer is opened; one of the assistant's stays open, so that the model continues it. Words in
+# « » are filled in by the functions below.
+_LOOP = """\
+{{- range $i, $_ := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 -}}
+"""
+
+# The same marks around every role.
+_UNIFORM = (
+    _LOOP
+    + """\
+«turn»{{ .Content }}{{ if not (and $last (eq .Role "assistant")) }}«close»{{ end }}\
+{{ if and $last (ne .Role "assistant") }}«answer»{{ end }}
+{{- end }}"""
+)
+
+# Marks of its own for each role.
+_BY_ROLE = (
+    _LOOP
+    + """\
+{{ if eq .Role "system" }}«system»{{ .Content }}«system_end»\
+{{ else if eq .Role "user" }}«user»{{ .Content }}«user_end»{{ if $last }}«answer»{{ end }}\
+{{ else if eq .Role "assistant" }}«reply»{{ .Content }}{{ if not $last }}«reply_end»{{ end }}\
+{{ end }}
+{{- end }}"""
+)
+
+# No system role: the system message goes before one of the user's, and is used up there.
+_IN_USER = (
+    "{{- $system := .System }}\n"
+    + _LOOP
+    + """\
+{{ if eq .Role "user" }}«user»{{ if «when» }}{{ $system }}
+
+{{ $system = "" }}{{ end }}{{ .Content }}«user_end»{{ if $last }}«answer»{{ end }}\
+{{ else if eq .Role "assistant" }}«reply»{{ .Content }}{{ if not $last }}«reply_end»{{ end }}\
+{{ end }}
+{{- end }}"""
+)
+
+# Llama 3.1 writes the system block whether or not there is a system message, with fixed dates.
+_LLAMA_3_1 = """\
+<|start_header_id|>system<|end_header_id|>
+
+Cutting Knowledge Date: December 2023
+Today Date: 26 Jul 2024
+
+{{ .System }}<|eot_id|>
+{{- range $i, $_ := .Messages }}
+{{- $last := eq (len (slice $.Messages $i)) 1 -}}
+{{ if ne .Role "system" }}<|start_header_id|>{{ .Role }}<|end_header_id|>
+
+{{ .Content }}{{ if not (and $last (eq .Role "assistant")) }}<|eot_id|>{{ end }}\
+{{ if and $last (ne .Role "assistant") }}<|start_header_id|>assistant<|end_header_id|>
+
+{{ end }}{{ end }}
+{{- end }}"""
+
+
+# DeepSeek's marks, with full-width bars.
+_EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"
+_USER = "<\uff5cUser\uff5c>"
+_ASSISTANT = "<\uff5cAssistant\uff5c>"
+
+
+def _fill(skeleton: str, **marks: str) -> str:
+    """``skeleton`` with each «name» replaced by its mark."""
+    for name, mark in marks.items():
+        skeleton = skeleton.replace(f"«{name}»", mark)
+    return skeleton
+
+
+def _cohere(role: str) -> str:
+    return f"<|START_OF_TURN_TOKEN|><|{role}_TOKEN|>"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """A conversation format: its Go template and the signs that give it away.
+
+    ``jinja`` are strings that the chat template must hold and ``without`` strings that it must
+    not; ``tokens`` and ``without_tokens`` say the same of the vocabulary, for a GGUF that has no
+    chat template (an empty ``tokens`` never matches). ``stops`` end a turn.
+    """
+
+    name: str
+    template: str
+    stops: tuple[str, ...]
+    jinja: tuple[str, ...]
+    without: tuple[str, ...] = ()
+    tokens: tuple[str, ...] = ()
+    without_tokens: tuple[str, ...] = ()
+
+
+# Thinking, dates of today and built-in policies are beyond these templates.
+_BEYOND = ("think", "strftime", "today", "default_system")
+
+FAMILIES = (
+    Family(
+        "ChatML",
+        _fill(
+            _UNIFORM,
+            turn="<|im_start|>{{ .Role }}\n",
+            close="<|im_end|>\n",
+            answer="<|im_start|>assistant\n",
+        ),
+        ("<|im_end|>",),
+        ("<|im_start|>", "<|im_end|>", "add_generation_prompt"),
+        (*_BEYOND, "<|im_sep|>", "<|im_middle|>", "<end_of_utterance>", "function calling AI"),
+        ("<|im_start|>", "<|im_end|>"),
+        ("<|im_sep|>", "<|im_middle|>", "<end_of_utterance>"),
+    ),
+    Family(
+        "Llama 3",
+        _fill(
+            _UNIFORM,
+            turn="<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n",
+            close="<|eot_id|>",
+            answer="<|start_header_id|>assistant<|end_header_id|>\n\n",
+        ),
+        ("<|eot_id|>",),
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        (*_BEYOND, "Cutting Knowledge Date", "functions"),
+        ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+    ),
+    Family(
+        "Llama 3.1",
+        _LLAMA_3_1,
+        ("<|eot_id|>", "<|eom_id|>"),
+        ("<|start_header_id|>", "Cutting Knowledge Date: December 2023", '"26 Jul 2024"'),
+        ("think", "strftime"),
+    ),
+    Family(
+        "Gemma",
+        _fill(
+            _IN_USER,
+            when="$system",
+            user="<start_of_turn>user\n",
+            user_end="<end_of_turn>\n",
+            reply="<start_of_turn>model\n",
+            reply_end="<end_of_turn>\n",
+            answer="<start_of_turn>model\n",
+        ),
+        ("<end_of_turn>",),
+        ("<start_of_turn>", "<end_of_turn>", "model"),
+        (*_BEYOND, "developer", "<start_function"),
+        ("<start_of_turn>", "<end_of_turn>"),
+    ),
+    Family(
+        "Phi-4",
+        _fill(
+            _UNIFORM,
+            turn="<|im_start|>{{ .Role }}<|im_sep|>",
+            close="<|im_end|>",
+            answer="<|im_start|>assistant<|im_sep|>",
+        ),
+        ("<|im_end|>",),
+        ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+        _BEYOND,
+        ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
+    ),
+    Family(
+        "Phi-4-mini",
+        _fill(_UNIFORM, turn="<|{{ .Role }}|>", close="<|end|>", answer="<|assistant|>"),
+        ("<|end|>",),
+        ("'|>' + message['content'] + '<|end|>' }}", "<|assistant|>"),
+        _BEYOND,
+    ),
+    Family(
+        "Phi-3",
+        _fill(_UNIFORM, turn="<|{{ .Role }}|>\n", close="<|end|>\n", answer="<|assistant|>\n"),
+        ("<|end|>",),
+        ("<|assistant|>", "<|end|>"),
+        (*_BEYOND, "'|>' + message['content'] + '<|end|>' }}", "'<|end|>' + '", "tools"),
+        ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+        ("<|return|>", "<|im_start|>", "<|tool|>"),
+    ),
+    Family(
+        "Mistral v1",
+        _fill(
+            _IN_USER,
+            when="$system",
+            user=" [INST] ",
+            user_end=" [/INST]",
+            reply=" ",
+            reply_end="</s>",
+            answer="",
+        ),
+        ("</s>",),
+        ("' [INST] ' + system_message", "' [/INST]'", "' ' + message['content'] + eos_token"),
+    ),
+    Family(
+        "Mistral v3 Tekken",
+        _fill(
+            _IN_USER,
+            when="and $last $system",
+            user="[INST]",
+            user_end="[/INST]",
+            reply="",
+            reply_end="</s>",
+            answer="",
+        ),
+        ("</s>",),
+        ('"[INST]" + system_message + "\\n\\n"', '"[/INST]"', "loop.last and system_message"),
+    ),
+    Family(
+        "Mistral v7",
+        _fill(
+            _BY_ROLE,
+            system="[SYSTEM_PROMPT] ",
+            system_end="[/SYSTEM_PROMPT]",
+            user="[INST] ",
+            user_end="[/INST]",
+            reply=" ",
+            reply_end="</s>",
+            answer="",
+        ),
+        ("</s>",),
+        ("'[SYSTEM_PROMPT] ' +", "'[INST] ' +", "'[/INST]'", "' ' + message['content']"),
+        _BEYOND,
+    ),
+    Family(
+        "Command-R",
+        _fill(
+            _BY_ROLE,
+            system=_cohere("SYSTEM"),
+            system_end="<|END_OF_TURN_TOKEN|>",
+            user=_cohere("USER"),
+            user_end="<|END_OF_TURN_TOKEN|>",
+            reply=_cohere("CHATBOT"),
+            reply_end="<|END_OF_TURN_TOKEN|>",
+            answer=_cohere("CHATBOT"),
+        ),
+        ("<|END_OF_TURN_TOKEN|>",),
+        ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "elif false == true"),
+        ("think", "<|START_RESPONSE|>"),
+        ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "<|CHATBOT_TOKEN|>"),
+        ("<|START_RESPONSE|>", "<|START_THINKING|>"),
+    ),
+    Family(
+        "DeepSeek V2",
+        _fill(
+            _BY_ROLE,
+            system="",
+            system_end="\n\n",
+            user="User: ",
+            user_end="\n\n",
+            reply="Assistant: ",
+            reply_end=_EOS,
+            answer="Assistant:",
+        ),
+        (_EOS,),
+        ("'User: ' + message['content']", "'Assistant: ' + message['content'] + eos_token"),
+        _BEYOND,
+    ),
+    Family(
+        "DeepSeek V3",
+        _fill(
+            _BY_ROLE,
+            system="",
+            system_end="",
+            user=_USER,
+            user_end="",
+            reply=_ASSISTANT,
+            reply_end=_EOS,
+            answer=_ASSISTANT,
+        ),
+        (_EOS,),
+        (f"'{_USER}' + message['content']", _ASSISTANT),
+        ("think", f"'{_USER}' + message['content'] + '<"),
+        (_USER, _ASSISTANT, _EOS),
+        ("<think>",),
+    ),
+    Family(
+        "GLM-4",
+        "[gMASK]<sop>"
+        + _fill(
+            _BY_ROLE,
+            system="<|system|>\n",
+            system_end="",
+            user="<|user|>\n",
+            user_end="",
+            reply="<|assistant|>\n",
+            reply_end="",
+            answer="<|assistant|>\n",
+        ),
+        ("<|user|>", "<|observation|>"),
+        ("[gMASK]<sop>", "<|assistant|>"),
+        _BEYOND,
+        ("[gMASK]", "<sop>", "<|assistant|>", "<|observation|>"),
+        ("<think>",),
+    ),
+    Family(
+        "OLMoE",
+        _fill(
+            _BY_ROLE,
+            system="<|system|>\n",
+            system_end="\n",
+            user="<|user|>\n",
+            user_end="\n",
+            reply="<|assistant|>\n",
+            reply_end="<|endoftext|>\n",
+            answer="<|assistant|>\n",
+        ),
+        ("<|endoftext|>",),
+        ("'<|user|>\\n' + message['content'] + '\\n'", "eos_token + '\\n'"),
+        (*_BEYOND, "<|end|>", "[gMASK]"),
+    ),
+)
+
+
+def family_of(jinja: str, vocabulary: Collection[str] = ()) -> Family | None:
+    """The family of a model by its chat template, or by its vocabulary if it has no template.
+
+    Args:
+        jinja: ``tokenizer.chat_template``; empty where the GGUF has none.
+        vocabulary: the tokens as text; asked only if ``jinja`` is empty.
+    """
+    for family in FAMILIES:
+        if jinja:
+            found = [sign in jinja for sign in family.jinja]
+            barred = [sign in jinja for sign in family.without]
+        else:
+            found = [token in vocabulary for token in family.tokens]
+            barred = [token in vocabulary for token in family.without_tokens]
+        if found and all(found) and not any(barred):
+            return family
+    return None
