@@ -414,8 +414,8 @@ _TABLE = (
     ),
     Architecture(name="maple", gating=_S, normalised=True),
     Architecture(name="mellum", gating=_S, normalised=True),
-    # mimo2, step35: each MTP layer is dense or has experts, as the file has it.
-    Architecture(name="mimo2", gating=_SIGMOID, normalised=True, mtp_experts=True),
+    # mimo2: llama.cpp runs only dense MTP layers, though it would load experts.
+    Architecture(name="mimo2", gating=_SIGMOID, normalised=True, mtp_experts=False),
     Architecture(name="minicpm", gating=_S, normalised=True),
     Architecture(name="minimax-01", gating=_S, normalised=True),
     Architecture(name="minimax-m2", gating=_K, normalised=True),
@@ -461,6 +461,7 @@ _TABLE = (
     Architecture(name="rnd1", gating=_S, normalised=True, kind=Kind.DIFFUSION),
     # smallthinker: the router reads the layer's input, before attention.
     Architecture(name="smallthinker", gating=_K, normalised=True),
+    # step35: an MTP layer is dense or has experts, as the file has it.
     Architecture(
         name="step35", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
     ),

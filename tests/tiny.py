@@ -861,7 +861,8 @@ def _is_matrix(name: str, shape: list[int]) -> bool:
 def _with_extra(
     architecture: str, sizes: Mapping[str, int], depth: int, mtp: int, extra: str
 ) -> Iterator[tuple[str, list[int]]]:
-    for name, shape in tiny_tensors(architecture, sizes, depth, mtp):
-        yield name, shape
-        if extra and name.endswith("ffn_gate_inp.weight"):
-            yield from _shapes(extra, name.removesuffix("ffn_gate_inp.weight"), sizes)
+    tensors = dict(tiny_tensors(architecture, sizes, depth, mtp))
+    for name in list(tensors):
+        if name.endswith("ffn_gate_inp.weight"):
+            tensors.update(_shapes(extra, name.removesuffix("ffn_gate_inp.weight"), sizes))
+    yield from tensors.items()
