@@ -1,0 +1,91 @@
+"""``ggprune inspect``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggprune.cli.common import FILE, human_size, json_option, print_json, table
+
+
+@click.command("inspect")
+@click.argument("model", type=FILE)
+@json_option
+def command(model: Path, as_json: bool) -> None:
+    """Show what MODEL is: architecture, layers, experts, quantization, and keep -> size.
+
+    Reads the header only. Exits with 0 for a model that cannot be pruned too; the reason is in
+    the output.
+    """
+    from ggprune.model import open_model
+
+    description = open_model(model)
+    facts = summary(description)
+    if as_json:
+        print_json(facts)
+        return
+    click.echo(table([[name, text] for name, text in _lines(facts)]))
+    if facts["sizes"]:
+        rows = [[keep, human_size(size)] for keep, size in facts["sizes"].items()]
+        click.echo("\n" + table(rows, header=["keep", "size"]))
+
+
+def summary(description: Any) -> dict[str, Any]:
+    """What ``--json`` prints."""
+    from ggprune.architectures import gating_of, is_normalised, statistics_note
+
+    row, metadata = description.architecture, description.metadata
+    prunable = not description.refusal
+    return {
+        "file": str(description.gguf.path),
+        "name": description.name,
+        "architecture": str(metadata.get("general.architecture", "")),
+        "experts": description.experts,
+        "experts_used": description.experts_used,
+        "expert_groups": description.groups,
+        "gating": gating_of(row, metadata).value if prunable else "",
+        "gates_normalised": is_normalised(row, metadata) if prunable else None,
+        "layers": description.layers,
+        "moe_layers": list(description.moe_layers),
+        "mtp_layers": list(description.mtp_layers),
+        "size_bytes": description.gguf.size,
+        "expert_bytes": description.expert_bytes,
+        "quant_types": description.quant_types(),
+        "shards": len(description.gguf.files),
+        "prunable": prunable,
+        "refusal": description.refusal,
+        "note": statistics_note(row, metadata) if prunable else "",
+        "sizes": {str(n): description.size_with(n) for n in _steps(description)},
+    }
+
+
+def _steps(description: Any) -> list[int]:
+    """A readable number of counts between all experts and the fewest possible."""
+    if description.refusal:
+        return []
+    possible = description.counts.possible()
+    wanted = [round(description.experts * share / 16) for share in range(16, 3, -1)]
+    return sorted({description.counts.rounded(n, "up") for n in wanted if n >= possible[0]})[::-1]
+
+
+def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    moe, mtp = facts["moe_layers"], facts["mtp_layers"]
+    grouped = f" in {facts['expert_groups']} groups" if facts["expert_groups"] > 1 else ""
+    total = max(facts["size_bytes"], 1)
+    share = facts["expert_bytes"] / total
+    types = ", ".join(f"{n} {b / total:.0%}" for n, b in facts["quant_types"].items())
+    lines = [
+        ("model", facts["name"]),
+        ("architecture", facts["architecture"]),
+        ("layers", f"{facts['layers']}, {len(moe)} with experts" + (f", MTP {mtp}" if mtp else "")),
+        ("experts", f"{facts['experts']} a layer, {facts['experts_used']} used{grouped}"),
+        ("gating", facts["gating"] + (", renormalised" if facts["gates_normalised"] else "")),
+        ("size", f"{human_size(facts['size_bytes'])}, {share:.0%} of it experts"),
+        ("types", types),
+        ("prunable", "yes" if facts["prunable"] else f"no: {facts['refusal']}"),
+    ]
+    if facts["note"]:
+        lines.append(("note", facts["note"]))
+    return [(name, text) for name, text in lines if text]

@@ -1,0 +1,126 @@
+"""The group of all commands, and what every command does the same: errors, exit codes."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from typing import NamedTuple, NoReturn
+
+import click
+
+from ggprune.errors import GgpruneError
+
+
+class Entry(NamedTuple):
+    """A command: where it lives, and its line in the overview (kept here so that help is fast)."""
+
+    module: str
+    summary: str
+
+
+#: In the order of the data flow; ``ggprune --help`` lists them like this.
+COMMANDS: dict[str, Entry] = {
+    "prune": Entry("prune", "Calibrate, choose, rewrite and verify: the whole job."),
+    "inspect": Entry("inspect", "Show architecture, experts and sizes of a model."),
+    "calibrate": Entry("calibrate", "Run a model over text and gather expert statistics."),
+    "stats": Entry("stats", "Show a statistics file."),
+    "plan": Entry("plan", "Choose which experts stay."),
+    "apply": Entry("apply", "Write the model that a plan describes."),
+}
+
+DEFAULT = "prune"
+
+
+class LazyGroup(click.Group):
+    """Imports a command's module only when that command is named.
+
+    ``ggprune MODEL --keep N`` is short for ``ggprune prune MODEL --keep N``.
+    """
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All command names."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a command."""
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        module = importlib.import_module(f"ggprune.cli.{entry.module}")
+        command = getattr(module, cmd_name.replace("-", "_"), None) or module.command
+        assert isinstance(command, click.Command)
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default command in front of a model's path."""
+        own = {"--help", "-h", "--version"}
+        if args and args[0] not in COMMANDS and args[0] not in own:
+            args = [DEFAULT, *args]
+        return super().parse_args(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from ggprune.version import VERSION
+
+        click.echo(f"ggprune {VERSION}")
+        ctx.exit()
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version.",
+)
+def cli() -> None:
+    """Prune the experts of mixture-of-experts GGUF models.
+
+    \b
+    ggprune MODEL.gguf --keep 109
+
+    reads a GGUF file, measures with llama.cpp what each expert contributes, and writes a smaller
+    GGUF with the experts that matter, still quantized. It is short for `ggprune prune`.
+    """
+
+
+def main() -> NoReturn:
+    """Run the command line and exit: 0, or the exit code of the error's class."""
+    # A killed run should end like an interrupted one, so that temporary files are removed.
+    signal.signal(signal.SIGTERM, _raise_interrupt)
+    try:
+        code = cli.main(standalone_mode=False)
+    except GgpruneError as error:
+        fail(error)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("Interrupted.", err=True)
+        sys.exit(130)
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone: not an error of ours.
+        sys.stderr.close()
+        sys.exit(141)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def fail(error: GgpruneError) -> NoReturn:
+    """Print an error as a user reads it, and exit."""
+    click.echo(f"Error: {error.message}", err=True)
+    if error.remedy:
+        click.echo(f"  -> {error.remedy}", err=True)
+    sys.exit(error.exit_code)
+
+
+def _raise_interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
