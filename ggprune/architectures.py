@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -118,10 +118,12 @@ class Refusal:
 
     Attributes:
         reason: a sentence for the user.
+        condition: which models of the architecture it is about; empty: all.
         applies: told the metadata of a file, says whether the reason holds.
     """
 
     reason: str
+    condition: str = ""
     applies: Callable[[Metadata], bool]
 
 
@@ -233,14 +235,19 @@ def mtp_layers(metadata: Metadata, tensor_names: Container[str]) -> tuple[int, .
     )
 
 
-def keys_without_mtp(metadata: Metadata) -> dict[str, object]:
-    """Give new values for the keys that change when all MTP layers are dropped.
+def keys_without_mtp(metadata: Metadata, layers: Sequence[int]) -> dict[str, object]:
+    """Give new values for the keys that change when MTP layers are dropped.
 
-    The tensors to drop are all those of the layers in :func:`mtp_layers`. llama.cpp treats
-    ``nextn_predict_layers`` = 0 like a missing key.
+    The tensors to drop are all those of these layers. llama.cpp treats ``nextn_predict_layers`` = 0
+    like a missing key.
+
+    Args:
+        metadata: keys and values of the file.
+        layers: all of :func:`mtp_layers`; none: nothing changes.
     """
-    count = _number(metadata, BLOCK_COUNT_KEY)
-    kept = count - _number(metadata, NEXTN_KEY)
+    if not layers:
+        return {}
+    count, kept = _number(metadata, BLOCK_COUNT_KEY), min(layers)
     changed: dict[str, object] = {BLOCK_COUNT_KEY: kept, NEXTN_KEY: 0}
     for key in PER_LAYER_KEYS:
         value = metadata.get(key)
@@ -285,6 +292,7 @@ _HASHED = Refusal(
         "its first layers choose experts by a table of token ids (ffn_gate_tid2eid), which leaves "
         "no other expert for a token whose expert is removed"
     ),
+    condition="with hash-routed layers",
     applies=lambda metadata: _number(metadata, "hash_layer_count") > 0,
 )
 _MAVERICK = Refusal(
@@ -292,6 +300,7 @@ _MAVERICK = Refusal(
         "llama.cpp turns the QK norm of llama4 off for exactly 128 experts (Maverick), so with "
         "any other number it would compute another function"
     ),
+    condition="with 128 experts",
     applies=lambda metadata: _number(metadata, EXPERT_COUNT_KEY) == 128,
 )
 

@@ -90,6 +90,7 @@ TOKENS = np.random.default_rng(7).integers(3, 259, size=64).tolist()
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "afmoe: softmax over the chosen": ("afmoe", {"keys": {"expert_gating_func": 3}}),
     "cohere2moe: softmax": ("cohere2moe", {"keys": {"expert_gating_func": 1}}),
+    "cohere2moe: softmax over the chosen": ("cohere2moe", {"keys": {"expert_gating_func": 3}}),
     "deepseek2: groups": ("deepseek2", {"groups": (4, 2)}),
     "deepseek2: softmax, bias, not normalised": (
         "deepseek2",
@@ -344,7 +345,7 @@ def test_dropping_mtp_layers_changes_nothing(tmp_path: Path, name: str) -> None:
 
     keep = {layer: range(EXPERTS) for layer in range(depth) if layer not in mtp}
     target = reference_slice(
-        path, tmp_path / "cut.gguf", keep, architectures.keys_without_mtp(metadata)
+        path, tmp_path / "cut.gguf", keep, architectures.keys_without_mtp(metadata, mtp)
     )
     with loaded(path) as whole, loaded(target) as cut:
         np.testing.assert_array_equal(whole.run(TOKENS), cut.run(TOKENS))
@@ -355,6 +356,22 @@ def test_dropping_mtp_layers_changes_nothing(tmp_path: Path, name: str) -> None:
 def test_mtp_layers_without_tensors() -> None:
     metadata = {"block_count": 4, "nextn_predict_layers": 1}
     assert architectures.mtp_layers(metadata, ["blk.3.attn_norm.weight"]) == ()
+    assert architectures.keys_without_mtp(metadata, ()) == {}
+
+
+def test_keys_without_mtp() -> None:
+    metadata = {
+        "block_count": 4,
+        "nextn_predict_layers": 1,
+        "expert_used_count": [0, 4, 4, 2],
+        "attention.indexer.types": [1, 0, 1],
+        "rope.dimension_sections": [4, 2, 2, 0],
+    }
+    assert architectures.keys_without_mtp(metadata, (3,)) == {
+        "block_count": 3,
+        "nextn_predict_layers": 0,
+        "expert_used_count": [0, 4, 4],
+    }
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -478,7 +495,10 @@ def table() -> list[str]:
             notes.append("gates multiply the experts' input")
         if architecture.mtp_experts is not None:
             notes.append("MTP layers" + ("" if architecture.mtp_experts else " (dense)"))
-        notes += [f"**refused**: {refusal.reason}" for refusal in architecture.refusals]
+        notes += [
+            f"**refused** {refusal.condition}".rstrip() + f": {refusal.reason}"
+            for refusal in architecture.refusals
+        ]
         rows.append(f"| `{name}` | {gating} | {normalised} | {'; '.join(notes)} |")
     return rows
 
