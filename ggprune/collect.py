@@ -30,12 +30,7 @@ class RoutingObserver:
         architecture: where contributions are found.
         layers: block numbers with experts, ascending.
         experts: experts a layer.
-        domains: how many kinds of text there are.
         cut: end the graph after the last layer with experts: the output head is not computed.
-
-    Attributes:
-        domain: index of the domain whose tokens are decoded next.
-        sums: by domain.
     """
 
     def __init__(
@@ -43,12 +38,10 @@ class RoutingObserver:
         architecture: Architecture,
         layers: Sequence[int],
         experts: int,
-        domains: int = 1,
         *,
         cut: bool = True,
     ) -> None:
-        self.domain = 0
-        self.sums = [ExpertSums.zeros(len(layers), experts) for _ in range(domains)]
+        self._sums = ExpertSums.zeros(len(layers), experts)
         self._experts = experts
         self._rows = {layer: row for row, layer in enumerate(layers)}
         self._contribution = architecture.contribution_nodes
@@ -56,6 +49,12 @@ class RoutingObserver:
         self._last = layers[-1] if cut else None
         self._chosen: dict[int, npt.NDArray[np.int32]] = {}
         self._gates: dict[int, npt.NDArray[np.float32]] = {}
+
+    def take(self) -> ExpertSums:
+        """What was observed since the last call."""
+        taken = self._sums
+        self._sums = ExpertSums.zeros(len(self._rows), self._experts)
+        return taken
 
     def wants(self, name: str) -> bool:
         """Both nodes of layers with experts."""
@@ -86,7 +85,7 @@ class RoutingObserver:
         chosen, gates = self._chosen.pop(layer), self._gates.pop(layer).astype(np.float64)
         self._check(layer, chosen, gates, contribution)
         norm = np.divide(contribution, np.abs(gates), where=gates != 0, out=np.zeros_like(gates))
-        sums, row, flat = self.sums[self.domain], self._rows[layer], chosen.ravel()
+        sums, row, flat = self._sums, self._rows[layer], chosen.ravel()
         sums.tokens[row] += chosen.shape[0]
         sums.count[row] += np.bincount(flat, minlength=self._experts)
         for field, values in (

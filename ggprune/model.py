@@ -306,6 +306,8 @@ def _inconsistency(model: MoeModel) -> str:
     """What does not fit together between metadata and tensors, or nothing."""
     if not 0 < model.experts_used <= model.experts:
         return f"it says {model.experts_used} of {model.experts} experts are used"
+    if not model.moe_layers and model.expert_tensors:
+        return "it holds only MTP layers, which decoding does not run: prune the whole model"
     if not model.moe_layers:
         return f"it says {model.experts} experts, but has no expert tensors"
     if model.groups > 1 and model.experts % model.groups:

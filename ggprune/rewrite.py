@@ -74,6 +74,13 @@ def plan_rewrite(
     Raises:
         MismatchError, InputError, UnsupportedModelError: see Plan.for_model.
     """
+    architecture = model.require_prunable()
+    if plan.keep != model.experts and plan.keep in architecture.forbidden_counts:
+        raise InputError(
+            f"--keep {plan.keep}: llama.cpp computes another function for {architecture.name} "
+            f"with exactly {plan.keep} experts",
+            remedy="Keep one more or one fewer.",
+        )
     complete = _complete(plan.for_model(model, plan_name), model, mtp)
     dropped = model.mtp_layers if mtp == "drop" else ()
     tensors = [
@@ -170,7 +177,7 @@ def _edits(model: MoeModel, plan: Plan, dropped: tuple[int, ...]) -> KeyEdits:
     prefix = f"{plan.architecture}."
     values: dict[str, Any] = {architectures.EXPERT_COUNT_KEY: plan.keep}
     if dropped:
-        values |= architectures.keys_without_mtp(model.metadata)
+        values |= architectures.keys_without_mtp(model.metadata, dropped)
     for key, value in values.items():
         changed[prefix + key] = _same_type(model.gguf, prefix + key, value)
     for key, text in _restated_names(model, plan.keep).items():

@@ -149,23 +149,31 @@ class Statistics:
             },
         }
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, extra: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
         """Write the statistics file, whole or not at all.
+
+        Args:
+            path: its name.
+            extra: other tensors to keep in it (a checkpoint's).
 
         Raises:
             OutputError: it cannot be written.
         """
         with replacing(path) as part:
-            _write(self, part)
+            _write(self, part, extra or {})
 
     @classmethod
-    def load(cls, path: Path) -> Statistics:
+    def load(cls, path: Path, extra: dict[str, npt.NDArray[Any]] | None = None) -> Statistics:
         """Read a statistics file.
+
+        Args:
+            path: its name.
+            extra: filled with the tensors that are not the statistics' own.
 
         Raises:
             InputError: it is missing, or not a (sound) statistics file.
         """
-        return _read(path)
+        return _read(path, extra)
 
 
 def merge(parts: Iterable[tuple[str, Statistics]]) -> Statistics:
@@ -201,7 +209,9 @@ def _merged(one: Domain, other: Domain) -> Domain:
     return Domain(one.name, one.tokens + other.tokens, "+".join(hashes), sums)
 
 
-def _write(statistics: Statistics, path: Path) -> None:
+def _write(
+    statistics: Statistics, path: Path, extra: Mapping[str, npt.NDArray[Any]]
+) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, statistics.identity.architecture)
@@ -218,13 +228,15 @@ def _write(statistics: Statistics, path: Path) -> None:
     for index, domain in enumerate(statistics.domains):
         for name in FIELDS:
             writer.add_tensor(f"domain.{index}.{name}", getattr(domain.sums, name))
+    for name, array in extra.items():
+        writer.add_tensor(name, array)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
 
 
-def _read(path: Path) -> Statistics:
+def _read(path: Path, extra: dict[str, npt.NDArray[Any]] | None) -> Statistics:
     import gguf
 
     from ggprune.gguf_file import GgufFile
@@ -241,6 +253,8 @@ def _read(path: Path) -> Statistics:
         reader = gguf.GGUFReader(path)
         values = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+        if extra is not None:
+            extra.update({n: t for n, t in tensors.items() if not n.startswith("domain.")})
         return _from_file(values, tensors)
     except GgpruneError:
         raise

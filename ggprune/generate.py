@@ -1,0 +1,155 @@
+"""Generating with a model: many prompts at once, as parallel sequences of one context."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from ggprune.errors import LlamaError
+from ggprune.llama.observing import Observer
+from ggprune.llama.runtime import LlamaContext, LlamaModel, Tokens
+
+#: Candidates that a temperature above 0 draws from; the tail beyond them is noise.
+_TOP_K = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        temperature: 0 always takes the most probable token.
+        top_p: draw from the fewest tokens that hold this probability.
+        top_k: draw from at most this many tokens.
+        seed: each prompt draws from its own stream, so that its answer does not depend on what
+            else is generated at the same time.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = _TOP_K
+    seed: int = 0
+
+
+@dataclass(slots=True)
+class _Slot:
+    """A prompt being answered: the cache's sequence, and what is still to be computed."""
+
+    index: int
+    pending: list[int]
+    position: int = 0
+    answer: list[int] = field(default_factory=list)
+
+
+def generate(
+    model: LlamaModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_tokens: int,
+    parallel: int = 8,
+    sampling: Sampling | None = None,
+    observers: Sequence[Observer] = (),
+    progress: Callable[[int], object] = lambda _: None,
+) -> list[list[int]]:
+    """Continue every prompt until the model ends its answer or ``max_tokens`` are reached.
+
+    A sequence that ends makes room for the next prompt at once.
+
+    Args:
+        model: loaded.
+        prompts: token ids.
+        max_tokens: of each answer.
+        parallel: sequences at the same time.
+        sampling: greedy if not given.
+        observers: to watch or mask while generating.
+        progress: called with the number of tokens just generated.
+
+    Returns:
+        Token ids of each answer in the order of the prompts; the token that ended it, if one did,
+        is the last one.
+
+    Raises:
+        LlamaError: llama.cpp cannot compute, or computes logits that are not finite.
+    """
+    if not prompts or max_tokens < 1:
+        return [[] for _ in prompts]
+    sampling = sampling or Sampling()
+    parallel = min(parallel, len(prompts))
+    longest = max(len(prompt) for prompt in prompts) + max_tokens
+    answers: list[list[int]] = [[] for _ in prompts]
+    waiting = list(range(len(prompts)))[::-1]
+    slots: list[_Slot | None] = [None] * parallel
+    draws = [np.random.default_rng([sampling.seed, index]) for index in range(len(prompts))]
+    size = longest * parallel
+    with LlamaContext(model, n_ctx=size, n_sequences=parallel, observers=observers) as context:
+        while True:
+            for number, slot in enumerate(slots):
+                if slot is None and waiting:
+                    index = waiting.pop()
+                    slots[number] = _Slot(index, list(prompts[index]))
+            parts, finished = _next_batch(slots, context.n_batch)
+            if not parts:
+                return answers
+            context.decode(parts)
+            for number, row in finished:
+                slot = slots[number]
+                assert slot is not None
+                token = _pick(context.logits(row), sampling, draws[slot.index])
+                slot.answer.append(token)
+                slot.pending = [token]
+                progress(1)
+                if model.ends_generation(token) or len(slot.answer) >= max_tokens:
+                    answers[slot.index] = slot.answer
+                    context.forget(number)
+                    slots[number] = None
+
+
+def _next_batch(
+    slots: Sequence[_Slot | None], room: int
+) -> tuple[list[Tokens], list[tuple[int, int]]]:
+    """Fill a batch: answers under way first (one token each), then prompts.
+
+    Returns the parts, and (sequence, index in the batch) of tokens that need a successor.
+    """
+    parts: list[Tokens] = []
+    finished: list[tuple[int, int]] = []
+    used = 0
+    running = [(n, slot) for n, slot in enumerate(slots) if slot is not None and slot.pending]
+    for number, slot in sorted(running, key=lambda item: len(item[1].pending)):
+        take = slot.pending[: room - used]
+        if not take:
+            break
+        slot.pending = slot.pending[len(take) :]
+        last = not slot.pending
+        parts.append(Tokens(number, slot.position, take, "last" if last else "none"))
+        slot.position += len(take)
+        used += len(take)
+        if last:
+            finished.append((number, used - 1))
+    return parts, finished
+
+
+def _pick(
+    logits: npt.NDArray[np.float32], sampling: Sampling, draw: np.random.Generator
+) -> int:
+    """Choose the next token."""
+    best = int(np.argmax(logits))
+    if not np.isfinite(logits[best]):
+        raise LlamaError(
+            "the model computes logits that are not finite",
+            remedy="The file is damaged, or its quantization is; try another one.",
+        )
+    if sampling.temperature <= 0:
+        return best
+    count = min(sampling.top_k, len(logits))
+    top = np.argpartition(-logits, count - 1)[:count]
+    top = top[np.argsort(-logits[top], kind="stable")]
+    weights = np.exp((logits[top] - logits[best]).astype(np.float64) / sampling.temperature)
+    weights /= weights.sum()
+    # The first tokens that together reach top_p, at least one.
+    within = np.concatenate(([True], np.cumsum(weights)[:-1] < sampling.top_p))
+    weights = weights * within
+    return int(draw.choice(top, p=weights / weights.sum()))
