@@ -11,15 +11,10 @@ from ggprune.gguf_file.layout import (
     lay_out,
     whole,
 )
+from ggprune.gguf_file.parts import part_path
 from ggprune.gguf_file.shards import GgufModel, shard_name, stem_of
 from ggprune.gguf_file.types import TENSOR_TYPES, TensorType, ValueType, tensor_type_name
-from ggprune.gguf_file.writing import (
-    check_targets,
-    part_path,
-    replacing,
-    write_files,
-    write_text,
-)
+from ggprune.gguf_file.writing import check_targets, replacing, write_files, write_text
 
 __all__ = [
     "TENSOR_TYPES",

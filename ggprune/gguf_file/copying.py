@@ -6,20 +6,15 @@ import errno
 import os
 from collections.abc import Callable
 
-from ggprune.errors import FormatError
+from ggprune.errors import FormatError, InputError
 
 #: Bytes asked of the kernel at once: large enough to be fast, small enough for progress and Ctrl-C.
 CHUNK = 64 << 20
 _BUFFER = 4 << 20
-#: What the kernel answers when it cannot copy between two files (other file systems, old kernels).
-_NOT_HERE = {
-    errno.EXDEV,
-    errno.ENOSYS,
-    errno.EINVAL,
-    errno.EOPNOTSUPP,
-    errno.EPERM,
-    errno.ENOTSOCK,
-}
+#: The target is full, whatever the method. Any other complaint of the kernel (two file systems, an
+#: old kernel, a network folder) is answered with the next method; the last one, which reads and
+#: writes apart, tells which of the two files is at fault.
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Progress = Callable[[int], object]
 
@@ -28,7 +23,7 @@ class RangeCopier:
     """Appends byte ranges of source files to a target file, the fastest way that works.
 
     ``copy_file_range`` first (it shares extents on file systems that can), then ``sendfile``,
-    then a plain buffer. A method that fails once on this pair of file systems is not tried again.
+    then a plain buffer. A method that fails once is not tried again.
 
     Args:
         target: descriptor of the target, at the position to write to.
@@ -52,10 +47,11 @@ class RangeCopier:
 
         Raises:
             FormatError: the source ended early: it shrank since its header was read.
+            InputError: the source cannot be read.
             OSError: the target cannot take them.
         """
         while length:
-            done = self._some(source, offset, min(length, CHUNK))
+            done = self._some(source, offset, min(length, CHUNK), name)
             if done == 0:
                 raise FormatError(
                     f"{name}: ends at byte {offset}, expected {length} more: "
@@ -68,24 +64,33 @@ class RangeCopier:
 
     def write(self, data: bytes | bytearray) -> None:
         """Append bytes of our own."""
-        view = memoryview(data)
-        while view:
-            done = os.write(self._target, view)
-            view = view[done:]
-            self._progress(done)
+        if data:
+            _write_all(self._target, data)
+            self._progress(len(data))
 
-    def _some(self, source: int, offset: int, length: int) -> int:
+    def _some(self, source: int, offset: int, length: int, name: object) -> int:
         while self._methods:
             try:
-                return self._methods[0](source, offset, length)
+                done = self._methods[0](source, offset, length)
             except OSError as error:
-                if error.errno not in _NOT_HERE:
+                if error.errno in _FULL:
                     raise
-                self._methods.pop(0)
-        data = os.pread(source, min(length, _BUFFER), offset)
-        view = memoryview(data)
-        while view:
-            view = view[os.write(self._target, view) :]
+                done = 0
+            # 0 should mean the end of the source, but some file systems answer it for "cannot".
+            if done:
+                return done
+            self._methods.pop(0)
+        return self._buffered(source, offset, min(length, _BUFFER), name)
+
+    def _buffered(self, source: int, offset: int, length: int, name: object) -> int:
+        try:
+            data = os.pread(source, length, offset)
+        except OSError as error:
+            raise InputError(
+                f"{name}: cannot be read at byte {offset}: {error.strerror}",
+                remedy="Check the disk (dmesg) or the network folder that holds this file.",
+            ) from error
+        _write_all(self._target, data)
         return len(data)
 
     def _copy_file_range(self, source: int, offset: int, length: int) -> int:
@@ -93,3 +98,9 @@ class RangeCopier:
 
     def _sendfile(self, source: int, offset: int, length: int) -> int:
         return os.sendfile(self._target, source, offset, length)
+
+
+def _write_all(target: int, data: bytes | bytearray) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(target, view) :]

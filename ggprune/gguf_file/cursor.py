@@ -6,18 +6,27 @@ import os
 import struct
 from pathlib import Path
 
-from ggprune.errors import FormatError
+from ggprune.errors import FormatError, InputError
 from ggprune.gguf_file.types import SCALARS, ValueType
+from ggprune.gguf_file.values import ARRAY_HEAD
 
 WINDOW = 1 << 20
-#: The largest header read. Real ones stay under 32 MiB (a 262k-token vocabulary has 15).
-MAX_HEADER = 256 << 20
+#: The largest header read. Real ones stay under 32 MiB (a 262k-token vocabulary has 15); a hostile
+#: one of this size, all empty strings, is passed over in about a second.
+MAX_HEADER = 128 << 20
 #: Arrays within arrays: llama.cpp writes none, the specification sets no limit.
 MAX_NESTING = 64
-MAX_NAME = 1 << 16
+MAX_ARRAYS = 1 << 18
+#: All names together are held in memory, some of them at four bytes a character.
+MAX_NAMES = 16 << 20
+_SHOWN = 80
 
 _LENGTH = struct.Struct("<Q").unpack_from
-_ARRAY_HEAD = struct.Struct("<IQ")
+
+
+def quoted(name: str) -> str:
+    """A name as messages show it: escaped, and not at any length."""
+    return repr(name) if len(name) <= _SHOWN else repr(name[:_SHOWN]) + "…"
 
 
 class Cursor:
@@ -34,6 +43,8 @@ class Cursor:
         self._limit = min(size, MAX_HEADER)
         self._path = path
         self._buffer = b""
+        self._arrays = 0
+        self._names = 0
         self._start = 0
         self._position = 0
 
@@ -74,11 +85,12 @@ class Cursor:
         scalar = SCALARS[value_type]
         return int(scalar.unpack(self.take(scalar.size, what))[0])
 
-    def name(self, what: str) -> str:
+    def name(self, what: str, limit: int) -> str:
         """The next string, as a key or tensor name (any bytes, losslessly)."""
         length = self.number(ValueType.UINT64, what)
-        if length > MAX_NAME:
-            raise self.bad(f"{what} is {length} bytes long")
+        self._names += length
+        if length > limit or self._names > MAX_NAMES:
+            raise self.bad(f"{what} is {length} bytes long, at most {limit} can be")
         return self.take(length, what).decode("utf-8", "surrogateescape")
 
     def skip_value(self, value_type: int, what: str) -> None:
@@ -93,11 +105,13 @@ class Cursor:
             elif kind == ValueType.ARRAY:
                 if count == 0:
                     continue
-                pending.append((kind, count - 1))
-                inner, length = _ARRAY_HEAD.unpack(self.take(_ARRAY_HEAD.size, what))
-                pending.append((inner, length))
-                if len(pending) > MAX_NESTING:
+                inner, length = ARRAY_HEAD.unpack(self.take(ARRAY_HEAD.size, what))
+                self._arrays += 1
+                pending += [(kind, count - 1), (inner, length)]
+                if len(pending) > MAX_NESTING + 1:
                     raise self.bad(f"{what} nests arrays more than {MAX_NESTING} deep")
+                if self._arrays > MAX_ARRAYS:
+                    raise self.bad(f"{what} has more than {MAX_ARRAYS} arrays")
             else:
                 raise self.bad(f"{what} has the unknown value type {kind}")
 
@@ -120,7 +134,10 @@ class Cursor:
     def _fill(self, length: int) -> None:
         """Move the window so that it starts at the present offset."""
         start = self.offset
-        self._buffer = os.pread(self._descriptor, min(length, self._limit - start), start)
+        try:
+            self._buffer = os.pread(self._descriptor, min(length, self._limit - start), start)
+        except OSError as error:
+            raise InputError(f"{self._path}: cannot be read: {error.strerror}") from error
         self._start, self._position = start, 0
         if not self._buffer and length:
             raise self.bad("the file ended")

@@ -6,6 +6,7 @@ fraction of a second; a value is decoded when it is asked for.
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 from dataclasses import dataclass
@@ -14,13 +15,18 @@ from types import TracebackType
 from typing import Any
 
 from ggprune.errors import FormatError, InputError
-from ggprune.gguf_file.cursor import Cursor
-from ggprune.gguf_file.types import SCALARS, TENSOR_TYPES, ValueType
+from ggprune.gguf_file.cursor import Cursor, quoted
+from ggprune.gguf_file.types import TENSOR_TYPES, ValueType
+from ggprune.gguf_file.values import decode
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-_MAX_TENSORS = 1 << 20
+#: Mixtral's first files, with a tensor for each expert, had thousands; nothing comes near these.
+_MAX_TENSORS = 1 << 16
 _MAX_KEYS = 1 << 16
+_MAX_KEY = (1 << 16) - 1
+#: llama.cpp refuses names of 64 bytes (GGML_MAX_NAME) and more.
+_MAX_TENSOR_NAME = 63
 _MAX_DIMENSIONS = 4
 _SMALLEST_TENSOR_INFO = 24
 _SMALLEST_KEY_VALUE = 13
@@ -68,6 +74,7 @@ class GgufFile:
         alignment: of tensor data, from ``general.alignment``.
         keys: metadata in the file's order.
         tensors: in the file's order.
+        header_end: where the header ends; padding follows.
         data_offset: where tensor data starts.
 
     Raises:
@@ -110,9 +117,9 @@ class GgufFile:
 
     def read(self, offset: int, length: int) -> bytes:
         """``length`` bytes from ``offset``; FormatError if the file has become shorter."""
-        data = os.pread(self._descriptor, length, offset)
+        data = self._pread(length, offset)
         while len(data) < length:
-            more = os.pread(self._descriptor, length - len(data), offset + len(data))
+            more = self._pread(length - len(data), offset + len(data))
             if not more:
                 raise FormatError(
                     f"{self.path}: ends before byte {offset + length}: "
@@ -122,12 +129,27 @@ class GgufFile:
             data += more
         return data
 
+    def _pread(self, length: int, offset: int) -> bytes:
+        try:
+            return os.pread(self._descriptor, length, offset)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be read at byte {offset}: {error.strerror}",
+                remedy="Check the disk (dmesg) or the network folder that holds this file.",
+            ) from error
+
     def get(self, key: str, default: Any = None) -> Any:
         """The decoded value of ``key``; strings with U+FFFD for bytes that are not UTF-8."""
         pair = self.keys.get(key)
         if pair is None:
             return default
-        return _decode(self.read(pair.value, pair.end - pair.value), pair.type)
+        try:
+            return decode(self.read(pair.value, pair.end - pair.value), pair.type)
+        except ValueError as error:
+            raise FormatError(
+                f"{self.path}: the value of {quoted(key)} changed while being read: {error}",
+                remedy="Wait until whatever writes this file has finished.",
+            ) from error
 
     def _read_header(self, shard: int) -> None:
         cursor = Cursor(self._descriptor, self.size, self.path)
@@ -136,16 +158,17 @@ class GgufFile:
         for _ in range(n_keys):
             pair = _read_key_value(cursor)
             if pair.key in self.keys:
-                raise cursor.bad(f"the key {pair.key!r} stands twice")
+                raise cursor.bad(f"the key {quoted(pair.key)} stands twice")
             self.keys[pair.key] = pair
         self.alignment = self._read_alignment(cursor)
         infos = [_read_tensor_info(cursor) for _ in range(n_tensors)]
-        self.data_offset = padded(cursor.offset, self.alignment)
+        self.header_end = cursor.offset
+        self.data_offset = padded(self.header_end, self.alignment)
         self.tensors = self._place(infos, shard)
 
     def _read_preamble(self, cursor: Cursor) -> tuple[int, int]:
-        found = os.pread(self._descriptor, 4, 0)
-        if found != MAGIC or self.size < 24:
+        found = self._pread(len(MAGIC), 0)
+        if found != MAGIC:
             raise FormatError(
                 f"{self.path}: not a GGUF file: it starts with {found!r}, expected b'GGUF'",
                 remedy="Give a .gguf file; convert other formats with llama.cpp's converter.",
@@ -202,7 +225,7 @@ class GgufFile:
             nbytes = self._tensor_bytes(info, end, room)
             if nbytes > room - info.offset:
                 raise FormatError(
-                    f"{self.path}: truncated: {info.name!r} ends at byte "
+                    f"{self.path}: truncated: {quoted(info.name)} ends at byte "
                     f"{self.data_offset + info.offset + nbytes}, the file at {self.size}",
                     remedy="Download the file again (a download that stopped half-way?).",
                 )
@@ -212,39 +235,35 @@ class GgufFile:
         return tuple(tensors)
 
     def _tensor_bytes(self, info: _TensorInfo, next_offset: int | None, room: int) -> int:
-        elements = 1
-        for dimension in info.shape:
-            elements *= dimension
+        row = info.shape[0] if info.shape else 1
+        rows = math.prod(info.shape[1:])
         known = TENSOR_TYPES.get(info.type)
-        if known is not None:
-            if info.shape and info.shape[0] % known.block:
-                raise self._bad_tensor(
-                    info, f"has rows of {info.shape[0]}, not a multiple of {known.block}"
-                )
-            return elements // known.block * known.size
-        return self._unknown_type_bytes(info, next_offset, room, elements)
+        if known is None:
+            return self._unknown_type_bytes(info, next_offset, room, rows if row else 0)
+        if row % known.block:
+            raise self._bad_tensor(info, f"has rows of {row}, not a multiple of {known.block}")
+        return row // known.block * known.size * rows
 
     def _unknown_type_bytes(
-        self, info: _TensorInfo, next_offset: int | None, room: int, elements: int
+        self, info: _TensorInfo, next_offset: int | None, room: int, rows: int
     ) -> int:
         """The size of a tensor of a type this version does not know.
 
-        It lies between the last alignment step and the next tensor, and is a whole number of
-        bytes a row; with enough rows only one number is both.
+        It ends within one alignment step before the next tensor (or the end of the file), and is
+        a whole number of bytes a row; with enough rows only one number is both.
         """
         end = (room if next_offset is None else next_offset) - info.offset
-        rows = elements // info.shape[0] if info.shape and info.shape[0] else 0
-        least = max(end - self.alignment + 1, 0)
-        fitting = [n for n in range(least, end + 1) if rows and n % rows == 0]
-        if len(fitting) != 1:
+        largest = end // rows * rows if rows else 0
+        least = max(end - self.alignment, 0)
+        if largest <= least or largest - rows > least:
             raise self._bad_tensor(
                 info, f"has the type {info.type}, newer than this ggprune, and no certain size"
             )
-        return fitting[0]
+        return largest
 
     def _bad_tensor(self, info: _TensorInfo, what: str) -> FormatError:
         return FormatError(
-            f"{self.path}: damaged GGUF header: tensor {info.name!r} {what}",
+            f"{self.path}: damaged GGUF header: tensor {quoted(info.name)} {what}",
             remedy="Download or convert the file again.",
         )
 
@@ -259,60 +278,50 @@ class _TensorInfo:
 
 def _open_regular(path: Path) -> int:
     """Open for reading, refusing what is not a regular file before it can block (a pipe)."""
+    # Not blocking, for a pipe that took the file's place after the first look.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a folder" if stat.S_ISDIR(status.st_mode) else "not a regular file"
-            raise InputError(f"{path}: is {kind}", remedy="Give the path of a .gguf file.")
-        return os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+        _require_regular(path, os.stat(path).st_mode)
+        descriptor = os.open(path, flags)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise InputError(f"{path}: cannot be read: {reason}", remedy="Check the path.") from error
+    try:
+        _require_regular(path, os.fstat(descriptor).st_mode)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise InputError(f"{path}: is {kind}", remedy="Give the path of a .gguf file.")
 
 
 def _read_key_value(cursor: Cursor) -> KeyValue:
     start = cursor.offset
-    key = cursor.name("a key")
-    value_type = cursor.number(ValueType.UINT32, f"the type of {key!r}")
+    key = cursor.name("a key", _MAX_KEY)
+    if not key:
+        raise cursor.bad("a key is empty")
+    what = f"the value of {quoted(key)}"
+    value_type = cursor.number(ValueType.UINT32, what)
     value = cursor.offset
-    cursor.skip_value(value_type, f"the value of {key!r}")
+    cursor.skip_value(value_type, what)
     return KeyValue(key, value_type, start, value, cursor.offset)
 
 
 def _read_tensor_info(cursor: Cursor) -> _TensorInfo:
-    name = cursor.name("a tensor name")
-    n_dimensions = cursor.number(ValueType.UINT32, f"tensor {name!r}")
+    name = cursor.name("a tensor name", _MAX_TENSOR_NAME)
+    what = f"tensor {quoted(name)}"
+    n_dimensions = cursor.number(ValueType.UINT32, what)
     if n_dimensions > _MAX_DIMENSIONS:
-        raise cursor.bad(f"tensor {name!r} has {n_dimensions} dimensions, at most 4 can be")
-    shape = tuple(cursor.number(ValueType.UINT64, f"tensor {name!r}") for _ in range(n_dimensions))
-    elements = 1
-    for dimension in shape:
-        elements *= dimension
-    if elements >= 1 << 62 or any(dimension >= 1 << 62 for dimension in shape):
-        raise cursor.bad(f"tensor {name!r} has the impossible shape {shape}")
-    type_id = cursor.number(ValueType.UINT32, f"tensor {name!r}")
-    offset = cursor.number(ValueType.UINT64, f"tensor {name!r}")
+        raise cursor.bad(f"{what} has {n_dimensions} dimensions, at most 4 can be")
+    shape = tuple(cursor.number(ValueType.UINT64, what) for _ in range(n_dimensions))
+    # One dimension may hide another's size by being 0.
+    if math.prod(shape) >= 1 << 62 or any(dimension >= 1 << 62 for dimension in shape):
+        raise cursor.bad(f"{what} has the impossible shape {shape}")
+    type_id = cursor.number(ValueType.UINT32, what)
+    offset = cursor.number(ValueType.UINT64, what)
     return _TensorInfo(name, shape, type_id, offset)
-
-
-def _decode(data: bytes, value_type: int) -> Any:
-    """A value from its bytes; depth is bounded by what the cursor let through."""
-    return _decode_at(data, 0, value_type)[0]
-
-
-def _decode_at(data: bytes, at: int, value_type: int) -> tuple[Any, int]:
-    if value_type in SCALARS:
-        scalar = SCALARS[value_type]
-        return scalar.unpack_from(data, at)[0], at + scalar.size
-    if value_type == ValueType.STRING:
-        length = int.from_bytes(data[at : at + 8], "little")
-        end = at + 8 + length
-        return data[at + 8 : end].decode("utf-8", "replace"), end
-    kind = int.from_bytes(data[at : at + 4], "little")
-    count = int.from_bytes(data[at + 4 : at + 12], "little")
-    at += 12
-    values = []
-    for _ in range(count):
-        value, at = _decode_at(data, at, kind)
-        values.append(value)
-    return values, at

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ggprune.errors import InputError
-from ggprune.gguf_file.header import MAGIC, Tensor, padded
+from ggprune.gguf_file.header import MAGIC, GgufFile, Tensor, padded
 from ggprune.gguf_file.shards import (
     SPLIT_COUNT,
     SPLIT_NO,
@@ -32,6 +32,9 @@ class ByteRange:
 
 
 Segment = bytes | ByteRange
+_SPLIT_KEYS = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
+#: split.count is a UINT16.
+_MAX_SHARDS = (1 << 16) - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,25 +113,22 @@ def lay_out(
         split_max_size: bytes of tensor data a shard may hold; None writes one file.
 
     Raises:
-        InputError: one tensor alone is larger than ``split_max_size``.
+        InputError: one tensor alone is larger than ``split_max_size``, or the shards are too many.
     """
+    if "general.alignment" in edits.set or "general.alignment" in edits.removed:
+        raise InputError("general.alignment cannot be edited: the layout follows the source's")
     groups = _split(tensors, split_max_size, source.files[0].alignment)
-    split_keys = frozenset({SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS})
-    first = KeyEdits(edits.set, edits.removed | split_keys)
+    if len(groups) == len(source.files) == 1:
+        return (_file(target, source, _key_segments(source, edits), groups[0]),)
+    kept = {key: value for key, value in edits.set.items() if key not in _SPLIT_KEYS}
+    first = _key_segments(source, KeyEdits(kept, edits.removed | _SPLIT_KEYS))
     if len(groups) == 1:
-        return (_file(target, source, _key_segments(source, first), groups[0]),)
+        return (_file(target, source, first, groups[0]),)
     prefix = target.name.removesuffix(".gguf")
     files = []
     for number, group in enumerate(groups):
-        split = {
-            SPLIT_NO: TypedValue(ValueType.UINT16, number),
-            SPLIT_TENSORS: TypedValue(ValueType.INT32, len(tensors)),
-            SPLIT_COUNT: TypedValue(ValueType.UINT16, len(groups)),
-        }
-        keys = _key_segments(source, first) if number == 0 else []
-        keys += [_pair(key, value) for key, value in split.items()]
-        if number and "general.alignment" in source.keys:
-            keys += _key_range(source, "general.alignment")
+        keys = first if number == 0 else _alignment(source)
+        keys = keys + _split_pairs(number, len(groups), len(tensors))
         path = target.with_name(shard_name(prefix, number, len(groups)))
         files.append(_file(path, source, keys, group))
     return tuple(files)
@@ -171,7 +171,28 @@ def _split(
             filled = 0
         groups[-1].append(tensor)
         filled += size
+    if len(groups) > _MAX_SHARDS:
+        raise InputError(
+            f"--split-max-size {limit}: makes {len(groups)} shards, {_MAX_SHARDS} at most can be",
+            remedy="Give a larger size.",
+        )
     return groups
+
+
+def _split_pairs(number: int, count: int, n_tensors: int) -> list[Segment]:
+    """What tells a shard its place, in the order that llama-gguf-split leaves them in."""
+    pairs = {
+        SPLIT_NO: TypedValue(ValueType.UINT16, number),
+        SPLIT_TENSORS: TypedValue(ValueType.INT32, n_tensors),
+        SPLIT_COUNT: TypedValue(ValueType.UINT16, count),
+    }
+    return [_pair(key, value) for key, value in pairs.items()]
+
+
+def _alignment(source: GgufModel) -> list[Segment]:
+    """The pair that every shard needs where the alignment is not the usual one."""
+    pair = source.keys.get("general.alignment")
+    return [ByteRange(0, pair.start, pair.end - pair.start)] if pair else []
 
 
 def _file(
@@ -182,39 +203,53 @@ def _file(
     for tensor in tensors:
         infos.append(_tensor_info(tensor, offset))
         offset += padded(tensor.nbytes, first.alignment)
-    n_keys = len(keys)
     preamble = MAGIC + first.version.to_bytes(4, "little")
-    preamble += len(tensors).to_bytes(8, "little") + n_keys.to_bytes(8, "little")
+    preamble += len(tensors).to_bytes(8, "little") + len(keys).to_bytes(8, "little")
     head: list[Segment] = [preamble, *keys, b"".join(infos)]
-    length = sum(_length(segment) for segment in head)
-    head.append(bytes(padded(length, first.alignment) - length))
+    head.append(_head_padding(first, sum(_length(part) for part in head), bool(tensors)))
     return OutputFile(path, tuple(_merged([*head, *_data(source, tensors)])))
 
 
-def _data(source: GgufModel, tensors: Sequence[OutputTensor]) -> Iterator[Segment]:
-    """Tensor data with padding, the source's own where a tensor is copied whole.
+def _head_padding(first: GgufFile, length: int, has_tensors: bool) -> Segment:
+    """What follows a header of ``length`` bytes: the source's own where that has the same length.
 
-    Taking the padding along lets untouched neighbours be one range.
+    A file without tensors (a vocabulary) may end unpadded.
     """
-    alignment = source.files[0].alignment
+    if length != first.header_end or has_tensors != bool(first.tensors):
+        return bytes(padded(length, first.alignment) - length)
+    end = first.data_offset if has_tensors else first.size
+    return ByteRange(0, length, end - length)
+
+
+def _data(source: GgufModel, tensors: Sequence[OutputTensor]) -> Iterator[Segment]:
+    """Tensor data with padding."""
     originals = {tensor.name: tensor for tensor in source.tensors}
     for index, tensor in enumerate(tensors):
         yield from tensor.ranges
         original = originals.get(tensor.name)
+        wanted = padded(tensor.nbytes, source.files[0].alignment) - tensor.nbytes
         if original is None or original.nbytes != tensor.nbytes:
-            yield bytes(padded(tensor.nbytes, alignment) - tensor.nbytes)
-            continue
-        end = original.offset + original.nbytes
-        file = source.files[original.shard]
-        tail = file.size - end
-        if index + 1 < len(tensors) or file.tensors[-1] is not original:
-            wanted = padded(original.nbytes, alignment) - original.nbytes
-            have = min(tail, wanted)
-            yield ByteRange(original.shard, end, have)
-            yield bytes(wanted - have)
+            yield bytes(wanted)
         else:
-            # The last tensor ends as it did: some writers pad the end of a file, some do not.
-            yield ByteRange(original.shard, end, tail)
+            yield from _own_padding(source, original, wanted, last=index + 1 == len(tensors))
+
+
+def _own_padding(
+    source: GgufModel, original: Tensor, wanted: int, *, last: bool
+) -> Iterator[Segment]:
+    """The source's padding after a tensor copied whole: it lets untouched neighbours be one range.
+
+    The last tensor of a file ends as it did: some writers pad the end of a file, some do not.
+    """
+    file = source.files[original.shard]
+    end = original.offset + original.nbytes
+    tail = file.size - end
+    if last and file.tensors[-1] is original:
+        yield ByteRange(original.shard, end, tail)
+        return
+    have = min(wanted, padded(original.nbytes, file.alignment) - original.nbytes, tail)
+    yield ByteRange(original.shard, end, have)
+    yield bytes(wanted - have)
 
 
 def _key_segments(source: GgufModel, edits: KeyEdits) -> list[Segment]:
@@ -227,11 +262,6 @@ def _key_segments(source: GgufModel, edits: KeyEdits) -> list[Segment]:
             segments.append(ByteRange(0, pair.start, pair.end - pair.start))
     segments += [_pair(key, value) for key, value in edits.set.items() if key not in source.keys]
     return segments
-
-
-def _key_range(source: GgufModel, key: str) -> list[Segment]:
-    pair = source.keys[key]
-    return [ByteRange(0, pair.start, pair.end - pair.start)]
 
 
 def _merged(segments: Iterable[Segment]) -> Iterator[Segment]:

@@ -10,11 +10,12 @@ from typing import Any
 
 from ggprune.errors import FormatError
 from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor
+from ggprune.gguf_file.types import SCALARS
 
 SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"
 SPLIT_TENSORS = "split.tensors.count"
-_SHARD_NAME = re.compile(r"^(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$", re.DOTALL)
+_SHARD_NAME = re.compile(r"(?P<prefix>.*)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
 
 
 def shard_name(prefix: str, number: int, count: int) -> str:
@@ -24,7 +25,7 @@ def shard_name(prefix: str, number: int, count: int) -> str:
 
 def stem_of(path: Path) -> str:
     """The model's name in a file name: without ``.gguf`` and without a shard's numbers."""
-    match = _SHARD_NAME.match(path.name)
+    match = _SHARD_NAME.fullmatch(path.name)
     return match["prefix"] if match else path.name.removesuffix(".gguf")
 
 
@@ -52,7 +53,11 @@ class GgufModel:
             first.close()
             raise
         self.tensors: tuple[Tensor, ...] = tuple(t for file in self.files for t in file.tensors)
-        self._check_tensors()
+        try:
+            self._check_tensors()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> GgufModel:
         return self
@@ -99,10 +104,10 @@ class GgufModel:
         return self.files[tensor.shard].read(tensor.offset, tensor.nbytes)
 
     def _open_shards(self, given: GgufFile) -> tuple[GgufFile, ...]:
-        count = int(given.get(SPLIT_COUNT, 1) or 1)
+        count = _number(given, SPLIT_COUNT) or 1
         if count <= 1:
             return (given,)
-        match = _SHARD_NAME.match(given.path.name)
+        match = _SHARD_NAME.fullmatch(given.path.name)
         if match is None or int(match["count"]) != count:
             raise FormatError(
                 f"{given.path}: is one of {count} shards, but is not named like one",
@@ -122,45 +127,61 @@ class GgufModel:
 
     def _check_tensors(self) -> None:
         """No tensor twice, none missing: what tells that all shards are of one model."""
+        if len(self.files) == 1:
+            return
         owner: dict[str, int] = {}
         for tensor in self.tensors:
             if tensor.name in owner:
-                paths = [self.files[i].path.name for i in (owner[tensor.name], tensor.shard)]
-                self.close()
+                paths = [self.files[i].path for i in (owner[tensor.name], tensor.shard)]
                 raise FormatError(
-                    f"{paths[1]}: tensor {tensor.name!r} is already in {paths[0]}: "
+                    f"{paths[1]}: tensor {tensor.name!r} is already in {paths[0].name}: "
                     "a doubled shard, or one of another model",
                     remedy="Download the shards again into an empty folder.",
                 )
             owner[tensor.name] = tensor.shard
-        expected = self.get(SPLIT_TENSORS)
-        if len(self.files) > 1 and expected is not None and int(expected) != len(self.tensors):
-            path = self.path
-            self.close()
+        expected = _number(self.files[0], SPLIT_TENSORS)
+        if expected is not None and expected != len(self.tensors):
             raise FormatError(
-                f"{path}: its {len(self.files)} shards hold {len(self.tensors)} tensors, "
+                f"{self.path}: its {len(self.files)} shards hold {len(self.tensors)} tensors, "
                 f"the first says {expected}: a shard belongs to another model",
                 remedy="Download the shards again into an empty folder.",
             )
 
 
 def _open_shard(path: Path, number: int, count: int) -> GgufFile:
-    if not path.exists():
+    if not os.path.exists(path):
         raise FormatError(
             f"{path}: shard {number + 1} of {count} is missing",
             remedy="Put all shards into one folder.",
         )
     file = GgufFile(path, shard=number)
-    found = (file.get(SPLIT_NO), file.get(SPLIT_COUNT))
-    if found != (number, count):
+    try:
+        found = (_number(file, SPLIT_NO), _number(file, SPLIT_COUNT))
+        if found != (number, count):
+            raise FormatError(
+                f"{path}: {_stated(*found)}, its name says shard {number + 1} of {count}",
+                remedy="Download this shard again: it is a copy of another, or of another model.",
+            )
+    except BaseException:
         file.close()
-        raise FormatError(
-            f"{path}: says it is shard {_one_based(found[0])} of {found[1]}, "
-            f"its name says {number + 1} of {count}",
-            remedy="Download this shard again: it is a copy of another, or of another model.",
-        )
+        raise
     return file
 
 
-def _one_based(number: object) -> object:
-    return number + 1 if isinstance(number, int) else number
+def _number(file: GgufFile, key: str) -> int | None:
+    """A ``split.*`` number, None if it is not there."""
+    pair = file.keys.get(key)
+    if pair is None:
+        return None
+    value = file.get(key) if pair.type in SCALARS else None
+    if not isinstance(value, int):
+        raise FormatError(
+            f"{file.path}: {key} is not a whole number", remedy="Download or split the model again."
+        )
+    return value
+
+
+def _stated(number: int | None, count: int | None) -> str:
+    if number is None or count is None:
+        return "does not say that it is a shard"
+    return f"says it is shard {number + 1} of {count}"

@@ -10,28 +10,20 @@ import contextlib
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from ggprune.errors import GgpruneError, OutputError
+from ggprune.errors import OutputError
 from ggprune.gguf_file.copying import Progress, RangeCopier
 from ggprune.gguf_file.layout import OutputFile, Segment
+from ggprune.gguf_file.parts import FileId, PartFile, part_path
 from ggprune.gguf_file.shards import GgufModel
-
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks; two writers of one file are the user's business.
-    fcntl = None  # type: ignore[assignment]
 
 #: Ranges below this are gathered in memory: one read costs less than one call into the kernel's
 #: copying for each row of a router.
 _SMALL = 256 << 10
 _GATHER = 4 << 20
-
-
-def part_path(path: Path) -> Path:
-    """The temporary name beside ``path``."""
-    return path.with_name(path.name + ".part")
 
 
 def check_targets(
@@ -51,20 +43,12 @@ def check_targets(
     """
     for path in paths:
         _check_target(path, source, force)
-    folder = paths[0].parent
-    stale = sum(_size(part_path(path)) for path in paths)
-    free = shutil.disk_usage(folder).free + stale
-    if needed > free:
-        raise OutputError(
-            f"{folder.absolute()}: {needed:,} bytes are needed, {free:,} are free",
-            remedy="Free some space, or write elsewhere with -o.",
-        )
     try:
-        with _part_file(part_path(paths[0])):
+        _check_room(paths, needed)
+        with PartFile(paths[0], _ids(source)):
             pass
     except OSError as error:
         raise _output_error(paths[0], error) from error
-    _unlink(part_path(paths[0]))
 
 
 def write_files(
@@ -82,22 +66,22 @@ def write_files(
     Raises:
         OutputError: see check_targets; also when the disk fills while writing.
         FormatError: the source became shorter.
+        InputError: the source cannot be read.
     """
-    check_targets([f.path for f in files], sum(f.size for f in files), source=source, force=force)
-    parts: list[Path] = []
+    paths = [file.path for file in files]
+    check_targets(paths, sum(file.size for file in files), source=source, force=force)
     try:
-        for file in files:
-            _write_part(file, source, progress)
-            parts.append(part_path(file.path))
-        # The first shard is renamed last: where it stands, the others do too.
-        for file in reversed(files):
-            os.replace(part_path(file.path), file.path)
-        _sync_folder(files[0].path.parent)
+        with contextlib.ExitStack() as stack:
+            parts = [stack.enter_context(PartFile(path, _ids(source))) for path in paths]
+            for part, file in zip(parts, files, strict=True):
+                _copy_segments(file.segments, source, RangeCopier(part.descriptor, progress))
+                os.fsync(part.descriptor)
+            for path in paths:  # Writing took a while: one may have appeared.
+                _check_target(path, source, force)
+            _place(parts)
+        _sync_folder(paths[0].parent)
     except OSError as error:
-        raise _output_error(files[0].path, error) from error
-    finally:
-        for part in parts:
-            _unlink(part)
+        raise _output_error(paths[0], error) from error
 
 
 @contextlib.contextmanager
@@ -107,16 +91,15 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OutputError: it cannot be written.
     """
-    part = part_path(path)
     try:
-        yield part
-        with open(part, "rb+") as stream:
-            os.fsync(stream.fileno())
-        os.replace(part, path)
+        with PartFile(path) as part:
+            yield part.path
+            with open(part.path, "rb+") as stream:
+                os.fsync(stream.fileno())
+            part.place()
+        _sync_folder(path.parent)
     except OSError as error:
         raise _output_error(path, error) from error
-    finally:
-        _unlink(part)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -125,15 +108,21 @@ def write_text(path: Path, text: str) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def _write_part(file: OutputFile, source: GgufModel, progress: Progress) -> None:
-    part = part_path(file.path)
-    with _part_file(part) as descriptor:
-        try:
-            _copy_segments(file.segments, source, RangeCopier(descriptor, progress))
-            os.fsync(descriptor)
-        except BaseException:
-            _unlink(part)
-            raise
+def _place(parts: Sequence[PartFile]) -> None:
+    """Rename all, or none. The first shard last: where it stands, the others do too."""
+    placed: list[Path] = []
+    try:
+        if len(parts) > 1:
+            # With --force an older first shard stands here, and must not be seen with new ones.
+            parts[0].target.unlink(missing_ok=True)
+        for part in reversed(parts):
+            part.place()
+            placed.append(part.target)
+    except BaseException:
+        for path in placed:
+            with contextlib.suppress(OSError):
+                path.unlink()
+        raise
 
 
 def _copy_segments(segments: Sequence[Segment], source: GgufModel, copier: RangeCopier) -> None:
@@ -154,49 +143,37 @@ def _copy_segments(segments: Sequence[Segment], source: GgufModel, copier: Range
     copier.write(gathered)
 
 
-@contextlib.contextmanager
-def _part_file(part: Path) -> Iterator[int]:
-    """Open the temporary file, alone: a stale one of a killed run is emptied and used again."""
-    flags = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    descriptor = os.open(part, flags, 0o666)
-    try:
-        if fcntl is not None:
-            _lock(descriptor, part)
-        os.ftruncate(descriptor, 0)
-        yield descriptor
-    finally:
-        os.close(descriptor)
+def _ids(source: GgufModel | None) -> frozenset[FileId]:
+    return frozenset(file.file_id for file in source.files) if source else frozenset()
 
 
-def _lock(descriptor: int, part: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+def _check_room(paths: Sequence[Path], needed: int) -> None:
+    folder = paths[0].parent
+    stale = sum(_used(part_path(path)) for path in paths)
+    free = shutil.disk_usage(folder).free + stale
+    if needed > free:
         raise OutputError(
-            f"{part}: another ggprune is writing this file",
-            remedy="Wait for it, or choose another name with -o.",
-        ) from error
-    except OSError:
-        # Some network file systems have no locks.
-        return
+            f"{folder.absolute()}: {needed:,} bytes are needed, {free:,} are free",
+            remedy="Free some space, or write elsewhere with -o.",
+        )
 
 
 def _check_target(path: Path, source: GgufModel | None, force: bool) -> None:
-    if not path.parent.is_dir():
+    if not os.path.isdir(path.parent):
         raise OutputError(
             f"{path}: the folder {path.parent} does not exist", remedy=f"mkdir -p {path.parent}"
         )
-    if path.is_dir():
+    if os.path.isdir(path):
         raise OutputError(f"{path}: is a folder", remedy="Give the name of a file with -o.")
     if not os.path.lexists(path):
         return
     with contextlib.suppress(OSError):
         status = os.stat(path)
-        if source and any((status.st_dev, status.st_ino) == f.file_id for f in source.files):
+        if (status.st_dev, status.st_ino) in _ids(source):
             raise OutputError(
                 f"{path}: is the source itself", remedy="Choose another name with -o."
             )
-        if not path.is_file():
+        if not stat.S_ISREG(status.st_mode):
             raise OutputError(f"{path}: is not a regular file", remedy="Choose another name.")
     if not force:
         raise OutputError(
@@ -204,7 +181,7 @@ def _check_target(path: Path, source: GgufModel | None, force: bool) -> None:
         )
 
 
-def _output_error(path: Path, error: OSError) -> GgpruneError:
+def _output_error(path: Path, error: OSError) -> OutputError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         what = "the disk is full"
     elif error.errno == errno.EFBIG:
@@ -217,16 +194,13 @@ def _output_error(path: Path, error: OSError) -> GgpruneError:
     )
 
 
-def _size(path: Path) -> int:
+def _used(path: Path) -> int:
+    """Bytes of disk that a stale part gives back (not its size: it may be sparse)."""
     try:
-        return path.stat().st_size
+        status = os.stat(path, follow_symlinks=False)
     except OSError:
         return 0
-
-
-def _unlink(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink(missing_ok=True)
+    return int(getattr(status, "st_blocks", 0)) * 512
 
 
 def _sync_folder(folder: Path) -> None:
@@ -236,5 +210,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-

@@ -1,0 +1,128 @@
+"""The temporary file beside a target: one writer at a time, and never anyone's data emptied."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+
+from ggprune.errors import OutputError
+
+try:
+    import fcntl
+except ImportError:  # Windows: no advisory locks; two writers of one file are the user's business.
+    fcntl = None  # type: ignore[assignment]
+
+FileId = tuple[int, int]
+
+
+def part_path(path: Path) -> Path:
+    """The temporary name beside ``path``."""
+    return path.with_name(path.name + ".part")
+
+
+class PartFile:
+    """``NAME.part``, empty and locked; within a ``with`` block it is placed or removed.
+
+    The lock is held until then. So no second run can take hold of a part that is complete but not
+    renamed yet, and none removes a part of ours.
+
+    Args:
+        target: the final name.
+        protected: files (device, inode) that must not be emptied: the source.
+
+    Raises:
+        OutputError: another run writes it, or it is the source or not a regular file.
+        OSError: the folder cannot be written to.
+    """
+
+    def __init__(self, target: Path, protected: Collection[FileId] = ()) -> None:
+        self.target = target
+        self.path = part_path(target)
+        self.descriptor = _open_alone(self.path, protected)
+
+    def __enter__(self) -> PartFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # Removed while it is still locked: afterwards it could be another run's.
+        if self.descriptor >= 0:
+            with contextlib.suppress(OSError):
+                if _is_at(self.descriptor, self.path):
+                    self.path.unlink()
+            os.close(self.descriptor)
+            self.descriptor = -1
+
+    def place(self) -> None:
+        """Give the file its final name."""
+        os.replace(self.path, self.target)
+
+
+def _open_alone(part: Path, protected: Collection[FileId]) -> int:
+    """Open and lock the part; a stale one of a killed run is emptied and used again."""
+    flags = os.O_WRONLY | os.O_CREAT
+    for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    while True:
+        descriptor = os.open(part, flags, 0o666)
+        try:
+            if _prepare(descriptor, part, protected):
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _prepare(descriptor: int, part: Path, protected: Collection[FileId]) -> bool:
+    """Make an opened part ours; False if it has to be opened again."""
+    status = os.fstat(descriptor)
+    if (status.st_dev, status.st_ino) in protected:
+        raise OutputError(
+            f"{part}: the temporary file would be the source itself",
+            remedy="Choose another name with -o.",
+        )
+    if not stat.S_ISREG(status.st_mode):
+        raise OutputError(f"{part}: is not a regular file", remedy="Remove it.")
+    _lock(descriptor, part)
+    if not _is_at(descriptor, part):
+        # Between opening and locking, the run that had it renamed it: this is its result now.
+        return False
+    if os.fstat(descriptor).st_nlink > 1:
+        # Emptying it would empty the file that it is a second name of.
+        part.unlink()
+        return False
+    os.ftruncate(descriptor, 0)
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    mine = os.fstat(descriptor)
+    try:
+        there = os.stat(path, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
+
+
+def _lock(descriptor: int, part: Path) -> None:
+    if fcntl is None:
+        return
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise OutputError(
+            f"{part}: another ggprune is writing this file",
+            remedy="Wait for it, or choose another name with -o.",
+        ) from error
+    except OSError:
+        # Some network file systems have no locks.
+        return
