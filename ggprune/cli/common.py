@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ggprune.units import human_size as human_size
+
 if TYPE_CHECKING:
     from ggprune.llama.runtime import RunOptions
 
@@ -168,15 +170,6 @@ def note(text: str, *, quiet: bool = False) -> None:
 def print_json(value: Any) -> None:
     """Print a result for scripts."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
-
-
-def human_size(size: float) -> str:
-    """14.2 GB, in powers of 1000 as the Hub and disks count."""
-    for unit in ("bytes", "KB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.2f} TB"
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = ()) -> str:
