@@ -19,6 +19,7 @@ TENSOR_TYPE = 0
 TENSOR_BUFFER = 8
 TENSOR_NE = 16
 TENSOR_NB = 48
+TENSOR_OP = 80
 TENSOR_SRC = 152
 TENSOR_VIEW_SRC = 232
 TENSOR_DATA = 248
@@ -26,8 +27,14 @@ TENSOR_NAME = 256
 _TENSOR_SIZE = 336
 _OBJECT_HEADER = 32
 
+#: Numbers of the matrix products in ``enum ggml_op`` (ggml 0.25), checked by name at start.
+OP_MUL_MAT = 29
+OP_MUL_MAT_ID = 30
+_OPERATIONS = {OP_MUL_MAT: b"MUL_MAT", OP_MUL_MAT_ID: b"MUL_MAT_ID"}
+
 _SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "ggml_tensor_overhead": ([], ctypes.c_size_t),
+    "ggml_op_name": ([ctypes.c_int], ctypes.c_char_p),
     "ggml_nbytes": ([ctypes.c_void_p], ctypes.c_size_t),
     "ggml_backend_buffer_is_host": ([ctypes.c_void_p], ctypes.c_bool),
     "ggml_backend_tensor_get": (
@@ -77,7 +84,7 @@ class Library:
         self._log.passing = on
 
     def _check_layout(self) -> None:
-        """Compare our offsets with the library's own size before reading a single tensor."""
+        """Compare our offsets and numbers with the library's before reading a single tensor."""
         found = self.ggml["ggml_tensor_overhead"]()
         expected = _OBJECT_HEADER + _TENSOR_SIZE
         if found != expected or ctypes.sizeof(ctypes.c_void_p) != 8:
@@ -86,6 +93,13 @@ class Library:
                 f"this ggprune expects {expected}",
                 remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
             )
+        for number, name in _OPERATIONS.items():
+            if (told := self.ggml["ggml_op_name"](number)) != name:
+                raise LlamaError(
+                    f"llama-cpp-python {self.version}: operation {number} is {told!r}, "
+                    f"this ggprune expects {name!r}",
+                    remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
+                )
 
 
 class LogCatcher:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ggprune.llama.tensor import TensorView, node_name, tensor_name
 
@@ -16,6 +16,17 @@ class Observer(Protocol):
 
     def receive(self, name: str, tensor: TensorView) -> bool:
         """Look at a computed node, or change it. False: nothing after it needs to be computed."""
+
+
+@runtime_checkable
+class NodeObserver(Observer, Protocol):
+    """Something that chooses nodes by what they compute, since many have no name of their own."""
+
+    def wants_node(self, tensor: TensorView) -> bool:
+        """Whether this node is to be received; asked for every node, before and after computing.
+
+        Its data is not there yet: only operation, shape and sources may be looked at.
+        """
 
 
 class Dispatcher:
@@ -31,6 +42,7 @@ class Dispatcher:
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self._observers = tuple(observers)
+        self._choosing = tuple(each for each in observers if isinstance(each, NodeObserver))
         # Names repeat in every graph, so a decision is one dictionary look-up from the second
         # time on. This side runs thousands of times a batch.
         self._wanted: dict[bytes, tuple[Observer, ...]] = {}
@@ -54,14 +66,14 @@ class Dispatcher:
         try:
             raw = tensor_name(address)
             if ask:
-                return self._ask(raw)
+                return self._ask(raw, address)
             return self._receive(raw, address)
         except BaseException as error:
             self._error = error
             self._stopped = True
             return False
 
-    def _ask(self, raw: bytes) -> bool:
+    def _ask(self, raw: bytes, address: int) -> bool:
         if self._first is None:
             self._first = raw
         if self._stopped:
@@ -73,7 +85,12 @@ class Dispatcher:
         wanted = self._wanted.get(raw)
         if wanted is None:
             wanted = self._wanted[raw] = self._find(raw)
-        return bool(wanted)
+        if wanted or not self._choosing:
+            return bool(wanted)
+        return bool(self._choosers(TensorView(address)))
+
+    def _choosers(self, view: TensorView) -> list[NodeObserver]:
+        return [observer for observer in self._choosing if observer.wants_node(view)]
 
     def _find(self, raw: bytes) -> tuple[Observer, ...]:
         name = node_name(raw)
@@ -83,7 +100,8 @@ class Dispatcher:
         if self._stopped:
             return False
         name, view = node_name(raw), TensorView(address)
-        going_on = [observer.receive(name, view) for observer in self._wanted.get(raw, ())]
+        receivers = (*self._wanted.get(raw, ()), *self._choosers(view))
+        going_on = [observer.receive(name, view) for observer in receivers]
         self._stopped = not any(going_on)
         return not self._stopped
 

@@ -53,6 +53,16 @@ class TensorView:
         """Dimensions in NumPy's order, four of them."""
         return tuple(reversed(_Shape4.from_address(self.address + lib.TENSOR_NE)))
 
+    @property
+    def type(self) -> int:
+        """Number of the tensor type, as in gguf_file.TENSOR_TYPES."""
+        return ctypes.c_int32.from_address(self.address + lib.TENSOR_TYPE).value
+
+    @property
+    def op(self) -> int:
+        """Number of the operation that makes this tensor, such as library.OP_MUL_MAT."""
+        return ctypes.c_int32.from_address(self.address + lib.TENSOR_OP).value
+
     def source(self, index: int) -> TensorView:
         """Operand ``index`` of the operation that makes this tensor."""
         return TensorView(self._pointer(lib.TENSOR_SRC + 8 * index))
@@ -72,8 +82,7 @@ class TensorView:
         ``ffn_moe_topk`` is a strided view of a larger tensor; reading it as if it were contiguous
         gives plausible nonsense, so strides are always followed.
         """
-        kind = ctypes.c_int32.from_address(self.address + lib.TENSOR_TYPE).value
-        dtype = np.dtype(_DTYPES[kind])
+        dtype = np.dtype(_DTYPES[self.type])
         strides = tuple(reversed(_Stride4.from_address(self.address + lib.TENSOR_NB)))
         size = lib.library().ggml["ggml_nbytes"](self.address)
         if self.on_host:
