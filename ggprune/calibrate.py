@@ -19,11 +19,12 @@ from ggprune.checkpoint import SEQUENCES, Checkpoint, Chunk
 from ggprune.collect import RoutingObserver
 from ggprune.errors import InputError, Interrupted
 from ggprune.generate import Sampling, generate
+from ggprune.gguf_file import check_targets
 from ggprune.llama.library import library
 from ggprune.llama.observing import Observer
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel
-from ggprune.statistics import Domain, ExpertSums, Statistics
+from ggprune.statistics import PER_EXPERT, Domain, ExpertSums, Statistics
 
 _CHECKPOINT_SECONDS = 60.0
 
@@ -114,6 +115,32 @@ class Run:
                 checkpoint = checkpoint or self._start(llama)
                 self._observe(llama, checkpoint)
         return checkpoint.statistics
+
+    def run_into(self, output: Path, *, force: bool = False) -> Statistics:
+        """Gather the statistics and write them to a file, which appears when it is complete.
+
+        What is gathered until then lies in ``<output>.partial``.
+
+        Args:
+            output: name of the statistics file.
+            force: replace an existing one.
+
+        Raises:
+            OutputError: it exists or cannot be written; found out before the run.
+            GgpruneError: see :meth:`run`.
+        """
+        self.model.require_prunable()
+        check_targets([output], self._file_size(), source=self.model.gguf, force=force)
+        self.partial = partial_path(output)
+        statistics = self.run()
+        statistics.save(output)
+        self.partial.unlink(missing_ok=True)
+        return statistics
+
+    def _file_size(self) -> int:
+        """Bytes of the statistics file, about: an upper bound without the header."""
+        a_domain = len(self.model.moe_layers) * (self.model.experts * len(PER_EXPERT) + 1) * 8
+        return a_domain * len(self.sources)
 
     def _resume(self) -> Checkpoint | None:
         if self.partial is None or not self.partial.exists():
@@ -230,6 +257,11 @@ class Run:
             f"interrupted: {checkpoint.tokens_done:,} tokens are kept in {self.partial}",
             remedy="The same command continues from there.",
         )
+
+
+def partial_path(output: Path) -> Path:
+    """Where a run keeps what it gathered until ``output`` is complete."""
+    return output.with_name(output.name + ".partial")
 
 
 def _cut(domain: int, tokens: list[int], ctx: int, llama: LlamaModel) -> list[Chunk]:

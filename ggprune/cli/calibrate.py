@@ -1,0 +1,79 @@
+"""``ggprune calibrate``."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggprune.cli.common import (
+    FILE,
+    force_option,
+    note,
+    output_option,
+    progress_bar,
+    run_options,
+    run_options_from,
+    text_options,
+    verbosity_options,
+)
+
+
+def generation_options(command: Any) -> Any:
+    """--generate, --parallel, --seed: how the model answers prompts before they are replayed."""
+    for option in (
+        click.option("--seed", type=click.IntRange(0), default=0, help="For the answers."),
+        click.option(
+            "-np",
+            "--parallel",
+            type=click.IntRange(1, 256),
+            default=16,
+            show_default=True,
+            help="Prompts answered at the same time.",
+        ),
+        click.option(
+            "--generate",
+            type=click.IntRange(0),
+            default=128,
+            show_default=True,
+            help="Tokens the model adds to a prompt before it is replayed; 0: none.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.command("calibrate")
+@click.argument("model", type=FILE)
+@output_option("Name of the statistics file.", required=True)
+@text_options
+@generation_options
+@run_options
+@force_option
+@verbosity_options
+def command(model: Path, output: Path, **arguments: Any) -> None:
+    """Run MODEL over text and gather, for every expert, how often and how strongly it is used.
+
+    Ctrl-C keeps what was gathered in OUTPUT.partial; the same command continues from there.
+    """
+    from ggprune import texts
+    from ggprune.calibrate import Run, Settings
+    from ggprune.model import open_model
+
+    quiet = arguments["quiet"]
+    named = arguments["texts"]
+    names = ("ctx", "max_tokens", "generate", "parallel", "seed")
+    run = Run(
+        open_model(model),
+        texts.load(named) if named else texts.builtin(),
+        Settings(**{name: arguments[name] for name in names}),
+        run_options_from(arguments, verbose=arguments["verbose"]),
+        partial(progress_bar, quiet=quiet),
+        say=partial(note, quiet=quiet),
+    )
+    statistics = run.run_into(output, force=arguments["force"])
+    tokens = sum(domain.tokens for domain in statistics.domains)
+    note(f"{output}: {tokens:,} tokens in {len(statistics.domains)} domains", quiet=quiet)
+    note(f"  -> ggprune plan {output} --keep N -o PLAN.json", quiet=quiet)
