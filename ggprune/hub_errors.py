@@ -1,0 +1,189 @@
+"""What the Hub's refusals mean for a user, and keeping secrets out of messages.
+
+Knows huggingface_hub's exceptions by name only: the releases differ in the HTTP library below
+(requests, httpx, httpx2), whose exceptions come through.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Iterator
+
+from ggprune.errors import HubError
+
+_HTTP_LIBRARIES = frozenset({"requests", "urllib3", "httpx", "httpx2", "httpcore", "httpcore2"})
+_TRANSIENT = frozenset({408, 429, 500, 502, 503, 504})
+_SECRETS = (
+    (re.compile(r"\bhf_[A-Za-z0-9]{6,}"), "hf_***"),
+    (re.compile(r"(?i)\b(bearer|basic)\s+[^\s'\",]+"), r"\1 ***"),
+    # A signed address lets anyone who has it read or write.
+    (re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]+"), r"\1?***"),
+    (re.compile(r"(https?://)[^\s/@'\"<>]+@"), r"\1***@"),
+)
+_AGAIN = "Run the same command again: it continues where it stopped."
+_LOGIN = "hf auth login  (or set HF_TOKEN)"
+
+
+def redacted(text: str, token: str | None = None) -> str:
+    """``text`` without tokens, credentials and the signatures of addresses.
+
+    Args:
+        text: a message of somebody else's.
+        token: the token in use, removed whatever it looks like.
+    """
+    for secret in (token, os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")):
+        if secret and secret.strip():
+            text = text.replace(secret.strip(), "***")
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class Failure(HubError):
+    """A HubError that knows what kind it is.
+
+    Attributes:
+        status: of the HTTP answer; 0 if there was none.
+        transient: the same call may work later.
+        missing: the repository, revision or file is not there (or not for this user).
+        retry_after: seconds that the Hub asked to wait; None if it did not.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        remedy: str,
+        status: int = 0,
+        transient: bool = False,
+        missing: bool = False,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, remedy=remedy)
+        self.status = status
+        self.transient = transient
+        self.missing = missing
+        self.retry_after = retry_after
+
+    @classmethod
+    def of(cls, error: Exception, action: str, *, token: bool) -> Failure | None:
+        """Explain what the library raised.
+
+        Args:
+            error: it.
+            action: what was being done ("uploading x to y").
+            token: whether a token was sent.
+
+        Returns:
+            None for what is not the Hub's doing (a bug, a full disk).
+        """
+        chain = list(_chain(error))
+        names = {base.__name__ for link in chain for base in type(link).__mro__}
+        if "OfflineModeIsEnabled" in names:
+            return cls(f"{action}: HF_HUB_OFFLINE is set", remedy="Unset it, or use a local file.")
+        for link in chain:
+            response = getattr(link, "response", None)
+            if response is not None and getattr(response, "status_code", None):
+                return cls._answered(response, action, names, token)
+        if any(_is_network(link) for link in chain) or "LocalEntryNotFoundError" in names:
+            return cls(
+                f"{action}: the connection broke or could not be made ({_reason(chain)})",
+                remedy=f"Check the network, HF_ENDPOINT and proxies. {_AGAIN}",
+                transient=True,
+            )
+        return cls._other(error, action, names)
+
+    @classmethod
+    def _other(cls, error: Exception, action: str, names: set[str]) -> Failure | None:
+        """What came without an answer of the server."""
+        if "HFValidationError" in names:
+            return cls(f"{action}: {_first_line(error)}", remedy="A repository is OWNER/NAME.")
+        if isinstance(error, OSError) and "Consistency check failed" in str(error):
+            return cls(
+                f"{action}: fewer or more bytes came than announced", remedy=_AGAIN, transient=True
+            )
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return cls(
+                f"{action}: the disk is full",
+                remedy="Free some space, or set HF_HUB_CACHE to a folder on another disk.",
+            )
+        if isinstance(error, ValueError | EnvironmentError):
+            text = redacted(" ".join(str(error).split()))
+            return cls(f"{action}: {text[:300]}", remedy=_AGAIN)
+        return None
+
+    @classmethod
+    def _answered(cls, response: object, action: str, names: set[str], token: bool) -> Failure:
+        """What an HTTP status means."""
+        status = int(getattr(response, "status_code", 0))
+        headers = getattr(response, "headers", {})
+        code = headers.get("X-Error-Code") or ""
+        what, remedy = _explain(status, code, names, token)
+        said = redacted(str(headers.get("X-Error-Message") or "")).strip()
+        return cls(
+            f"{action}: {what} ({status})" + (f": {said[:200]}" if said else ""),
+            remedy=remedy,
+            status=status,
+            transient=status in _TRANSIENT,
+            missing=status == 404 or (status == 401 and "RepositoryNotFoundError" in names),
+            retry_after=_seconds(headers.get("Retry-After")),
+        )
+
+
+def _explain(status: int, code: str, names: set[str], token: bool) -> tuple[str, str]:
+    """What happened, and what to do about it."""
+    if code == "GatedRepo" or "GatedRepoError" in names:
+        ask = "Accept its conditions on its page on the Hub"
+        return "it is gated", f"{ask}, then: {_LOGIN}"
+    if status == 401 and token:
+        return "the token was refused, or it is not there", f"Check the name, then: {_LOGIN}"
+    if status == 401:
+        return "it is private, or it is not there, or this needs a login", _LOGIN
+    if status == 403:
+        allow = "Use a token with write access to this owner's repositories"
+        return "the token does not allow this", f"{allow}: {_LOGIN}"
+    if status == 404:
+        what = {"RevisionNotFound": "revision", "EntryNotFound": "file"}.get(code, "repository")
+        return f"there is no such {what}", f"Check the name; if it is private: {_LOGIN}"
+    if status == 413:
+        return "it is too large for the Hub", "Split it with --split-max-size 50G."
+    if status == 429:
+        return "the Hub asks to slow down", f"Wait. {_AGAIN}"
+    if status >= 500:
+        return "the Hub has a problem", f"Try later. {_AGAIN}"
+    return "the Hub refused", "Check the command; https://status.huggingface.co shows outages."
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and what caused it."""
+    seen: set[int] = set()
+    link: BaseException | None = error
+    while link is not None and id(link) not in seen:
+        seen.add(id(link))
+        yield link
+        link = link.__cause__ or link.__context__
+
+
+def _is_network(error: BaseException) -> bool:
+    library = type(error).__module__.partition(".")[0]
+    return library in _HTTP_LIBRARIES or isinstance(error, ConnectionError | TimeoutError)
+
+
+def _reason(chain: list[BaseException]) -> str:
+    """The innermost complaint, in a few words."""
+    for link in reversed(chain):
+        if _is_network(link) and str(link).strip():
+            return redacted(_first_line(link))[:120]
+    return "no connection"
+
+
+def _first_line(error: BaseException) -> str:
+    return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
+
+
+def _seconds(value: object) -> float | None:
+    """Retry-After as seconds; a date is left to our own waits."""
+    text = str(value or "").strip()
+    return float(text) if text.isdigit() else None
