@@ -27,12 +27,14 @@ class Method:
         formula: for people.
         source: where it comes from.
         score: sums, seed -> scores [layers, experts].
+        additive: whether it is a sum over tokens, so that domains can be added up and blended.
     """
 
     name: str
     formula: str
     source: str
     score: Callable[[ExpertSums, int], Floats]
+    additive: bool = False
 
 
 def per_token(total: npt.NDArray[np.generic], count: npt.NDArray[np.int64]) -> Floats:
@@ -85,10 +87,10 @@ METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method("reap", "(1/N) Σ g‖f‖", "Lasby et al., arXiv 2510.13999, eq. 9", reap),
-        Method("contribution", "Σ g‖f‖", "weighted contribution to the residual", contribution),
-        Method("frequency", "N", "baseline", frequency),
-        Method("gate", "Σ g", "baseline", gate),
-        Method("ean", "Σ ‖f‖", "arXiv 2510.13999, ablation", ean),
+        Method("contribution", "Σ g‖f‖", "contribution to the residual", contribution, True),
+        Method("frequency", "N", "baseline", frequency, True),
+        Method("gate", "Σ g", "baseline", gate, True),
+        Method("ean", "Σ ‖f‖", "arXiv 2510.13999, ablation", ean, True),
         Method("man", "(1/N) Σ ‖f‖", "arXiv 2606.15716", man),
         Method("msan", "(1/N) Σ ‖f‖²", "arXiv 2606.15716", msan),
         Method("random", "seeded", "control", random),
@@ -131,6 +133,24 @@ def choose(scores: Floats, keep: int, groups: int = 1) -> npt.NDArray[np.int64]:
         for start in range(0, len(scores), size)
     ]
     return np.sort(np.concatenate(kept)).astype(np.int64)
+
+
+def choose_all(scores: Floats, keep: int, groups: int = 1) -> npt.NDArray[np.int64]:
+    """As choose, for all layers at once.
+
+    Args:
+        scores: [layers, experts].
+        keep, groups: see choose.
+
+    Returns:
+        [layers, keep], each row ascending.
+    """
+    layers, experts = scores.shape
+    size = experts // groups
+    blocks = scores.reshape(layers, groups, size)
+    best = np.argsort(-blocks, axis=-1, kind="stable")[..., : keep // groups]
+    kept = (best + np.arange(groups)[:, None] * size).reshape(layers, keep)
+    return np.sort(kept, axis=1).astype(np.int64)
 
 
 def retained(sums: ExpertSums, row: int, kept: npt.NDArray[np.int64]) -> float:

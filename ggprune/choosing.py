@@ -1,0 +1,139 @@
+"""From statistics and what the user asks for to a plan: budget, method, blend, protection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ggprune import budget as budgets
+from ggprune.budget import Budget
+from ggprune.errors import InputError
+from ggprune.model import ExpertCounts, MoeModel
+from ggprune.plan import Plan
+from ggprune.ranking import Ranking
+from ggprune.statistics import Statistics
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the user wants.
+
+    Attributes:
+        budget: how many experts stay.
+        method: how they are ranked; see scoring.METHODS.
+        seed: for what is drawn.
+        blend: ``uniform``, ``maxmin`` or ``NAME=W,…``; empty adds all text up as it comes.
+        protect_domains: ``NAME`` or ``NAME=0.95``: coverage that a domain keeps at least.
+        always_keep: ``LAYER:EXPERT,EXPERT``.
+        super_experts: keep experts with far larger outputs than all others.
+    """
+
+    budget: Budget
+    method: str = "reap"
+    seed: int = 0
+    blend: str = ""
+    protect_domains: tuple[str, ...] = ()
+    always_keep: tuple[str, ...] = ()
+    super_experts: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """What choosing may use beside the statistics.
+
+    Attributes:
+        model: where a rule or a method needs it.
+        say: takes notes for the user.
+    """
+
+    model: MoeModel | None = None
+    say: Callable[[str], object] = field(default=lambda _: None)
+
+
+def choose_plan(
+    statistics: Statistics, request: Request, resources: Resources | None = None
+) -> Plan:
+    """Choose which experts stay.
+
+    Args:
+        statistics: what calibration observed.
+        request: what the user wants.
+        resources: what may be used.
+
+    Raises:
+        InputError: an impossible budget, an unknown method or domain, or a rule that needs the
+            model and has none.
+    """
+    have = resources or Resources()
+    ranking = Ranking.of(statistics, request, have.say)
+    keep = known_count(request.budget, statistics.identity.counts, have.model)
+    if keep is None:
+        keep = _count_by_quality(request.budget, ranking)
+    plan = ranking.plan(keep, _settings(request))
+    for note in budgets.notes_on(keep, statistics.identity.counts):
+        have.say(note)
+    return plan
+
+
+def known_count(
+    budget: Budget, counts: ExpertCounts, model: MoeModel | None
+) -> int | None:
+    """The number of experts to keep, where no statistics are needed to know it; else None.
+
+    Args:
+        budget: what the user wants.
+        counts: of the model.
+        model: for sizes.
+
+    Raises:
+        InputError: an impossible budget, or a size without a model.
+    """
+    rule = budget.rule
+    if rule == "keep":
+        return budgets.by_keep(budget, counts)
+    if rule == "ratio":
+        return budgets.by_ratio(budget, counts)
+    if rule in ("target_size", "fit_vram"):
+        if model is None:
+            option = f"--{rule.replace('_', '-')}"
+            raise InputError(f"{option}: needs the model's file", remedy="Give it: --model MODEL")
+        return _count_by_size(budget, model)
+    return None
+
+
+def _count_by_size(budget: Budget, model: MoeModel) -> int:
+    assert budget.target_size is not None
+    return budgets.most(
+        budget,
+        model.counts,
+        lambda keep: budgets.file_size(model, keep),
+        budget.target_size,
+        "--target-size",
+    )
+
+
+def _count_by_quality(budget: Budget, ranking: Ranking) -> int:
+    wanted = budget.retain
+    assert wanted is not None
+
+    def fits(keep: int) -> bool:
+        if ranking.best_retained(keep) < wanted:
+            return False
+        worst = ranking.plan(keep).worst_retained
+        return worst is None or worst[1] >= wanted
+
+    counts = ranking.statistics.identity.counts
+    return budgets.fewest(budget, counts, fits, f"--retain {wanted}")
+
+
+def _settings(request: Request) -> Mapping[str, Any]:
+    """What the plan's file says of how it was made."""
+    budget = request.budget
+    found: dict[str, Any] = {budget.rule: getattr(budget, budget.rule)}
+    if budget.multiple_of > 1:
+        found["multiple_of"] = budget.multiple_of
+    for name in ("blend", "protect_domains", "always_keep"):
+        if value := getattr(request, name):
+            found[name] = value
+    return found

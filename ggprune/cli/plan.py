@@ -1,0 +1,80 @@
+"""``ggprune plan``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggprune.cli.common import (
+    FILE,
+    force_option,
+    json_option,
+    note,
+    output_option,
+    print_json,
+    table,
+)
+from ggprune.cli.plan_options import budget_options, method_options, request_from
+
+if TYPE_CHECKING:
+    from ggprune.plan import Plan
+
+
+@click.command("plan")
+@click.argument("stats", type=FILE)
+@budget_options
+@method_options
+@click.option("--model", type=FILE, help="The model, where a budget or method needs it.")
+@output_option("The plan (JSON); without it, it is only shown.")
+@force_option
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="No notes.")
+def command(stats: Path, **arguments: Any) -> None:
+    """Choose which experts stay, from the statistics in STATS.
+
+    The plan says by layer which experts are kept and dropped, and what share of the experts'
+    contribution is retained. `ggprune apply` writes the model from it.
+    """
+    from ggprune.choosing import Resources, choose_plan
+    from ggprune.errors import OutputError
+    from ggprune.model import open_model
+    from ggprune.statistics import Statistics
+
+    output, quiet = arguments["output"], arguments["quiet"]
+    request = request_from(arguments)
+    if output and output.exists() and not arguments["force"]:
+        raise OutputError(f"{output}: exists", remedy="Use --force to replace it.")
+    statistics = Statistics.load(stats)
+    model = open_model(arguments["model"]) if arguments["model"] else None
+    if model is not None:
+        statistics.identity.check_same(model.identity(), str(stats), str(model.gguf.path))
+    resources = Resources(model=model, say=lambda text: note(text, quiet=quiet))
+    plan = choose_plan(statistics, request, resources)
+    if output:
+        plan.save(output)
+    if arguments["as_json"]:
+        print_json(plan.as_json())
+        return
+    click.echo(table(summary(plan)))
+    if output:
+        click.echo(f"\nWrite the model:  ggprune apply MODEL.gguf {output} -o OUT.gguf")
+
+
+def summary(plan: Plan) -> list[list[str]]:
+    """What a plan does, as rows of a table."""
+    rows = [
+        ["experts", f"{plan.experts} -> {plan.keep} a layer, by {plan.method}"],
+    ]
+    if plan.worst_retained and plan.mean_retained is not None:
+        layer, share = plan.worst_retained
+        rows.append(
+            ["retained", f"worst {share:.2%} (layer {layer}), mean {plan.mean_retained:.2%}"]
+        )
+    covered = plan.settings.get("coverage")
+    weights = plan.settings.get("weights", {})
+    for name, value in sorted((covered or {}).items(), key=lambda item: item[1]):
+        weight = f", weight {weights[name]:.2f}" if name in weights else ""
+        rows.append([f"coverage of {name}", f"{value:.2%}{weight}"])
+    return rows

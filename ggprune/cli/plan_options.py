@@ -1,0 +1,135 @@
+"""Options that decide which experts stay, shared by ``plan`` and ``prune``."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggprune.cli.common import SIZE, Command
+
+if TYPE_CHECKING:
+    from ggprune.choosing import Request
+
+_TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
+
+METHOD_HELP = (
+    "How experts are scored: reap, contribution, frequency, gate, ean, man, msan or random."
+)
+
+
+class Tokens(click.ParamType):  # type: ignore[type-arg]
+    """A number of tokens: 4096 or 32k (of 1024)."""
+
+    name = "tokens"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        if isinstance(value, int):
+            return value
+        match = _TOKENS.fullmatch(str(value).strip())
+        if match is None or not int(match[1]):
+            self.fail(f"{value!r} is not a number of tokens; write 4096 or 32k", param, ctx)
+        return int(match[1]) * (1024 if match[2] else 1)
+
+
+TOKENS = Tokens()
+
+
+def budget_options(command: Command) -> Command:
+    """How many experts stay; see request_from."""
+    for option in reversed(
+        (
+            click.option("--keep", type=click.IntRange(1), help="Experts that stay in each layer."),
+            click.option(
+                "--ratio",
+                type=click.FloatRange(0, 1, max_open=True),
+                help="Or the share to remove: 0.2 drops at most a fifth.",
+            ),
+            click.option(
+                "--retain",
+                type=click.FloatRange(0, 1, min_open=True),
+                help="Or the share of Σ g‖f‖ every layer keeps: 0.99; takes the fewest experts.",
+            ),
+            click.option("--target-size", type=SIZE, help="Or the largest file: 14G."),
+            click.option(
+                "--multiple-of",
+                type=click.IntRange(1),
+                default=1,
+                help="The count is to be a multiple of this.",
+            ),
+            click.option(
+                "--round",
+                "rounding",
+                type=click.Choice(["down", "up"]),
+                help="Take the nearest possible count below or above instead of complaining.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def method_options(command: Command) -> Command:
+    """Which experts stay; see request_from."""
+    for option in reversed(
+        (
+            click.option("--method", default="reap", show_default=True, help=METHOD_HELP),
+            click.option(
+                "--seed", default=0, show_default=True, help="For what is drawn at random."
+            ),
+            click.option(
+                "--blend",
+                default="",
+                metavar="uniform|maxmin|NAME=W,…",
+                help="Weigh domains: alike, for the one served worst, or by these weights.",
+            ),
+            click.option(
+                "--protect-domain",
+                "protect_domains",
+                multiple=True,
+                metavar="NAME[=0.95]",
+                help="A domain that keeps at least this coverage; repeatable.",
+            ),
+            click.option(
+                "--always-keep",
+                multiple=True,
+                metavar="LAYER:EXPERT,…",
+                help="Experts that stay in any case: 3:17,44; repeatable.",
+            ),
+            click.option(
+                "--no-super-experts",
+                is_flag=True,
+                help="Do not protect experts with far larger outputs than all others.",
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def request_from(arguments: dict[str, Any]) -> Request:
+    """Take the options of both out of a command's arguments.
+
+    Raises:
+        InputError: no budget, or several.
+    """
+    from ggprune.budget import Budget
+    from ggprune.choosing import Request
+
+    names = ("keep", "ratio", "retain", "target_size", "multiple_of")
+    budget = Budget(
+        **{name: arguments.pop(name) for name in names},
+        rounding=arguments.pop("rounding") or "",
+    )
+    _ = budget.rule
+    return Request(
+        budget=budget,
+        method=arguments.pop("method"),
+        seed=arguments.pop("seed"),
+        blend=arguments.pop("blend"),
+        protect_domains=arguments.pop("protect_domains"),
+        always_keep=arguments.pop("always_keep"),
+        super_experts=not arguments.pop("no_super_experts"),
+    )
