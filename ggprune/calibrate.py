@@ -8,23 +8,30 @@ it reads.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import NoReturn, Protocol
 
 from ggprune import chat, texts
-from ggprune.checkpoint import SEQUENCES, Checkpoint, Chunk
+from ggprune.checkpoint import Checkpoint, Chunk
 from ggprune.collect import RoutingObserver
-from ggprune.errors import InputError, Interrupted
+from ggprune.errors import GgpruneError, InputError, Interrupted, OutputError
 from ggprune.generate import Sampling, generate
 from ggprune.gguf_file import check_targets
 from ggprune.llama.library import library
 from ggprune.llama.observing import Observer
-from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions
 from ggprune.model import MoeModel
+from ggprune.sequences import replay, sequences
 from ggprune.statistics import PER_EXPERT, Domain, ExpertSums, Statistics
+
+#: The setting that says which part of a run a statistics file holds, "3/16".
+SHARD = "shard"
+
+#: Full batches in a context: the last one of a context is seldom full.
+_BATCHES = 4
 
 _CHECKPOINT_SECONDS = 60.0
 
@@ -39,6 +46,8 @@ class Settings:
         generate: tokens the model adds to a prompt; 0 turns that off.
         parallel: prompts answered at the same time.
         seed: for the answers.
+        shard: run the i-th of n equal parts of the text only, as (i, n) counted from 1; the
+            statistics of all parts are put together by merging.merge.
     """
 
     ctx: int = 2048
@@ -48,12 +57,16 @@ class Settings:
     seed: int = 0
     temperature: float = 0.8
     top_p: float = 0.95
+    shard: tuple[int, int] = (1, 1)
 
     def recorded(self) -> dict[str, str | int]:
         """What the statistics file says of them, and what must agree to continue a run."""
         from ggprune.version import VERSION
 
+        number, count = self.shard
+        part: dict[str, str | int] = {SHARD: f"{number}/{count}"} if count > 1 else {}
         return {
+            **part,
             "ctx": self.ctx,
             "max_tokens": self.max_tokens or 0,
             "generate": self.generate,
@@ -110,10 +123,12 @@ class Run:
         """
         self.model.require_prunable()
         checkpoint = self._resume()
-        if checkpoint is None or checkpoint.done < len(checkpoint.groups):
+        if checkpoint is None or not checkpoint.is_complete:
             with LlamaModel(self.model.gguf.path, self.options) as llama:
                 checkpoint = checkpoint or self._start(llama)
-                self._observe(llama, checkpoint)
+                with self._keeping(checkpoint):
+                    self._answer(llama, checkpoint)
+                    self._observe(llama, checkpoint)
         return checkpoint.statistics
 
     def run_into(self, output: Path, *, force: bool = False) -> Statistics:
@@ -143,7 +158,8 @@ class Run:
         return a_domain * len(self.sources)
 
     def _resume(self) -> Checkpoint | None:
-        if self.partial is None or not self.partial.exists():
+        """What an earlier run left; other observers would miss it, so they start anew."""
+        if self.partial is None or self.observers or not self.partial.exists():
             return None
         checkpoint = Checkpoint.load(self.partial)
         checkpoint.check_same(
@@ -160,8 +176,6 @@ class Run:
 
     def _start(self, llama: LlamaModel) -> Checkpoint:
         chunks = self._chunks(llama)
-        if not chunks:
-            raise InputError("there is no text to calibrate on", remedy="Give some with --text.")
         hashes = self._hashes()
         names = [source.domain for source in self.sources]
         rows, experts = len(self.model.moe_layers), self.model.experts
@@ -172,125 +186,126 @@ class Run:
         statistics = Statistics(identity, self.model.moe_layers, domains, self._settings())
         return Checkpoint(statistics, chunks, 0, capacity=self._capacity(chunks))
 
-    def _capacity(self, chunks: Sequence[Chunk]) -> int:
-        """Tokens a context holds: whatever the longest chunk and a full batch need."""
-        return max(self.options.ubatch, *(len(chunk.tokens) for chunk in chunks))
-
     def _chunks(self, llama: LlamaModel) -> list[Chunk]:
-        template = chat.template_of(llama, self.model.gguf.get("tokenizer.chat_template"))
-        chunks, prompts = [], []
-        for index, source in enumerate(self.sources):
-            room = self.settings.max_tokens
-            for document in source.documents:
-                tokens = chat.tokenize(llama, template, document)
-                tokens = tokens if room is None else tokens[:room]
-                room = room if room is None else room - len(tokens)
-                if document.awaits_answer and self.settings.generate and template:
-                    tokens = tokens[: max(self.settings.ctx - self.settings.generate, 1)]
-                    prompts.append(Chunk(index, tuple(tokens)))
-                elif tokens:
-                    chunks += _cut(index, tokens, self.settings.ctx, llama)
-        return chunks + self._answered(llama, prompts)
+        settings = self.settings
+        chunks = sequences(
+            llama,
+            chat.template_of(llama, self.model.gguf.get("tokenizer.chat_template")),
+            self.sources,
+            ctx=settings.ctx,
+            max_tokens=settings.max_tokens,
+            generate=settings.generate,
+        )
+        if not chunks:
+            raise InputError("there is no text to calibrate on", remedy="Give some with --text.")
+        number, count = settings.shard
+        mine = chunks[number - 1 :: count]
+        if not mine:
+            raise InputError(
+                f"shard {number} of {count} is empty: the text has {len(chunks)} sequences",
+                remedy=f"Use at most {len(chunks)} shards, or a smaller --ctx.",
+            )
+        return mine
 
-    def _answered(self, llama: LlamaModel, prompts: list[Chunk]) -> list[Chunk]:
-        """Prompts with the model's own answers."""
-        if not prompts:
-            return []
+    def _capacity(self, chunks: Sequence[Chunk]) -> int:
+        """Tokens a context holds: a few full batches, and at least the longest sequence."""
+        answer = self.settings.generate
+        longest = max(len(c.tokens) + (answer if c.stream is not None else 0) for c in chunks)
+        return max(_BATCHES * self.options.ubatch, longest)
+
+    @contextmanager
+    def _keeping(self, checkpoint: Checkpoint) -> Iterator[None]:
+        """Save what was gathered when the run ends before its time, however it ends."""
+        self._saved_at = time.monotonic()
+        with library().on_abort(lambda: self._rescued(checkpoint)):
+            try:
+                yield
+            except KeyboardInterrupt:
+                self._interrupted(checkpoint)
+            except GgpruneError as error:
+                error.remedy = f"{error.remedy} {self._rescued(checkpoint)}".strip()
+                raise
+
+    def _answer(self, llama: LlamaModel, checkpoint: Checkpoint) -> None:
+        """Let the model answer the prompts, as many at a time as fit; what is done is kept.
+
+        An answer depends a little on what is computed beside it (rounding), so the prompts that
+        go together are the same in a run that was interrupted.
+        """
+        left = checkpoint.unanswered
         limit, settings = self.settings.generate, self.settings
         sampling = Sampling(settings.temperature, settings.top_p, seed=settings.seed)
-        total = limit * len(prompts)
-        with self.progress(total, "generating", "tok") as progress:
-            answers = generate(
-                llama,
-                [prompt.tokens for prompt in prompts],
-                max_tokens=limit,
-                parallel=settings.parallel,
-                sampling=sampling,
-                progress=progress,
-            )
-        return [
-            Chunk(prompt.domain, prompt.tokens + tuple(answer))
-            for prompt, answer in zip(prompts, answers, strict=True)
-            if prompt.tokens
-        ]
+        if not left:
+            return
+        with self.progress(limit * len(left), "generating", "tok") as progress:
+            for at in range(0, len(left), settings.parallel):
+                batch = left[at : at + settings.parallel]
+                prompts = [checkpoint.chunks[index] for index in batch]
+                answers = generate(
+                    llama,
+                    [prompt.tokens for prompt in prompts],
+                    max_tokens=limit,
+                    parallel=settings.parallel,
+                    sampling=sampling,
+                    streams=[prompt.stream or 0 for prompt in prompts],
+                    progress=progress,
+                )
+                checkpoint.answer(dict(zip(batch, answers, strict=True)))
+                self._save_sometimes(checkpoint)
 
-    def _observer(self) -> RoutingObserver:
-        return RoutingObserver(
+    def _observe(self, llama: LlamaModel, checkpoint: Checkpoint) -> None:
+        observer = RoutingObserver(
             self.model.require_prunable(),
             self.model.moe_layers,
             self.model.experts,
             cut=not self.observers,
         )
-
-    def _observe(self, llama: LlamaModel, checkpoint: Checkpoint) -> None:
-        observer = self._observer()
-        self._saved_at = time.monotonic()
-        total = sum(len(chunk.tokens) for chunk in checkpoint.chunks)
+        groups, total = checkpoint.groups, checkpoint.tokens
         with (
             LlamaContext(
                 llama,
                 n_ctx=checkpoint.capacity,
-                n_sequences=min(SEQUENCES, len(checkpoint.chunks)),
+                n_sequences=max(len(group) for group in groups),
                 observers=(*self.observers, observer),
             ) as context,
             self.progress(total, "calibrating", "tok", initial=checkpoint.tokens_done) as progress,
         ):
-            try:
-                for group in checkpoint.groups[checkpoint.done :]:
-                    _replay(context, group)
-                    checkpoint.finish(group, observer.take())
-                    progress(sum(len(chunk.tokens) for chunk in group))
-                    self._save_sometimes(checkpoint)
-            except KeyboardInterrupt:
-                self._interrupted(checkpoint)
+            for group in groups[checkpoint.done :]:
+                replay(context, group)
+                checkpoint.finish(group, observer.take())
+                progress(sum(len(chunk.tokens) for chunk in group))
+                self._save_sometimes(checkpoint)
 
     def _save_sometimes(self, checkpoint: Checkpoint) -> None:
-        if self.partial and time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
-            checkpoint.save(self.partial)
-            self._saved_at = time.monotonic()
+        if time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:
+            self._save(checkpoint)
 
-    def _interrupted(self, checkpoint: Checkpoint) -> None:
-        if self.partial is None:
-            raise Interrupted("interrupted: nothing was kept")
-        checkpoint.save(self.partial)
-        raise Interrupted(
-            f"interrupted: {checkpoint.tokens_done:,} tokens are kept in {self.partial}",
-            remedy="The same command continues from there.",
+    def _save(self, checkpoint: Checkpoint) -> bool:
+        """Save, or say why not: a full disk now need not be one at the end."""
+        if self.partial is None or self.observers:
+            return False
+        self._saved_at = time.monotonic()
+        try:
+            checkpoint.save(self.partial)
+        except OutputError as error:
+            self.say(f"what was gathered so far cannot be kept: {error.message}")
+            return False
+        return True
+
+    def _rescued(self, checkpoint: Checkpoint) -> str:
+        """Save, and say where."""
+        if not self._save(checkpoint):
+            return ""
+        return (
+            f"What was gathered ({checkpoint.tokens_done:,} tokens) is kept in {self.partial}; "
+            f"the same command continues from there."
         )
+
+    def _interrupted(self, checkpoint: Checkpoint) -> NoReturn:
+        remedy = self._rescued(checkpoint)
+        raise Interrupted("interrupted" + ("" if remedy else ": nothing was kept"), remedy=remedy)
 
 
 def partial_path(output: Path) -> Path:
     """Where a run keeps what it gathered until ``output`` is complete."""
     return output.with_name(output.name + ".partial")
-
-
-def _cut(domain: int, tokens: list[int], ctx: int, llama: LlamaModel) -> list[Chunk]:
-    """Consecutive chunks of at most ``ctx`` tokens, nothing repeated, nothing skipped.
-
-    Each chunk after the first starts with BOS too where the model wants one: without it the first
-    token of a chunk would take over its part (attention sink) with outlying activations.
-    """
-    if not llama.adds_bos or tokens[0] != llama.bos:
-        return [Chunk(domain, tuple(tokens[at : at + ctx])) for at in range(0, len(tokens), ctx)]
-    body, step = tokens[1:], ctx - 1
-    starts = range(0, max(len(body), 1), step)
-    return [Chunk(domain, (llama.bos, *body[at : at + step])) for at in starts]
-
-
-def _replay(context: LlamaContext, group: Sequence[Chunk]) -> None:
-    """Run chunks through the model as parallel sequences, in full batches."""
-    context.clear()
-    parts: list[Tokens] = []
-    used = 0
-    for sequence, chunk in enumerate(group):
-        at = 0
-        while at < len(chunk.tokens):
-            take = chunk.tokens[at : at + context.n_batch - used]
-            parts.append(Tokens(sequence, at, take))
-            at += len(take)
-            used += len(take)
-            if used == context.n_batch:
-                context.decode(parts)
-                parts, used = [], 0
-    if parts:
-        context.decode(parts)

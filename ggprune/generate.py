@@ -51,6 +51,7 @@ def generate(
     max_tokens: int,
     parallel: int = 8,
     sampling: Sampling | None = None,
+    streams: Sequence[int] | None = None,
     observers: Sequence[Observer] = (),
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[list[int]]:
@@ -64,6 +65,7 @@ def generate(
         max_tokens: of each answer.
         parallel: sequences at the same time.
         sampling: greedy if not given.
+        streams: the stream of random numbers each prompt draws from; by default its index.
         observers: to watch or mask while generating.
         progress: called with the number of tokens just generated.
 
@@ -82,7 +84,7 @@ def generate(
     answers: list[list[int]] = [[] for _ in prompts]
     waiting = list(range(len(prompts)))[::-1]
     slots: list[_Slot | None] = [None] * parallel
-    draws = [np.random.default_rng([sampling.seed, index]) for index in range(len(prompts))]
+    draws = [np.random.default_rng([sampling.seed, n]) for n in streams or range(len(prompts))]
     size = longest * parallel
     with LlamaContext(model, n_ctx=size, n_sequences=parallel, observers=observers) as context:
         while True:

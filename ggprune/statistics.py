@@ -6,6 +6,7 @@ a GGUF file: any reader of the format can open it.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -230,10 +231,25 @@ def _write(
             writer.add_tensor(f"domain.{index}.{name}", getattr(domain.sums, name))
     for name, array in extra.items():
         writer.add_tensor(name, array)
+    writer.add_string(f"{_PREFIX}.sha256", _digest(statistics, extra))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _digest(statistics: Statistics, extra: Mapping[str, npt.NDArray[Any]]) -> str:
+    """SHA-256 of everything that the file holds, to recognise a damaged one."""
+    digest = hashlib.sha256()
+    texts = [[domain.name, domain.sha256, domain.tokens] for domain in statistics.domains]
+    facts = [asdict(statistics.identity), statistics.layers, dict(statistics.settings), texts]
+    digest.update(json.dumps(facts, sort_keys=True).encode())
+    for domain in statistics.domains:
+        for name in FIELDS:
+            digest.update(getattr(domain.sums, name).tobytes())
+    for name in sorted(extra):
+        digest.update(name.encode() + extra[name].tobytes())
+    return digest.hexdigest()
 
 
 def _read(path: Path, extra: dict[str, npt.NDArray[Any]] | None) -> Statistics:
@@ -253,9 +269,13 @@ def _read(path: Path, extra: dict[str, npt.NDArray[Any]] | None) -> Statistics:
         reader = gguf.GGUFReader(path)
         values = {name: field.contents() for name, field in reader.fields.items()}
         tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+        others = {n: t for n, t in tensors.items() if not n.startswith("domain.")}
         if extra is not None:
-            extra.update({n: t for n, t in tensors.items() if not n.startswith("domain.")})
-        return _from_file(values, tensors)
+            extra.update(others)
+        statistics = _from_file(values, tensors)
+        if values[f"{_PREFIX}.sha256"] != _digest(statistics, others):
+            raise ValueError("its content is not what was written")
+        return statistics
     except GgpruneError:
         raise
     except (KeyError, ValueError, TypeError, IndexError) as error:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ggprune.errors import LlamaError
@@ -35,6 +37,7 @@ _OPERATIONS = {OP_MUL_MAT: b"MUL_MAT", OP_MUL_MAT_ID: b"MUL_MAT_ID"}
 _SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "ggml_tensor_overhead": ([], ctypes.c_size_t),
     "ggml_op_name": ([ctypes.c_int], ctypes.c_char_p),
+    "ggml_set_abort_callback": ([ctypes.c_void_p], ctypes.c_void_p),
     "ggml_nbytes": ([ctypes.c_void_p], ctypes.c_size_t),
     "ggml_backend_buffer_is_host": ([ctypes.c_void_p], ctypes.c_bool),
     "ggml_backend_tensor_get": (
@@ -71,6 +74,8 @@ class Library:
         self.path = str(api._lib._name)
         self.ggml = _resolve(api._lib)
         self._log = LogCatcher(api)
+        self._abort = AbortCatcher()
+        self.ggml["ggml_set_abort_callback"](self._abort.pointer)
         self._check_layout()
         api.llama_backend_init()
 
@@ -82,6 +87,15 @@ class Library:
     def verbose(self, on: bool) -> None:
         """Let llama.cpp's own log through to stderr, or not."""
         self._log.passing = on
+
+    @contextmanager
+    def on_abort(self, rescue: Callable[[], str]) -> Iterator[None]:
+        """Call ``rescue`` if llama.cpp aborts the process in the block; it returns a remedy."""
+        before, self._abort.rescue = self._abort.rescue, rescue
+        try:
+            yield
+        finally:
+            self._abort.rescue = before
 
     def _check_layout(self) -> None:
         """Compare our offsets and numbers with the library's before reading a single tensor."""
@@ -117,6 +131,29 @@ class LogCatcher:
             self.last_error = line.strip()
         if self.passing:
             sys.stderr.write(line)
+
+
+class AbortCatcher:
+    """Ends the process as an error does when llama.cpp would abort it.
+
+    A failed assertion, or an RPC server that went away, leaves no other way: the C++ code that
+    called cannot be returned to.
+    """
+
+    def __init__(self) -> None:
+        self.rescue: Callable[[], str] = str
+        self._callback = ctypes.CFUNCTYPE(None, ctypes.c_char_p)(self._receive)
+        self.pointer = ctypes.cast(self._callback, ctypes.c_void_p)
+
+    def _receive(self, message: bytes) -> None:
+        try:
+            text = message.decode("utf-8", "replace").strip()
+            sys.stderr.write(f"Error: llama.cpp stopped: {text}\n")
+            if remedy := self.rescue():
+                sys.stderr.write(f"  -> {remedy}\n")
+            sys.stderr.flush()
+        finally:
+            os._exit(LlamaError.exit_code)
 
 
 @functools.cache
