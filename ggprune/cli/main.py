@@ -27,6 +27,12 @@ COMMANDS: dict[str, Entry] = {
     "stats": Entry("stats", "Show a statistics file."),
     "plan": Entry("plan", "Choose which experts stay."),
     "apply": Entry("apply", "Write the model that a plan describes."),
+    "imatrix": Entry("imatrix", "Gather an importance matrix for quantizing."),
+    "slice-imatrix": Entry("slice_imatrix", "Cut an importance matrix to the kept experts."),
+    "quantize": Entry("quantize", "Quantize a model, or prune and quantize in one go."),
+    "evaluate": Entry("evaluate", "Measure a plan or a pruned model against the original."),
+    "card": Entry("card", "Write a model card for the Hub."),
+    "push": Entry("push", "Publish a folder of models on the Hugging Face Hub."),
 }
 
 DEFAULT = "prune"
