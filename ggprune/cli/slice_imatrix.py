@@ -1,0 +1,28 @@
+"""``ggprune slice-imatrix``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ggprune.cli.common import FILE, force_option, output_option
+
+
+@click.command("slice-imatrix")
+@click.argument("imatrix", type=FILE)
+@click.option("--plan", type=FILE, required=True, help="The plan that the model was pruned by.")
+@output_option("The importance matrix of the pruned model.", required=True)
+@force_option
+def command(imatrix: Path, plan: Path, output: Path, force: bool) -> None:
+    """Cut IMATRIX, made for a full model, to the experts that a plan keeps.
+
+    Reads llama.cpp's GGUF format and its older .dat, and writes the format it read.
+    """
+    from ggprune.gguf_file import check_targets
+    from ggprune.imatrix import Imatrix
+    from ggprune.plan import Plan
+
+    check_targets([output], 0, force=force)
+    Imatrix.load(imatrix).sliced(Plan.load(plan), str(imatrix)).save(output)
+    click.echo(str(output))

@@ -1,0 +1,66 @@
+"""Names of quantizations: of files, of tensors, and in file names."""
+
+from __future__ import annotations
+
+import math
+import re
+
+from ggprune.errors import InputError
+from ggprune.gguf_file import TENSOR_TYPES, GgufModel, tensor_type_name
+from ggprune.llama.quantizing import ALIASES, FILE_TYPES
+
+_UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
+_QUANT = r"(?:UD-)?I?Q\d_(?:K(?:_[A-Z]{1,2})?|[01]|NL|XXS|XS|S|M)|TQ\d_0|MXFP4(?:_MOE)?|B?F16|F32"
+_SUFFIX = re.compile(rf"[-.](?:{_QUANT}|FP16)(?=$|-\d+e$)", re.IGNORECASE)
+
+
+def file_type(name: str) -> str:
+    """The name of a quantization type as llama-quantize prints it.
+
+    Raises:
+        InputError: there is none of this name; names all.
+    """
+    upper = name.upper()
+    upper = ALIASES.get(upper, upper)
+    if upper not in FILE_TYPES:
+        known = ", ".join(sorted(FILE_TYPES))
+        raise InputError(f"{name}: is not a quantization type", remedy=f"Known: {known}.")
+    return upper
+
+
+def tensor_type(name: str) -> int:
+    """The number of a tensor type: q8_0, f16.
+
+    Raises:
+        InputError: there is none of this name.
+    """
+    for number, known in TENSOR_TYPES.items():
+        if known.name == name.upper():
+            return number
+    names = ", ".join(known.name for known in TENSOR_TYPES.values())
+    raise InputError(f"{name}: is not a tensor type", remedy=f"Known: {names}.")
+
+
+def result_stem(stem: str) -> str:
+    """A model's name without its quantization: ``Big-109e`` of ``Big-BF16-109e``."""
+    return _SUFFIX.sub("", stem)
+
+
+def quantized_share(model: GgufModel) -> tuple[float, str]:
+    """How much of a file is quantized already, 0 to 1, and as what mostly."""
+    sizes: dict[str, int] = {}
+    for tensor in model.tensors:
+        name = tensor_type_name(tensor.type)
+        sizes[name] = sizes.get(name, 0) + tensor.nbytes
+    quantized = {name: size for name, size in sizes.items() if name not in _UNQUANTIZED}
+    if not quantized:
+        return 0.0, ""
+    return sum(quantized.values()) / sum(sizes.values()), max(quantized, key=quantized.__getitem__)
+
+
+def tensor_bytes(shape: tuple[int, ...], type_name: str) -> int:
+    """Bytes of a tensor of this shape and type; 0 for an unknown type."""
+    known = next((each for each in TENSOR_TYPES.values() if each.name == type_name), None)
+    if known is None:
+        return 0
+    return math.prod(shape) // known.block * known.size
