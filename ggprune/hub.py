@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ggprune.errors import GgpruneError
-from ggprune.hub_errors import Failure, redacted
+from ggprune.errors import GgpruneError, HubError
+from ggprune.hub_errors import LOGIN, Failure, redacted
 from ggprune.hub_files import LocalFile, RemoteFile, Repo
 
 if TYPE_CHECKING:
@@ -52,6 +52,11 @@ class Hub:
         prefix = "" if repo.kind == "model" else f"{repo.kind}s/"
         tail = f"/tree/{repo.revision}" if repo.revision else ""
         return f"{self.endpoint}/{prefix}{repo.name}{tail}"
+
+    def require_token(self) -> None:
+        """Raise HubError unless there is a token: writing needs one."""
+        if not _token():
+            raise HubError("the Hub takes files only from someone it knows", remedy=LOGIN)
 
     def files(self, repo: Repo) -> list[RemoteFile]:
         """All files of a repository at its revision, by path.

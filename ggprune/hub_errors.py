@@ -23,7 +23,7 @@ _SECRETS = (
     (re.compile(r"(https?://)[^\s/@'\"<>]+@"), r"\1***@"),
 )
 _AGAIN = "Run the same command again: it continues where it stopped."
-_LOGIN = "hf auth login  (or set HF_TOKEN)"
+LOGIN = "hf auth login  (or set HF_TOKEN)"
 
 
 def redacted(text: str, token: str | None = None) -> str:
@@ -136,17 +136,17 @@ def _explain(status: int, code: str, names: set[str], token: bool) -> tuple[str,
     """What happened, and what to do about it."""
     if code == "GatedRepo" or "GatedRepoError" in names:
         ask = "Accept its conditions on its page on the Hub"
-        return "it is gated", f"{ask}, then: {_LOGIN}"
+        return "it is gated", f"{ask}, then: {LOGIN}"
     if status == 401 and token:
-        return "the token was refused, or it is not there", f"Check the name, then: {_LOGIN}"
+        return "the token was refused, or it is not there", f"Check the name, then: {LOGIN}"
     if status == 401:
-        return "it is private, or it is not there, or this needs a login", _LOGIN
+        return "it is private, or it is not there, or this needs a login", LOGIN
     if status == 403:
         allow = "Use a token with write access to this owner's repositories"
-        return "the token does not allow this", f"{allow}: {_LOGIN}"
+        return "the token does not allow this", f"{allow}: {LOGIN}"
     if status == 404:
         what = {"RevisionNotFound": "revision", "EntryNotFound": "file"}.get(code, "repository")
-        return f"there is no such {what}", f"Check the name; if it is private: {_LOGIN}"
+        return f"there is no such {what}", f"Check the name; if it is private: {LOGIN}"
     if status == 413:
         return "it is too large for the Hub", "Split it with --split-max-size 50G."
     if status == 429:

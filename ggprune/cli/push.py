@@ -1,0 +1,94 @@
+"""``ggprune push``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggprune.cli.common import FILE, human_size, json_option, note, print_json, progress_bar, table
+
+if TYPE_CHECKING:
+    from ggprune.hub import Hub
+    from ggprune.hub_upload import Push
+
+
+@click.command("push")
+@click.argument("folder", type=FILE)
+@click.argument("repo", metavar="OWNER/NAME")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--revision", help="Branch to push to; made if it is not there.  [default: main]")
+@click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
+@json_option
+@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+def command(
+    folder: Path,
+    repo: str,
+    private: bool,
+    revision: str | None,
+    dry_run: bool,
+    as_json: bool,
+    quiet: bool,
+) -> None:
+    """Publish FOLDER as a model repository on the Hugging Face Hub.
+
+    Sends models, card, drop metadata, reports, Modelfiles and SHA256SUMS, each large file as a
+    commit of its own, and checks the hashes that the Hub then reports. Files that are there with
+    the same hash are not sent: after a broken connection, run it again.
+
+    The token is the one of `hf auth login`, or HF_TOKEN.
+    """
+    from ggprune.hub import Hub
+    from ggprune.hub_upload import carry_out, contents, prepare, repository
+
+    target = repository(repo, revision)
+    files, _ = contents(folder)
+    hub = Hub(quiet=quiet, say=lambda text: note(text, quiet=quiet))
+    if not dry_run:
+        hub.require_token()
+    total = sum(path.stat().st_size for path in files)
+    with progress_bar(total, "hashing", "B", quiet=quiet) as advance:
+        push = prepare(folder, target, hub, progress=advance)
+    _notes(push, private=private, quiet=quiet)
+    if not dry_run:
+        carry_out(push, folder, hub, private=private, say=lambda text: note(text, quiet=quiet))
+    _show(push, hub, dry_run=dry_run, as_json=as_json)
+
+
+def _notes(push: Push, *, private: bool, quiet: bool) -> None:
+    from ggprune.hub_upload import CARD
+
+    names = {file.name for file in (*push.upload, *push.present)}
+    if CARD not in names:
+        note("There is no README.md; `ggprune card MODEL` writes one.", quiet=quiet)
+    if push.left_out:
+        note(f"Left out: {', '.join(push.left_out)}", quiet=quiet)
+    if private and not push.creates:
+        note("The repository exists; --private does not change it.", quiet=quiet)
+
+
+def _show(push: Push, hub: Hub, *, dry_run: bool, as_json: bool) -> None:
+    """The result, on stdout."""
+    done = "would upload" if dry_run else "uploaded"
+    if as_json:
+        result: dict[str, Any] = {
+            "repo": push.repo.name,
+            "revision": push.repo.revision or "main",
+            "url": hub.url(push.repo),
+            "dry_run": dry_run,
+            "creates": push.creates,
+            "upload": [_described(file) for file in push.upload],
+            "present": [_described(file) for file in push.present],
+            "left_out": list(push.left_out),
+        }
+        print_json(result)
+        return
+    rows = [[done, human_size(file.size), file.name] for file in push.upload]
+    rows += [["present", human_size(file.size), file.name] for file in push.present]
+    click.echo(table(rows))
+    click.echo(f"{hub.url(push.repo)}: {human_size(push.bytes_to_send)} {done}")
+
+
+def _described(file: Any) -> dict[str, Any]:
+    return {"name": file.name, "size_bytes": file.size, "sha256": file.sha256}
