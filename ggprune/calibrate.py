@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ggprune import chat, texts
-from ggprune.checkpoint import Checkpoint, Chunk
+from ggprune.checkpoint import Checkpoint, Chunk, check_same_run
 from ggprune.collect import RoutingObserver
-from ggprune.errors import GgpruneError, InputError, Interrupted, OutputError
+from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError, OutputError
 from ggprune.generate import Sampling, generate
 from ggprune.gguf_file import check_targets
 from ggprune.llama.library import library
@@ -151,6 +151,16 @@ class Run:
         statistics.save(output)
         self.partial.unlink(missing_ok=True)
         return statistics
+
+    def difference(self, known: Statistics) -> str:
+        """How finished statistics differ from what this run would gather; empty if they do not."""
+        try:
+            check_same_run(
+                known, self.model.identity(), self._settings(), self._hashes(), "this file"
+            )
+        except MismatchError as error:
+            return error.message
+        return ""
 
     def _file_size(self) -> int:
         """Bytes of the statistics file, about: an upper bound without the header."""

@@ -133,20 +133,7 @@ class Checkpoint:
         name: str,
     ) -> None:
         """Raise MismatchError, naming what differs, unless this run may be continued."""
-        self.statistics.identity.check_same(identity, name, "this model")
-        remedy = f"Use the same options to continue, or remove {name} to start again."
-        mine = self.statistics.settings
-        for key in (*mine, *(key for key in settings if key not in mine)):
-            if settings.get(key) != mine.get(key):
-                raise MismatchError(
-                    f"{name}: was made with {key} {mine.get(key, 'not set')}, "
-                    f"now it is {settings.get(key, 'not set')}",
-                    remedy=remedy,
-                )
-        known = {domain.name: domain.sha256 for domain in self.statistics.domains}
-        different = sorted({text for text, _ in set(known.items()) ^ set(hashes.items())})
-        if different:
-            raise MismatchError(f"{name}: the text of {different[0]!r} differs", remedy=remedy)
+        check_same_run(self.statistics, identity, settings, hashes, name)
 
     def save(self, path: Path) -> None:
         """Write the checkpoint, whole or not at all.
@@ -215,3 +202,31 @@ def _grouped(chunks: Sequence[Chunk], capacity: int) -> Iterator[list[Chunk]]:
 
 def _by_domain(chunk: Chunk) -> int:
     return chunk.domain
+
+
+def check_same_run(
+    statistics: Statistics,
+    identity: Identity,
+    settings: Mapping[str, str | int],
+    hashes: Mapping[str, str],
+    name: str,
+) -> None:
+    """Compare statistics with what a run would gather.
+
+    Raises:
+        MismatchError: they are of another model, text or setting; names what differs.
+    """
+    statistics.identity.check_same(identity, name, "this model")
+    remedy = f"Use the same options to continue, or remove {name} to start again."
+    mine = statistics.settings
+    for key in (*mine, *(key for key in settings if key not in mine)):
+        if settings.get(key) != mine.get(key):
+            raise MismatchError(
+                f"{name}: was made with {key} {mine.get(key, 'not set')}, "
+                f"now it is {settings.get(key, 'not set')}",
+                remedy=remedy,
+            )
+    known = {domain.name: domain.sha256 for domain in statistics.domains}
+    different = sorted({text for text, _ in set(known.items()) ^ set(hashes.items())})
+    if different:
+        raise MismatchError(f"{name}: the text of {different[0]!r} differs", remedy=remedy)
