@@ -31,6 +31,8 @@ COMMANDS: dict[str, Entry] = {
     "slice-imatrix": Entry("slice_imatrix", "Cut an importance matrix to the kept experts."),
     "quantize": Entry("quantize", "Quantize a model, or prune and quantize in one go."),
     "evaluate": Entry("evaluate", "Measure a plan or a pruned model against the original."),
+    "sweep": Entry("sweep", "Measure how the damage grows the fewer experts stay."),
+    "report": Entry("report", "Show what pruning cost: one HTML page, and JSON."),
     "card": Entry("card", "Write a model card for the Hub."),
     "push": Entry("push", "Publish a folder of models on the Hugging Face Hub."),
 }

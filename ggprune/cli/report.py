@@ -1,0 +1,81 @@
+"""``ggprune report``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggprune.cli.common import FILE, force_option, json_option, note, output_option, print_json
+from ggprune.errors import InputError
+
+#: Bytes that a page needs at most: the libraries, and 60 layers of 512 experts.
+_LARGEST = 4 << 20
+
+
+@click.command("report")
+@click.option("--statistics", type=FILE, metavar="STATS", help="What calibrate wrote.")
+@click.option("--plan", type=FILE, metavar="PLAN", help="What plan wrote.")
+@click.option("--metadata", type=FILE, metavar="JSON", help="The drop metadata of a result.")
+@click.option("--evaluation", type=FILE, metavar="JSON", help="What evaluate --json printed.")
+@click.option("--sweep", type=FILE, metavar="JSON", help="What sweep wrote.")
+@click.option("--probe", type=FILE, metavar="JSON", help="What probe wrote.")
+@output_option("Where to write the page; default: report.html, none with --json.")
+@force_option
+@json_option
+def command(
+    statistics: Path | None,
+    plan: Path | None,
+    output: Path | None,
+    force: bool,
+    as_json: bool,
+    **parts: Path | None,
+) -> None:
+    """Show what pruning cost: one HTML page, from whatever a run has left behind.
+
+    Every part may be missing. The page needs no network and opens from the disk; the same
+    numbers are printed with --json, the essential ones without.
+    """
+    from ggprune.gguf_file import check_targets
+    from ggprune.plan import Plan
+    from ggprune.report import ReportInput, build, summary_lines, write_report
+    from ggprune.statistics import Statistics
+
+    target = output or (None if as_json else Path("report.html"))
+    if target:
+        check_targets([target], _LARGEST, force=force)
+    given = ReportInput(
+        Statistics.load(statistics) if statistics else None,
+        Plan.load(plan) if plan else None,
+        *(_read(parts[name]) for name in ("metadata", "evaluation", "sweep", "probe")),
+    )
+    report = write_report(target, given) if target else build(given)
+    if target:
+        note(f"report: {target}")
+    if as_json:
+        print_json(report)
+    else:
+        click.echo("\n".join(summary_lines(report)))
+
+
+def _read(path: Path | None) -> dict[str, Any] | None:
+    """A JSON object, None without a path.
+
+    Raises:
+        InputError: it is none.
+    """
+    if path is None:
+        return None
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(
+            f"{path}: is not JSON: {error}", remedy="Write it with --json or -o."
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path}: is {type(value).__name__}, expected a JSON object")
+    return value

@@ -1,0 +1,7 @@
+"""The report: one self-contained HTML page, the same numbers as JSON, and a terminal summary."""
+
+from ggprune.report.data import ReportInput, build
+from ggprune.report.page import render, write_report
+from ggprune.report.summary import summary_lines
+
+__all__ = ["ReportInput", "build", "render", "summary_lines", "write_report"]

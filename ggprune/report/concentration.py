@@ -1,0 +1,105 @@
+"""How unevenly experts contribute, and how far domains agree on who matters: pure functions.
+
+All of them take non-negative values of the experts of one layer, usually Σ g‖f‖.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+
+def top_share(values: Floats, top: int = 8) -> float:
+    """Share of the sum that the ``top`` largest values have; 0 if the sum is.
+
+    Args:
+        values: of one layer, [experts].
+        top: how many.
+    """
+    total = float(values.sum())
+    if total <= 0:
+        return 0.0
+    return float(np.sort(values)[::-1][:top].sum()) / total
+
+
+def experts_for(values: Floats, share: float = 0.8) -> int:
+    """How many of the largest values it takes to reach ``share`` of the sum; 0 if the sum is 0.
+
+    Args:
+        values: of one layer, [experts].
+        share: between 0 and 1.
+    """
+    total = float(values.sum())
+    if total <= 0:
+        return 0
+    reached = np.cumsum(np.sort(values)[::-1]) / total
+    # Adding up in another order may fall short by rounding: 0.1 + 0.7 < 0.8.
+    return min(int(np.searchsorted(reached, share - 1e-9)) + 1, len(values))
+
+
+def gini(values: Floats) -> float:
+    """Gini coefficient: 0 when all are equal, (n-1)/n when one has everything.
+
+    G = 2 Σ i·x_i / (n Σ x) - (n+1)/n with x ascending and i from 1 (Gini 1912; the form for a
+    finite population).
+
+    Args:
+        values: of one layer, [experts].
+    """
+    total = float(values.sum())
+    count = len(values)
+    if total <= 0:
+        return 0.0
+    weighted = float((np.arange(1, count + 1) * np.sort(values)).sum())
+    return 2 * weighted / (count * total) - (count + 1) / count
+
+
+def top_experts(values: Floats, top: int) -> frozenset[int]:
+    """The ``top`` experts of a layer; the lower index wins a tie."""
+    return frozenset(np.argsort(-values, kind="stable")[:top].tolist())
+
+
+def overlap(values: list[Floats], top: int) -> Floats:
+    """How many of the top experts each pair of domains shares, as a mean over layers.
+
+    Args:
+        values: by domain, [layers, experts]; a layer where a domain has nothing is left out.
+        top: how many experts count as top.
+
+    Returns:
+        [domains, domains], symmetric, ``top`` on the diagonal; NaN where no layer has both.
+    """
+    size = len(values)
+    result = np.full((size, size), np.nan)
+    chosen = [
+        [top_experts(row, top) if row.sum() > 0 else None for row in domain] for domain in values
+    ]
+    for one in range(size):
+        for other in range(size):
+            shared = [
+                len(a & b)
+                for a, b in zip(chosen[one], chosen[other], strict=True)
+                if a is not None and b is not None
+            ]
+            if shared:
+                result[one, other] = float(np.mean(shared))
+    return result
+
+
+def relative(scores: Floats) -> Floats:
+    """Scores as multiples of their layer's mean, or ranks from 0 to 1 if any is negative.
+
+    Experts compete within a layer only, so that is what a picture must make comparable.
+
+    Args:
+        scores: [layers, experts].
+    """
+    if (scores < 0).any():
+        ranks = np.argsort(np.argsort(scores, axis=1, kind="stable"), axis=1, kind="stable")
+        by_rank: Floats = ranks / max(scores.shape[1] - 1, 1)
+        return by_rank
+    mean = scores.mean(axis=1, keepdims=True)
+    multiples: Floats = np.divide(scores, mean, where=mean > 0, out=np.zeros_like(scores))
+    return multiples

@@ -1,0 +1,133 @@
+"""The report in under 25 lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ggprune.report.view import fixed, number, percent
+from ggprune.units import human_size
+
+_MOST_FINDINGS = 6
+
+
+def summary_lines(report: Mapping[str, Any]) -> list[str]:
+    """The essential, fewer than 25 lines.
+
+    Args:
+        report: as ``build`` or ``write_report`` return it.
+    """
+    rows = [
+        ("model", _model(report)),
+        ("size", _size(report)),
+        ("experts", _experts(report)),
+        ("retained", _retained(report)),
+        *_evaluation(report),
+        ("by domain", _by_domain(report)),
+        ("concentration", _concentration(report)),
+        ("domains", _overlap(report)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{name.ljust(width)}  {text}" for name, text in rows if text]
+    lines += _findings(report)
+    return [line.replace("\u202f", " ") for line in lines]
+
+
+def _model(report: Mapping[str, Any]) -> str:
+    return str(report["model"]["name"] or "")
+
+
+def _size(report: Mapping[str, Any]) -> str:
+    size = report["size"]
+    if not size:
+        return ""
+    before, after = human_size(size["before"]), human_size(size["after"])
+    return f"{before} -> {after} (-{percent(size['saved_share'])})"
+
+
+def _experts(report: Mapping[str, Any]) -> str:
+    model = report["model"]
+    if not model["keep"]:
+        return f"{model['experts']} a layer, no plan given" if model["experts"] else ""
+    return f"{model['experts'] or '?'} -> {model['keep']} a layer, by {model['method']}"
+
+
+def _retained(report: Mapping[str, Any]) -> str:
+    retained = report["retained"]
+    if not retained:
+        return ""
+    worst = retained["worst"]
+    return (
+        f"worst layer {worst['layer']} keeps {percent(worst['share'], 2)} of Σ g‖f‖, "
+        f"mean {percent(retained['mean'], 2)}"
+    )
+
+
+def _evaluation(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    found = report["evaluation"]
+    if not found:
+        return []
+    base, candidate = found.get("base") or {}, found.get("candidate") or {}
+    return [
+        (
+            "perplexity",
+            f"{number(base.get('ppl'), 4)} -> {number(candidate.get('ppl'), 4)}, ratio "
+            f"{fixed(found.get('ppl_ratio'))} ± {fixed(found.get('ppl_ratio_se'))}",
+        ),
+        (
+            "KL divergence",
+            f"mean {number(found.get('kld_mean'))} ± {number(found.get('kld_se'), 2)}, "
+            f"99 % of tokens below {number(found.get('kld_p99'))}",
+        ),
+        ("same top token", percent(found.get("top1_agreement"))),
+    ]
+
+
+def _by_domain(report: Mapping[str, Any]) -> str:
+    """The domains that suffer most and least."""
+    domains = (report["evaluation"] or {}).get("domains") or {}
+    known = [(part["kld_mean"], name) for name, part in domains.items() if part.get("kld_mean")]
+    if len(known) < 2:
+        return ""
+    (low, best), (high, worst) = min(known), max(known)
+    return f"mean KL from {number(low)} ({best}) to {number(high)} ({worst})"
+
+
+def _concentration(report: Mapping[str, Any]) -> str:
+    found = report["concentration"]
+    if not found:
+        return ""
+    mean = found["mean"]
+    return (
+        f"top {found['top']} experts have {percent(mean['top_share'], 0)} of Σ g‖f‖; "
+        f"{fixed(mean['experts_for_share'], 0)} reach {percent(found['share'], 0)}; "
+        f"Gini {fixed(mean['gini'], 2)}"
+    )
+
+
+def _overlap(report: Mapping[str, Any]) -> str:
+    """The two domains that agree least."""
+    domains = report["domains"]
+    if not domains or not domains["overlap"]:
+        return ""
+    names, overlap = domains["names"], domains["overlap"]
+    pairs = [
+        (overlap[i][j], names[i], names[j])
+        for i in range(len(names))
+        for j in range(i)
+        if overlap[i][j] is not None
+    ]
+    if not pairs:
+        return ""
+    shared, one, other = min(pairs)
+    return f"least alike: {other} and {one} share {fixed(shared, 1)} of their top {domains['top']}"
+
+
+def _findings(report: Mapping[str, Any]) -> list[str]:
+    found = report["findings"]
+    lines: list[str] = []
+    for each in found[:_MOST_FINDINGS]:
+        lines += [f"BAD: {each['text']}", f"  -> {each['remedy']}"]
+    if len(found) > _MOST_FINDINGS:
+        lines.append(f"and {len(found) - _MOST_FINDINGS} more: see the report")
+    return lines

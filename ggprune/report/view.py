@@ -1,0 +1,107 @@
+"""The report's numbers as people read them: what template and charts need beyond data.build."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ggprune.units import human_size
+
+Report = Mapping[str, Any]
+MISSING = "\N{EN DASH}"
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share as 99.01 %; never 100 % for less than all."""
+    if not _is_number(value):
+        return MISSING
+    text = f"{value:.{digits}%}"
+    if value < 1 and text == f"{1:.{digits}%}":
+        text = f"{1 - 10 ** -(digits + 2):.{digits}%}"
+    return text.replace("%", "\u202f%")
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """Significant digits, without an exponent where that is readable."""
+    if not _is_number(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    text = f"{value:.{digits}g}"
+    return f"{float(text):.0f}" if "e+" in text and value < 1e9 else text
+
+
+def fixed(value: Any, digits: int = 3) -> str:
+    """Digits after the point."""
+    return f"{value:.{digits}f}" if _is_number(value) else MISSING
+
+
+def count(value: Any) -> str:
+    """A whole number with thousands apart."""
+    return f"{value:,}".replace(",", "\u202f") if _is_number(value) else MISSING
+
+
+def settings(values: Mapping[str, Any]) -> str:
+    """Settings on one line; those that are long are left to the JSON form."""
+    shown = []
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            value = ", ".join(f"{key} {number(item)}" for key, item in value.items())
+        text = f"{name}: {value}"
+        if value not in ("", None) and len(text) < 200:
+            shown.append(text)
+    return "; ".join(shown)
+
+
+def tiles(report: Report) -> list[dict[str, str]]:
+    """The numbers on top of the page: name, value, detail."""
+    found: list[tuple[str, str, str]] = []
+    model, size = report["model"], report["size"]
+    retained, evaluation = report["retained"], report["evaluation"] or {}
+    if size:
+        before, after = human_size(size["before"]), human_size(size["after"])
+        found.append(("Size", after, f"before {before}, \N{MINUS SIGN}{percent(size['saved_share'])}"))
+    if model["keep"]:
+        used = f", {model['experts_used']} used" if model["experts_used"] else ""
+        found.append(("Experts a layer", str(model["keep"]), f"of {model['experts'] or '?'}{used}"))
+    if retained:
+        worst = retained["worst"]
+        name = "Worst layer retains"
+        detail = f"layer {worst['layer']}; mean {percent(retained['mean'], 2)}"
+        found.append((name, percent(worst["share"], 2), detail))
+    if _is_number(evaluation.get("ppl_ratio")):
+        detail = f"± {fixed(evaluation.get('ppl_ratio_se'))}, pruned over base"
+        found.append(("Perplexity ratio", fixed(evaluation["ppl_ratio"]), detail))
+    if _is_number(evaluation.get("kld_mean")):
+        detail = f"99 % of tokens below {number(evaluation.get('kld_p99'), 2)}"
+        found.append(("Mean KL divergence", number(evaluation["kld_mean"]), detail))
+    if _is_number(evaluation.get("top1_agreement")):
+        found.append(("Same top token", percent(evaluation["top1_agreement"]), "as the base model"))
+    return [{"name": name, "value": value, "detail": detail} for name, value, detail in found]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def sweep(report: Report) -> dict[str, Any] | None:
+    """The curve: points with a size for people, the cliff and the smallest count by method."""
+    given = report["sweep"]
+    if not given or not given.get("points"):
+        return None
+    points = []
+    for point in given["points"]:
+        size = point.get("size_bytes")
+        points.append({**point, "size": human_size(size) if size else ""})
+    smallest = {name: keep for name, keep in (given.get("smallest") or {}).items() if keep}
+    return {
+        "points": [{k: v for k, v in point.items() if k != "domains"} for point in points],
+        "cliffs": {name: keep for name, keep in (given.get("cliff") or {}).items() if keep},
+        "smallest": smallest,
+        "keep": report["model"]["keep"],
+    }
+
+
+def probes(report: Report) -> dict[str, Any] | None:
+    """Rows of the table and the texts, by kind of prompt."""
+    return None

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ggprune.model import Identity
+from ggprune.plan import make_plan
+from ggprune.report import ReportInput
+from ggprune.statistics import Domain, ExpertSums, Statistics
+
+DOMAINS = ("chat", "code", "math", "multilingual", "reasoning", "writing")
+
+
+def statistics_of(
+    layers: int = 30, experts: int = 128, used: int = 8, domains: tuple[str, ...] = DOMAINS
+) -> Statistics:
+    """As a trained router leaves them: few experts do much, more so in some layers."""
+    draw = np.random.default_rng(7)
+    common = draw.normal(0, 1, (layers, experts)) * draw.uniform(0.5, 1.3, (layers, 1))
+    parts = []
+    for name in domains:
+        tokens = int(draw.integers(9_000, 30_000))
+        weight = np.exp(common + draw.normal(0, 0.5, (layers, experts)))
+        count = np.round(weight / weight.sum(1, keepdims=True) * tokens * used).astype(np.int64)
+        norm = draw.lognormal(0, 0.35, (layers, experts)) * np.linspace(1, 9, layers)[:, None]
+        gate = draw.uniform(0.08, 0.2, (layers, experts))
+        sums = ExpertSums(
+            np.full(layers, tokens),
+            count,
+            count * gate,
+            count * norm,
+            count * norm**2,
+            count * gate * norm,
+            norm * 3 * (count > 0),
+        )
+        parts.append(Domain(name, tokens, f"{len(parts):064x}", sums))
+    identity = Identity("qwen3moe", layers, experts, used, "a" * 64, "b" * 64, "Example-MoE-30B")
+    settings = {"context": 2048, "generated": 128, "ggprune": "0.1.0"}
+    return Statistics(identity, tuple(range(layers)), tuple(parts), settings)
+
+
+def scores(kld: float, tokens: int = 5_000) -> dict[str, Any]:
+    ratio = 1 + kld * 0.8
+    return {
+        "tokens": tokens,
+        "base": {"ppl": 7.412, "ppl_se": 0.061},
+        "candidate": {"ppl": 7.412 * ratio, "ppl_se": 0.066},
+        "ppl_ratio": ratio,
+        "ppl_ratio_se": 0.002 + kld / 30,
+        "kld_mean": kld,
+        "kld_se": kld / 20,
+        "kld_median": kld / 6,
+        "kld_p95": kld * 4,
+        "kld_p99": kld * 11,
+        "kld_max": kld * 60,
+        "top1_agreement": 1 - kld * 1.5,
+        "overlap": 1 - kld * 1.8,
+    }
+
+
+def evaluation() -> dict[str, Any]:
+    klds = dict(zip(DOMAINS, (0.031, 0.024, 0.042, 0.066, 0.036, 0.029), strict=True))
+    return {**scores(0.037, 30_000), "domains": {name: scores(k) for name, k in klds.items()}}
+
+
+def realistic(layers: int = 30, experts: int = 128, keep: int = 109) -> ReportInput:
+    statistics = statistics_of(layers, experts)
+    plan = make_plan(statistics, keep, "contribution")
+    metadata = {
+        "source": {"name": "Example-Q4_K_M.gguf", "size_bytes": 16_796_000_000,
+                   "fingerprint": "c" * 64},
+        "result": {"name": "Example-109e-Q4_K_M.gguf", "size_bytes": 14_420_000_000},
+    }
+    return ReportInput(
+        statistics, plan, metadata, evaluation(),
+        command="ggprune Example-Q4_K_M.gguf --keep 109 --method contribution",
+    )
