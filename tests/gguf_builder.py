@@ -86,7 +86,8 @@ class Gguf:
     def header(self) -> bytes:
         n_tensors = len(self.tensors) if self.n_tensors is None else self.n_tensors
         n_keys = len(self.keys) if self.n_keys is None else self.n_keys
-        head = bytearray(self.magic) + struct.pack(self.order + "IQQ", self.version, n_tensors, n_keys)
+        head = bytearray(self.magic)
+        head += struct.pack(self.order + "IQQ", self.version, n_tensors, n_keys)
         for key, value in self.keys:
             head += counted(key) + struct.pack("<I", value.type) + value.data
         running = 0
