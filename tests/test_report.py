@@ -54,8 +54,8 @@ def scores(kld: float, tokens: int = 5_000) -> dict[str, Any]:
         "kld_p95": kld * 4,
         "kld_p99": kld * 11,
         "kld_max": kld * 60,
-        "top1_agreement": 1 - kld * 1.5,
-        "overlap": 1 - kld * 1.8,
+        "top1_agreement": max(0.1, 1 - kld * 0.5),
+        "overlap": max(0.1, 1 - kld * 0.6),
     }
 
 
@@ -73,6 +73,23 @@ def realistic(layers: int = 30, experts: int = 128, keep: int = 109) -> ReportIn
         "result": {"name": "Example-109e-Q4_K_M.gguf", "size_bytes": 14_420_000_000},
     }
     return ReportInput(
-        statistics, plan, metadata, evaluation(),
+        statistics, plan, metadata, evaluation(), sweep(),
         command="ggprune Example-Q4_K_M.gguf --keep 109 --method contribution",
     )
+
+
+def sweep() -> dict[str, Any]:
+    points = [
+        {"method": method, "keep": keep, "size_bytes": 16_796_000_000 - (128 - keep) * 112_000_000,
+         **scores(factor * ((128 - keep) / 128) ** power)}
+        for method, factor, power in (
+            ("reap", 1.4, 1.9), ("contribution", 1.1, 1.8), ("random", 4.0, 1.2)
+        )
+        for keep in (120, 112, 109, 104, 96, 80, 64)
+    ]  # fmt: skip
+    return {
+        "format": "ggprune-sweep", "version": 1, "model": "Example.gguf", "experts": 128,
+        "settings": {}, "points": points, "tolerance": {"max_kld": 0.05, "max_ppl_ratio": None},
+        "cliff": {"reap": 96, "contribution": 80, "random": None},
+        "smallest": {"reap": 109, "contribution": 104, "random": None},
+    }  # fmt: skip

@@ -49,7 +49,10 @@ def command(
     given = ReportInput(
         Statistics.load(statistics) if statistics else None,
         Plan.load(plan) if plan else None,
-        *(_read(parts[name]) for name in ("metadata", "evaluation", "sweep", "probe")),
+        metadata=_read(parts["metadata"]),
+        evaluation=_read(parts["evaluation"]),
+        sweep=_read(parts["sweep"]),
+        probe=_read(parts["probe"]),
     )
     report = write_report(target, given) if target else build(given)
     if target:

@@ -18,7 +18,7 @@ from ggprune.report.data import ReportInput, build
 
 _ASSETS = files("ggprune.report") / "assets"
 #: What charts are drawn from; the rest is in tables already.
-_CHARTED = ("model", "retained", "heat_map", "concentration")
+_CHARTED = ("model", "retained", "heat_map", "concentration", "evaluation")
 
 
 def write_report(path: Path, given: ReportInput) -> dict[str, Any]:
@@ -45,7 +45,7 @@ def render(report: Mapping[str, Any]) -> str:
     """The page's text for numbers made by ``build``."""
     sweep = view.sweep(report)
     charted = {name: report[name] for name in _CHARTED}
-    charted |= {"sweep": sweep, "evaluation": report["evaluation"]}
+    charted["sweep"] = sweep
     return _environment().from_string(_text("report.html.j2")).render(
         report=report,
         sweep=sweep,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ggprune.units import human_size
@@ -60,7 +60,8 @@ def tiles(report: Report) -> list[dict[str, str]]:
     retained, evaluation = report["retained"], report["evaluation"] or {}
     if size:
         before, after = human_size(size["before"]), human_size(size["after"])
-        found.append(("Size", after, f"before {before}, \N{MINUS SIGN}{percent(size['saved_share'])}"))
+        detail = f"before {before}, \N{MINUS SIGN}{percent(size['saved_share'])}"
+        found.append(("Size", after, detail))
     if model["keep"]:
         used = f", {model['experts_used']} used" if model["experts_used"] else ""
         found.append(("Experts a layer", str(model["keep"]), f"of {model['experts'] or '?'}{used}"))
@@ -89,17 +90,37 @@ def sweep(report: Report) -> dict[str, Any] | None:
     given = report["sweep"]
     if not given or not given.get("points"):
         return None
+    cliffs = {name: keep for name, keep in (given.get("cliff") or {}).items() if keep}
     points = []
     for point in given["points"]:
         size = point.get("size_bytes")
-        points.append({**point, "size": human_size(size) if size else ""})
-    smallest = {name: keep for name, keep in (given.get("smallest") or {}).items() if keep}
+        own = {name: value for name, value in point.items() if name != "domains"}
+        own["size"] = human_size(size) if size else ""
+        own["cliff"] = cliffs.get(point["method"]) == point["keep"]
+        points.append(own)
+    methods = list(dict.fromkeys(point["method"] for point in points))
     return {
-        "points": [{k: v for k, v in point.items() if k != "domains"} for point in points],
-        "cliffs": {name: keep for name, keep in (given.get("cliff") or {}).items() if keep},
-        "smallest": smallest,
+        "points": points,
+        "methods": methods,
+        "rows": _rows(points, methods),
+        "cliffs": cliffs,
+        "smallest": {name: keep for name, keep in (given.get("smallest") or {}).items() if keep},
         "keep": report["model"]["keep"],
     }
+
+
+def _rows(points: Sequence[Report], methods: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a count, larger ones first, with a cell a method."""
+    by_place = {(point["keep"], point["method"]): point for point in points}
+    sizes = {point["keep"]: point["size"] for point in points}
+    return [
+        {
+            "keep": keep,
+            "size": sizes[keep],
+            "cells": [by_place.get((keep, method), {}) for method in methods],
+        }
+        for keep in sorted(sizes, reverse=True)
+    ]
 
 
 def probes(report: Report) -> dict[str, Any] | None:

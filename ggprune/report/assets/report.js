@@ -173,22 +173,37 @@
     };
   }
 
+  // 1, 2 and 5 of each power of ten: the ticks of a logarithmic scale that people read.
+  const roundSteps = (low, high) =>
+    d3.range(Math.floor(Math.log10(low)), Math.ceil(Math.log10(high)) + 1)
+      .flatMap((power) => [1, 2, 5].map((n) => n * 10 ** power))
+      .filter((x) => x >= low * 0.999 && x <= high * 1.001);
+
+  // Leaves out counts whose labels would touch the one before.
+  function spaced(counts, width) {
+    const scale = width / Math.max(1, counts.at(-1) - counts[0]);
+    let last = -Infinity;
+    return counts.filter((x) => (x - last) * scale > 26 && ((last = x), true));
+  }
+
   function curve(field, label, options) {
     return (width) => {
-      const { points, cliffs, keep } = report.sweep;
-      const known = points.filter((d) => d[field] != null && (options.type !== "log" || d[field] > 0));
-      const methods = [...new Set(known.map((d) => d.method))];
+      const { points, cliffs, keep, methods } = report.sweep;
+      const log = options.type === "log";
+      const known = points.filter((d) => d[field] != null && (!log || d[field] > 0));
       const colour = (d) => series(methods.indexOf(d.method));
       const breaks = known.filter((d) => cliffs[d.method] === d.keep);
-      const first = methods.map((m) => d3.least(known.filter((d) => d.method === m), (d) => d.keep));
+      const counts = d3.sort(new Set(known.map((d) => d.keep)));
+      const { reference, ...scale } = options;
       return Plot.plot({
-        width, height: 280, marginLeft: 52, marginRight: 20, marginBottom: 40, style,
+        width, height: 270, marginTop: 14, marginLeft: 52, marginRight: 20, marginBottom: 40, style,
         ariaLabel: label,
         x: { label: "Experts kept in each layer", labelArrow: "none", tickSize: 0,
-             ticks: [...new Set(known.map((d) => d.keep))], tickFormat: "d", inset: 8 },
-        y: { label, grid: true, labelArrow: "none", ...options },
+             ticks: spaced(counts, width - 90), tickFormat: "d", inset: 8 },
+        y: { label: null, grid: true, tickSize: 0, tickFormat: (x) => d3.format("~g")(x),
+             ticks: log ? roundSteps(...d3.extent(known, (d) => d[field])) : 6, ...scale },
         marks: [
-          options.reference == null ? null : Plot.ruleY([options.reference], { stroke: "currentColor" }),
+          reference == null ? null : Plot.ruleY([reference], { stroke: "currentColor" }),
           keep ? Plot.ruleX([keep], { stroke: "var(--muted)", strokeDasharray: "4 3" }) : null,
           keep ? Plot.text([keep], { x: (d) => d, frameAnchor: "top", text: ["this plan"], dx: 5,
             textAnchor: "start", fill: "var(--muted)" }) : null,
@@ -198,11 +213,9 @@
           Plot.dot(known, {
             x: "keep", y: field, fill: colour, r: 3.5, tip: true,
             title: (d) => `${d.method}, ${d.keep} experts${d.size ? ", " + d.size : ""}\n` +
-              `${label}: ${short(d[field])}` +
+              `${label} ${short(d[field])}` +
               (cliffs[d.method] === d.keep ? "\nbelow this count the curve breaks" : ""),
           }),
-          Plot.text(first, { x: "keep", y: field, text: "method", fill: colour, dy: -12,
-            textAnchor: "start", fontWeight: 600, stroke: "var(--page)", strokeWidth: 4 }),
         ],
       });
     };

@@ -1,0 +1,181 @@
+"""The parts of the report that are computed from statistics, plan and drop metadata."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ggprune import blend, scoring
+from ggprune.plan import Plan
+from ggprune.ranking import scores_by_domain
+from ggprune.report import concentration as measures
+from ggprune.scoring import Floats
+from ggprune.statistics import Statistics
+
+MEASURE = "Σ g‖f‖"
+_TOP = 8
+_SHARE = 0.8
+#: Top experts are a quarter of all, 32 of 128, and never more than 32.
+_OVERLAP_PART = 4
+_OVERLAP_MOST = 32
+_FALLBACK_SCORE = "contribution"
+
+Json = dict[str, Any]
+
+
+def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[str, Any]) -> Json:
+    """What was pruned, and to how many experts."""
+    identity = statistics.identity if statistics else plan.identity if plan else None
+    source = metadata.get("source") or {}
+    facts: Json = {
+        "name": (identity.name if identity else "") or source.get("name", ""),
+        "architecture": identity.architecture if identity else plan.architecture if plan else "",
+        "layers": identity.layers if identity else None,
+        "moe_layers": len(statistics.layers) if statistics else len(plan.layers) if plan else None,
+        "experts": (identity.experts if identity else plan.experts if plan else 0) or None,
+        "experts_used": identity.experts_used if identity else None,
+        "keep": plan.keep if plan else None,
+        "method": plan.method if plan else None,
+    }
+    method = scoring.METHODS.get(plan.method) if plan else None
+    facts["formula"] = method.formula if method else None
+    return facts
+
+
+def size(metadata: Mapping[str, Any]) -> Json | None:
+    """Bytes before and after."""
+    before = (metadata.get("source") or {}).get("size_bytes")
+    after = (metadata.get("result") or {}).get("size_bytes")
+    if not before or not after:
+        return None
+    return {
+        "before": before,
+        "after": after,
+        "saved": before - after,
+        "saved_share": (before - after) / before,
+    }
+
+
+def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
+    """Share of Σ g‖f‖ each layer keeps: the plan's own numbers, else from the statistics."""
+    if plan is None:
+        return None
+    total = statistics.total if statistics else None
+    rows = {layer: row for row, layer in enumerate(statistics.layers)} if statistics else {}
+    layers: list[Json] = []
+    for layer, part in sorted(plan.layers.items()):
+        share = part.retained
+        if share is None and total is not None and layer in rows:
+            share = scoring.retained(total, rows[layer], np.array(part.keep))
+        layers.append({"layer": layer, "share": share, "rule": part.rule})
+    summary = _worst_and_mean([(part["share"], part["layer"]) for part in layers])
+    return {"measure": MEASURE, **summary, "layers": layers} if summary else None
+
+
+def _worst_and_mean(shares: Sequence[tuple[float | None, int]]) -> Json | None:
+    """Of (share, layer); None if no share is known."""
+    known = [(share, layer) for share, layer in shares if share is not None]
+    if not known:
+        return None
+    share, layer = min(known)
+    mean = sum(share for share, _ in known) / len(known)
+    return {"worst": {"layer": layer, "share": share}, "mean": mean}
+
+
+def _scores(statistics: Statistics, plan: Plan | None) -> tuple[str, str, Floats]:
+    """The plan's score: its name, a note where that is not all, [layers, experts]."""
+    method = plan.method if plan else _FALLBACK_SCORE
+    settings = plan.settings if plan else {}
+    weights = settings.get("weights")
+    if method not in scoring.METHODS:
+        note = f"The method of the plan, {method}, is not one score; shown instead:"
+        return _FALLBACK_SCORE, note, scoring.score(_FALLBACK_SCORE, statistics.total)
+    names = [domain.name for domain in statistics.domains]
+    if isinstance(weights, Mapping) and set(weights) == set(names):
+        parts = scores_by_domain(statistics, method)
+        blended = blend.blended(parts, np.array([float(weights[name]) for name in names]))
+        return method, "Domains are blended with the weights of the plan.", blended
+    return method, "", scoring.score(method, statistics.total, int(settings.get("seed") or 0))
+
+
+def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
+    """Scores and counts of all experts, [layers][experts], and which are dropped."""
+    if statistics is None:
+        return None
+    method, note, scores = _scores(statistics, plan)
+    total = statistics.total
+    dropped = [
+        list(plan.dropped(layer)) if plan and layer in plan.layers else []
+        for layer in statistics.layers
+    ]
+    return {
+        "score": method,
+        "formula": scoring.METHODS[method].formula,
+        "note": note,
+        "layers": list(statistics.layers),
+        "tokens": total.tokens.tolist(),
+        "scores": [[_short(value) for value in row] for row in scores.tolist()],
+        "relative": [
+            [round(value, 3) for value in row] for row in measures.relative(scores).tolist()
+        ],
+        "counts": total.count.tolist(),
+        "dropped": dropped,
+    }
+
+
+def concentration(statistics: Statistics | None) -> Json | None:
+    """How unevenly the experts of each layer contribute."""
+    if statistics is None:
+        return None
+    rows = statistics.total.contribution_sum
+    layers: list[Json] = [
+        {
+            "layer": layer,
+            "top_share": measures.top_share(rows[index], _TOP),
+            "experts_for_share": measures.experts_for(rows[index], _SHARE),
+            "gini": measures.gini(rows[index]),
+        }
+        for index, layer in enumerate(statistics.layers)
+    ]
+    names = ("top_share", "experts_for_share", "gini")
+    mean = {name: float(np.mean([each[name] for each in layers])) for name in names}
+    return {"measure": MEASURE, "top": _TOP, "share": _SHARE, "mean": mean, "layers": layers}
+
+
+def domains(statistics: Statistics | None, plan: Plan | None) -> Json | None:
+    """How far kinds of text agree on who matters, and what each of them keeps."""
+    if statistics is None:
+        return None
+    experts = statistics.identity.experts
+    top = min(_OVERLAP_MOST, max(1, experts // _OVERLAP_PART))
+    sums = [domain.sums.contribution_sum for domain in statistics.domains]
+    overlap = measures.overlap(sums, top) if len(sums) > 1 else None
+    return {
+        "names": [domain.name for domain in statistics.domains],
+        "tokens": [domain.tokens for domain in statistics.domains],
+        "top": top,
+        "by_chance": top * top / experts,
+        "overlap": overlap.tolist() if overlap is not None else None,
+        "retained": _retained_by_domain(statistics, plan) if plan else None,
+    }
+
+
+def _retained_by_domain(statistics: Statistics, plan: Plan) -> list[Json | None]:
+    """What each domain keeps of its own Σ g‖f‖: the mean over layers and the worst one."""
+    result = []
+    for domain in statistics.domains:
+        shares = [
+            (scoring.retained(domain.sums, row, np.array(plan.layers[layer].keep)), layer)
+            for row, layer in enumerate(statistics.layers)
+            if layer in plan.layers
+        ]
+        result.append(_worst_and_mean(shares))
+    return result
+
+
+def _short(value: float) -> float:
+    """Four significant digits: what a tooltip shows, and a fifth of the bytes."""
+    return float(f"{value:.4g}") if math.isfinite(value) else value
