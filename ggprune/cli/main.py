@@ -34,6 +34,7 @@ COMMANDS: dict[str, Entry] = {
     "sweep": Entry("sweep", "Measure how the damage grows the fewer experts stay."),
     "report": Entry("report", "Show what pruning cost: one HTML page, and JSON."),
     "card": Entry("card", "Write a model card for the Hub."),
+    "batch": Entry("batch", "Prune, quantize and measure all that a file names."),
     "push": Entry("push", "Publish a folder of models on the Hugging Face Hub."),
 }
 

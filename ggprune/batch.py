@@ -1,0 +1,274 @@
+"""Many prunings and quantizations from one file that says what is wanted, as make would do it.
+
+What is newer than what it is made from is not made again, so an interrupted batch continues where
+it was; a step that fails does not stop the steps that do not need it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ggprune.batch_config import BatchConfig
+from ggprune.errors import GgpruneError
+from ggprune.gguf_file import replacing, stem_of, write_text
+from ggprune.quantize_names import result_stem
+
+CHECKSUMS = "SHA256SUMS"
+_METADATA = ".expert_drop_metadata.json"
+#: Commands that replace an older result only when told to.
+_FORCED = frozenset({"calibrate", "imatrix", "plan", "apply", "quantize", "modelfile", "card"})
+_HASH_CHUNK = 8 << 20
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One file (or a few) to make.
+
+    Attributes:
+        outputs: the files.
+        inputs: what they are made from.
+        command: arguments of ggprune; or ``@copy``, ``@checksums``.
+        to_file: whether what the command prints is the output.
+    """
+
+    outputs: tuple[Path, ...]
+    inputs: tuple[Path, ...]
+    command: tuple[str, ...]
+    to_file: bool = False
+
+    @property
+    def text(self) -> str:
+        """The step as a shell would be told."""
+        if self.command[0] == "@copy":
+            return f"cp {self.inputs[0]} {self.outputs[0]}"
+        if self.command[0] == "@checksums":
+            return f"sha256sum … > {self.outputs[0]}"
+        words = " ".join(
+            word if word.isprintable() and word else repr(word) for word in self.command
+        )
+        return f"ggprune {words}" + (f" > {self.outputs[0]}" if self.to_file else "")
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What became of the steps.
+
+    Attributes:
+        made: done now.
+        current: nothing to do.
+        failed: with the reason.
+        blocked: need what a failed one should have made.
+    """
+
+    made: list[Step] = field(default_factory=list)
+    current: list[Step] = field(default_factory=list)
+    failed: dict[Step, str] = field(default_factory=dict)
+    blocked: list[Step] = field(default_factory=list)
+
+
+def steps(config: BatchConfig) -> list[Step]:
+    """All steps of a batch, each after those it needs."""
+    stem, out = result_stem(stem_of(config.model)), config.output
+    stats = out / f"{stem}.stats.gguf"
+    found = [_step(config, "calibrate", [stats], [config.model], [config.model, "-o", stats])]
+    imatrix = None
+    if config.imatrix is True:
+        imatrix = out / f"{stem}.imatrix.gguf"
+        words = [config.model, "-o", imatrix]
+        found.append(_step(config, "imatrix", [imatrix], [config.model], words))
+    elif config.imatrix:
+        imatrix = config.imatrix
+    for keep in config.keep:
+        found += _release(config, f"{stem}-{keep}e", keep, stats, imatrix)
+    return found
+
+
+def _release(
+    config: BatchConfig, name: str, keep: int, stats: Path, imatrix: Path | None
+) -> list[Step]:
+    """One number of experts: the pruned file, and a folder with its quantizations."""
+    folder, work = config.output / name, config.output / "pruned"
+    plan, pruned = work / f"{name}.plan.json", work / f"{name}.gguf"
+    source = config.source or config.model
+    found = [
+        _step(config, "plan", [plan], [stats], [stats, "--keep", keep, "-o", plan]),
+        _step(config, "apply", [pruned], [source, plan], [source, plan, "-o", pruned]),
+    ]
+    if imatrix is not None:
+        sliced = work / f"{name}.imatrix{imatrix.suffix}"
+        cut = ("slice-imatrix", imatrix, "--plan", plan, "-o", sliced, "--force")
+        found.append(Step((sliced,), (imatrix, plan), _words(cut)))
+        imatrix = sliced
+    metadata = folder / f"{name}{_METADATA}"
+    if config.types:
+        found.append(Step((metadata,), (pruned,), ("@copy",)))
+    models, extras = [], [metadata]
+    for kind in config.types:
+        model = folder / f"{name}-{kind}.gguf"
+        models.append(model)
+        found += _quantized(config, pruned, model, kind, imatrix)
+        extras += [each for step in found[-2:] for each in step.outputs if each.suffix == ".json"]
+    if models and config.card:
+        card = folder / "README.md"
+        words = [*(["--repo", config.repo] if config.repo else []), folder, "-o", card]
+        found.append(_step(config, "card", [card], [*models, *extras], words))
+    if models and config.checksums:
+        found.append(Step((folder / CHECKSUMS,), tuple(models), ("@checksums",)))
+    return found
+
+
+def _quantized(
+    config: BatchConfig, pruned: Path, model: Path, kind: str, imatrix: Path | None
+) -> list[Step]:
+    """One quantization, what it cost, its Modelfile."""
+    words: list[object] = [pruned, kind, "-o", model.parent, "--allow-requantize"]
+    inputs = [pruned]
+    if imatrix is not None:
+        words += ["--imatrix", imatrix]
+        inputs.append(imatrix)
+    found = [_step(config, "quantize", [model], inputs, words)]
+    if config.modelfile:
+        target = model.with_name(f"Modelfile-{kind}")
+        words = [model, "-o", target]
+        found.append(_step(config, "modelfile", [target], [model], words))
+    if config.evaluate:
+        target = model.with_name(f"{stem_of(model)}.evaluation.json")
+        words = [config.model, model, "--json"]
+        step = _step(config, "evaluate", [target], [config.model, model], words)
+        found.append(Step(step.outputs, step.inputs, step.command, to_file=True))
+    return found
+
+
+def _step(
+    config: BatchConfig,
+    command: str,
+    outputs: Sequence[Path],
+    inputs: Sequence[Path],
+    words: Sequence[object],
+) -> Step:
+    extra = config.options.get(command, ())
+    force = ["--force"] if command in _FORCED else []
+    argv = _words((command, *words, *extra, *force))
+    return Step(tuple(outputs), tuple(inputs), argv)
+
+
+def _words(words: Sequence[object]) -> tuple[str, ...]:
+    return tuple(str(word) for word in words)
+
+
+def run(
+    todo: Sequence[Step],
+    *,
+    dry_run: bool = False,
+    say: Say = lambda _: None,
+    execute: Callable[[Step], str] | None = None,
+) -> Outcome:
+    """Take the steps that are not up to date.
+
+    Args:
+        todo: in an order in which each comes after those it needs.
+        dry_run: only say which would be taken.
+        say: told of each.
+        execute: takes a step, gives the reason why it failed, or nothing.
+    """
+    outcome, execute = Outcome(), execute or execute_step
+    missing: set[Path] = set()  # What failed steps should have made.
+    fresh: set[Path] = set()  # What this run made, or (dry) would have.
+    for step in todo:
+        if missing.intersection(step.inputs):
+            outcome.blocked.append(step)
+            missing.update(step.outputs)
+        elif not fresh.intersection(step.inputs) and up_to_date(step):
+            outcome.current.append(step)
+        else:
+            say(step.text)
+            reason = "" if dry_run else execute(step)
+            if reason:
+                outcome.failed[step] = reason
+                missing.update(step.outputs)
+            else:
+                outcome.made.append(step)
+                fresh.update(step.outputs)
+    return outcome
+
+
+def up_to_date(step: Step) -> bool:
+    """Whether all outputs are there and none is older than an input."""
+    try:
+        oldest = min(path.stat().st_mtime_ns for path in step.outputs)
+        return all(path.stat().st_mtime_ns <= oldest for path in step.inputs)
+    except OSError:
+        return False
+
+
+def execute_step(step: Step) -> str:
+    """Take one step; the reason why it failed, or nothing.
+
+    A command is a process of its own: whatever happens in it, the batch goes on.
+    """
+    try:
+        for path in step.outputs:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if step.command[0] == "@copy":
+            return _copy_metadata(step)
+        if step.command[0] == "@checksums":
+            write_text(step.outputs[0], checksums(step.inputs))
+            return ""
+        if not step.to_file:
+            return _reason(_ggprune(step.command, 2))
+        with replacing(step.outputs[0]) as part, open(part, "wb") as stream:
+            if status := _ggprune(step.command, stream.fileno()):
+                raise _Failed(_reason(status))
+    except _Failed as error:
+        return error.message
+    except GgpruneError as error:
+        return error.message
+    except OSError as error:
+        return f"{error.filename}: {error.strerror}"
+    return ""
+
+
+class _Failed(GgpruneError):
+    pass
+
+
+def _ggprune(words: Sequence[str], stdout: int) -> int:
+    code = "from ggprune.cli import main; main()"
+    # What it prints goes to stderr: stdout is for the batch's own result.
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], stdout=stdout, check=False
+    ).returncode
+
+
+def _reason(status: int) -> str:
+    if status < 0:
+        return f"died of signal {-status}"
+    return f"exit code {status}, see above" if status else ""
+
+
+def _copy_metadata(step: Step) -> str:
+    """What was dropped, told beside the quantized files too."""
+    pruned = step.inputs[0]
+    with replacing(step.outputs[0]) as part:
+        shutil.copyfile(pruned.with_name(f"{stem_of(pruned)}{_METADATA}"), part)
+    return ""
+
+
+def checksums(paths: Sequence[Path]) -> str:
+    """What ``sha256sum`` prints of files of one folder, in it."""
+    lines = []
+    for path in sorted(paths):
+        digest = hashlib.sha256()
+        with open(path, "rb") as stream:
+            while data := stream.read(_HASH_CHUNK):
+                digest.update(data)
+        lines.append(f"{digest.hexdigest()}  {path.name}\n")
+    return "".join(lines)
