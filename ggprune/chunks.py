@@ -45,6 +45,7 @@ def chunks_of(
     *,
     n_ctx: int,
     max_tokens: int | None = None,
+    scored_from: int | None = None,
 ) -> list[Chunk]:
     """Cut texts into chunks.
 
@@ -59,13 +60,14 @@ def chunks_of(
         sources: the texts.
         n_ctx: most tokens in a chunk.
         max_tokens: of each domain; chunks beyond are left out, but for its first.
+        scored_from: position of the first scored token of plain text; None for the second half.
 
     Raises:
         InputError: a text is shorter than a chunk.
     """
     chunks: list[Chunk] = []
     for source in sources:
-        found = list(_domain(model, template, source, n_ctx))
+        found = list(_domain(model, template, source, n_ctx, scored_from))
         if not found:
             raise InputError(
                 f"text {source.domain!r} has {_plain_length(model, source)} tokens, "
@@ -86,10 +88,14 @@ def hash_of(chunks: Sequence[Chunk]) -> str:
 
 
 def _domain(
-    model: LlamaModel, template: ChatTemplate | None, source: Source, n_ctx: int
+    model: LlamaModel,
+    template: ChatTemplate | None,
+    source: Source,
+    n_ctx: int,
+    scored_from: int | None,
 ) -> Iterator[Chunk]:
     plain = [document for document in source.documents if not document.messages]
-    yield from _plain_chunks(model, source.domain, plain, n_ctx)
+    yield from _plain_chunks(model, source.domain, plain, n_ctx, scored_from)
     for document in source.documents:
         if document.messages:
             chunk = _conversation(model, template, source.domain, document, n_ctx)
@@ -107,10 +113,15 @@ def _plain_length(model: LlamaModel, source: Source) -> int:
 
 
 def _plain_chunks(
-    model: LlamaModel, domain: str, documents: Sequence[Document], n_ctx: int
+    model: LlamaModel,
+    domain: str,
+    documents: Sequence[Document],
+    n_ctx: int,
+    scored_from: int | None,
 ) -> Iterator[Chunk]:
     tokens = np.array(_plain_tokens(model, documents), np.int32)
-    scored = np.arange(n_ctx // 2 + 1, n_ctx, dtype=np.int32)
+    first = n_ctx // 2 + 1 if scored_from is None else scored_from
+    scored = np.arange(first, n_ctx, dtype=np.int32)
     for start in range(0, len(tokens) - n_ctx + 1, n_ctx):
         piece = tokens[start : start + n_ctx].copy()
         if model.adds_bos:

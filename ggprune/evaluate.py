@@ -65,6 +65,7 @@ class Evaluator:
         sources: text; None for the held-out conversations that ship with ggprune.
         n_ctx: context, at most what the model was trained with.
         max_tokens: of each domain.
+        scored_from: see chunks.chunks_of.
         cache: folder for base log-probabilities; None for one that is removed at the end.
         progress: called with the number of tokens just computed.
 
@@ -84,6 +85,7 @@ class Evaluator:
         *,
         n_ctx: int = 2048,
         max_tokens: int | None = None,
+        scored_from: int | None = None,
         cache: Path | None = None,
         progress: Progress = lambda _: None,
     ) -> None:
@@ -101,7 +103,12 @@ class Evaluator:
                 vocabulary, self.description.gguf.get("tokenizer.chat_template")
             )
             self.chunks = chunks_of(
-                vocabulary, template, self.sources, n_ctx=self.n_ctx, max_tokens=max_tokens
+                vocabulary,
+                template,
+                self.sources,
+                n_ctx=self.n_ctx,
+                max_tokens=max_tokens,
+                scored_from=scored_from,
             )
         counts = [len(chunk.scored) for chunk in self.chunks]
         self._offsets = [0, *itertools.accumulate(counts)]
