@@ -83,9 +83,11 @@ def routed(model: Path, dropped: dict[int, list[int]], tokens: list[int]) -> np.
     architecture = described.require_prunable()
     mask = MaskObserver(architecture, dropped)
     routing = RoutingObserver(architecture, described.moe_layers, described.experts)
-    with LlamaModel(model, OPTIONS) as llama:
-        with LlamaContext(llama, n_ctx=256, observers=[mask, routing]) as context:
-            context.decode([Tokens(0, 0, tokens)])
+    with (
+        LlamaModel(model, OPTIONS) as llama,
+        LlamaContext(llama, n_ctx=256, observers=[mask, routing]) as context,
+    ):
+        context.decode([Tokens(0, 0, tokens)])
     described.gguf.close()
     return routing.take().count
 
