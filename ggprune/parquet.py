@@ -1,0 +1,52 @@
+"""Rows of Parquet files, through pyarrow, which is an extra."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ggprune.errors import InputError
+
+_BATCH = 256
+
+
+def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The rows of a file as dictionaries, a batch of them in memory at a time.
+
+    Args:
+        columns: read only these (a data set with pictures is large).
+
+    Raises:
+        InputError: pyarrow is not installed, the file is not Parquet, or a column is missing.
+    """
+    with _open(path) as file:
+        present = list(file.schema_arrow.names)
+        missing = [name for name in columns or () if name not in present]
+        if missing:
+            raise InputError(
+                f"{path}: has no column {missing[0]!r}, it has {', '.join(map(repr, present))}"
+            )
+        for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns or present)):
+            yield from batch.to_pylist()
+
+
+def count(path: Path) -> int:
+    """The number of rows."""
+    with _open(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def _open(path: Path) -> Any:
+    try:
+        parquet: Any = importlib.import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise InputError(
+            f"{path}: reading Parquet needs pyarrow, which is not installed",
+            remedy="pip install 'ggprune[parquet]'",
+        ) from error
+    try:
+        return parquet.ParquetFile(path)
+    except (OSError, ValueError) as error:  # pyarrow's ArrowInvalid is a ValueError.
+        raise InputError(f"{path}: is not a Parquet file: {str(error)[:200]}") from error
