@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -75,24 +75,54 @@ def builtin(name: str = CALIBRATION) -> tuple[Source, ...]:
     return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
 
 
-def load(named: Iterable[tuple[str, str]]) -> tuple[Source, ...]:
+def load(
+    named: Iterable[tuple[str, str]],
+    *,
+    quiet: bool = False,
+    say: Callable[[str], object] = lambda _: None,
+) -> tuple[Source, ...]:
     """The user's texts.
 
     Args:
         named: (domain, path) pairs; several paths of one domain are joined. A path is a .jsonl
             file with one object a line (``text``, ``prompt`` and ``response``, or ``messages``),
-            a folder (all text files in it), or any text file.
+            a .parquet file with such rows, a folder (all text files in it), any text file, one
+            of these on the Hub (``hf://datasets/owner/repo/file``), or a recipe (``@name``,
+            with its own domains if it is its own domain's name).
+        quiet: no progress bars for downloads.
+        say: called with notes for the user, about recipes and downloads.
 
     Raises:
         InputError: a file is missing, empty, not text, or a line of it is not what it should be.
+        HubError: a file cannot be downloaded.
     """
     domains: dict[str, list[Document]] = {}
     for domain, path in named:
-        domains.setdefault(domain, []).extend(_read(Path(path).expanduser()))
+        if path.startswith("@"):
+            from ggprune import recipes
+
+            for source in recipes.load(path, quiet=quiet, say=say):
+                name = source.domain if domain == path else domain
+                domains.setdefault(name, []).extend(source.documents)
+        else:
+            domains.setdefault(domain, []).extend(_read(_local(path, quiet)))
     return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
 
 
+def _local(path: str, quiet: bool) -> Path:
+    if not path.startswith("hf://"):
+        return Path(path).expanduser()
+    from ggprune.hub_download import resolve_text
+
+    return resolve_text(path, quiet=quiet)
+
+
 def _read(path: Path) -> list[Document]:
+    if path.suffix.lower() == ".parquet":
+        from ggprune import parquet
+
+        rows = enumerate(parquet.rows(path))
+        return [_document(row, f"{path} row {number}") for number, row in rows]
     if path.is_dir():
         documents = list(_read_folder(path))
         if not documents:

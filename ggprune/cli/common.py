@@ -41,7 +41,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]
 
 
 class NamedPath(click.ParamType):  # type: ignore[type-arg]
-    """NAME=PATH, for --text."""
+    """NAME=PATH or @RECIPE, for --text."""
 
     name = "name=path"
 
@@ -51,6 +51,8 @@ class NamedPath(click.ParamType):  # type: ignore[type-arg]
         """Split it."""
         if isinstance(value, tuple):
             return value
+        if str(value).startswith("@"):
+            return str(value), str(value)  # A recipe brings its own names.
         name, equals, path = str(value).partition("=")
         if not equals or not name or not path:
             self.fail(f"{value!r} is not NAME=PATH, for instance code=my_project.txt", param, ctx)
