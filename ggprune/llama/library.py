@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from ggprune.errors import LlamaError
+from ggprune.llama.symbols import OPTIONAL, SYMBOLS
 
 #: Byte offsets within ``struct ggml_tensor`` on 64-bit machines (ggml 0.25), checked at start.
 TENSOR_TYPE = 0
@@ -34,29 +35,13 @@ OP_MUL_MAT = 29
 OP_MUL_MAT_ID = 30
 _OPERATIONS = {OP_MUL_MAT: b"MUL_MAT", OP_MUL_MAT_ID: b"MUL_MAT_ID"}
 
-_SYMBOLS: dict[str, tuple[list[Any], Any]] = {
-    "ggml_tensor_overhead": ([], ctypes.c_size_t),
-    "ggml_op_name": ([ctypes.c_int], ctypes.c_char_p),
-    "ggml_set_abort_callback": ([ctypes.c_void_p], ctypes.c_void_p),
-    "ggml_nbytes": ([ctypes.c_void_p], ctypes.c_size_t),
-    "ggml_backend_buffer_is_host": ([ctypes.c_void_p], ctypes.c_bool),
-    "ggml_backend_tensor_get": (
-        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t],
-        None,
-    ),
-    "ggml_backend_tensor_set": (
-        [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t],
-        None,
-    ),
-}
-
 
 class Library:
     """The loaded llama.cpp.
 
     Attributes:
         api: the ``llama_cpp.llama_cpp`` module: functions and structures of ``llama.h``.
-        ggml: functions of ggml that the module does not have, by name.
+        ggml: functions that the module does not have, by name, see symbols.
         version: of llama-cpp-python.
     """
 
@@ -168,14 +153,14 @@ def library() -> Library:
 
 def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
     found = {}
-    for name, (arguments, result) in _SYMBOLS.items():
-        try:
-            function = getattr(handle, name)
-        except AttributeError as error:
+    for name, (arguments, result) in {**SYMBOLS, **OPTIONAL}.items():
+        function = getattr(handle, name, None)
+        if function is not None:
+            function.argtypes, function.restype = arguments, result
+            found[name] = function
+        elif name in SYMBOLS:
             raise LlamaError(
                 f"llama-cpp-python's library has no {name}",
                 remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
-            ) from error
-        function.argtypes, function.restype = arguments, result
-        found[name] = function
+            )
     return found
