@@ -2,40 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggprune import drop_metadata, texts
-from ggprune.calibrate import ProgressFactory, Run, Settings
-from ggprune.errors import InputError, LlamaError, OutputError
+from ggprune.calibrate import ProgressFactory, Run
+from ggprune.errors import InputError, OutputError
 from ggprune.gguf_file import GgufModel, check_targets, write_files
-from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.runtime import RunOptions
 from ggprune.model import MoeModel
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import Rewrite, check_result, plan_rewrite, verify_bytes
 from ggprune.statistics import Statistics
 
-#: Chosen so that an answer is finite only if all layers compute: any text would do.
-_PROBE_TEXT = "The quick brown fox jumps over the lazy dog."
+#: Room for log-probabilities while measuring: 2 bytes for each token in the vocabulary, for each
+#: token of text (4,000 tokens of text for a vocabulary of 262,144).
+LOG_BYTES = 2 << 30
+#: Tokens of context to measure with, as llama-perplexity does by default.
+MEASURE_CTX = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Paths:
-    """Names of everything a run writes, from the name of the result."""
+    """Names of everything a run writes.
+
+    Attributes:
+        result: the pruned model, or its first shard.
+        source_stem: the source's name: statistics are of the source, whatever is kept of it.
+    """
 
     result: Path
+    source_stem: str
 
     @property
     def statistics(self) -> Path:
         """What calibration observed."""
-        return self._beside(".stats.gguf")
-
-    @property
-    def partial(self) -> Path:
-        """What an interrupted calibration observed."""
-        return self._beside(".stats.gguf.partial")
+        return self.result.with_name(f"{self.source_stem}.stats.gguf")
 
     @property
     def metadata(self) -> Path:
@@ -85,9 +89,9 @@ def check_output(
     keep: int,
     target: Path,
     *,
+    method: str = "",
     mtp: str = "prune",
     split_max_size: int | None = None,
-    others: Sequence[Path] = (),
     force: bool = False,
 ) -> Rewrite:
     """Find out before any long work whether the result can be written, and how large it is.
@@ -98,8 +102,8 @@ def check_output(
         model: the source.
         keep: experts a layer.
         target: name of the result.
+        method: what the plan will name as its method (it is kept in the result).
         mtp, split_max_size: see rewrite.plan_rewrite.
-        others: further files that will be written.
         force: allow replacing files.
 
     Raises:
@@ -110,37 +114,36 @@ def check_output(
     model.counts.check(keep)
     size = model.experts // model.groups
     first = tuple(e for e in range(model.experts) if e % size < keep // model.groups)
-    plan = Plan(keep, {layer: LayerPlan(first) for layer in model.moe_layers})
+    plan = Plan(keep, {layer: LayerPlan(first) for layer in model.moe_layers}, method)
     rewrite = plan_rewrite(model, plan, target, mtp=mtp, split_max_size=split_max_size)
     paths = [file.path for file in rewrite.files]
     check_targets(paths, rewrite.size, source=model.gguf, force=force)
-    for path in others:
-        if path.exists() and not force:
-            raise OutputError(
-                f"{path}: exists", remedy="Use --force to replace it, or -o for another name."
-            )
     return rewrite
 
 
-def gather(
-    model: MoeModel,
-    sources: Sequence[texts.Source],
-    settings: Settings,
-    options: RunOptions,
-    paths: Paths,
-    progress: ProgressFactory,
-    say: Callable[[str], object] = lambda _: None,
-) -> Statistics:
-    """Calibrate, and keep the statistics beside the result.
+def gather(run: Run, output: Path, *, force: bool = False) -> Statistics:
+    """Calibrate, or take what an earlier run of the same model, text and settings gathered.
+
+    Args:
+        run: what to do.
+        output: the statistics file.
+        force: calibrate again even if the file fits.
 
     Raises:
-        See calibrate.Run.run.
+        OutputError: the file exists and is of something else.
+        GgpruneError: see calibrate.Run.run.
     """
-    run = Run(model, sources, settings, options, progress, partial=paths.partial, say=say)
-    statistics = run.run()
-    statistics.save(paths.statistics)
-    paths.partial.unlink(missing_ok=True)
-    return statistics
+    if output.exists() and not force:
+        known = Statistics.load(output)
+        difference = run.difference(known)
+        if difference:
+            raise OutputError(
+                f"{output}: exists, and is not of this run: {difference}",
+                remedy=f"Use it all the same with --stats {output}, or replace it with --force.",
+            )
+        run.say(f"using {output}: same model, text and settings")
+        return known
+    return run.run_into(output, force=force)
 
 
 def write(
@@ -171,20 +174,41 @@ def write(
         result.gguf.close()
 
 
-def check_loads(path: Path, options: RunOptions) -> None:
-    """Load a model in llama.cpp and compute a few tokens.
+def measure(
+    model: MoeModel,
+    result: Path,
+    held_out: Sequence[texts.Source],
+    options: RunOptions,
+    progress: ProgressFactory,
+    *,
+    ctx: int,
+) -> Mapping[str, Any]:
+    """Compare the result with its source on text that calibration did not see.
+
+    The text is limited so that the source's probabilities of every token in the vocabulary fit
+    into LOG_BYTES of disk.
 
     Raises:
-        LlamaError: it does not load, or its logits are not finite.
+        LlamaError: the result does not load, or its logits are not finite.
     """
-    import numpy as np
+    from ggprune.evaluate import Evaluator
 
-    with LlamaModel(path, options) as model:
-        ids = model.tokenize(_PROBE_TEXT) or [0, 1, 2, 3]
-        with LlamaContext(model, n_ctx=max(64, len(ids))) as context:
-            context.decode([Tokens(0, 0, ids)])
-            if not np.isfinite(context.all_logits(len(ids))).all():
-                raise LlamaError(f"{path}: computes logits that are not finite")
+    vocabulary = max(_length(model, "tokenizer.ggml.tokens"), 1)
+    most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), ctx)
+    with (
+        Evaluator(model.gguf.path, options, held_out, n_ctx=ctx, max_tokens=most) as evaluator,
+        progress(2 * evaluator.tokens, "measuring", "tok") as done,
+    ):
+        evaluator.progress = done
+        return evaluator.model(result).as_json()
+
+
+def _length(model: MoeModel, key: str) -> int:
+    """Elements of an array in the metadata."""
+    pair = model.gguf.keys.get(key)
+    if pair is None:
+        return 0
+    return int.from_bytes(model.gguf.files[0].read(pair.value + 4, 8), "little")
 
 
 def finish(
@@ -211,11 +235,14 @@ class TextChoice:
 
     calibration: tuple[texts.Source, ...]
     held_out: tuple[texts.Source, ...]
-    #: Named in the report: "built-in" or the user's.
-    name: str = field(default="built-in")
 
 
-def choose_text(named: Sequence[tuple[str, str]], *, share: float = 0.1) -> TextChoice:
+def choose_text(
+    named: Sequence[tuple[str, str]],
+    held_out: Sequence[tuple[str, str]] = (),
+    *,
+    share: float = 0.1,
+) -> TextChoice:
     """The built-in text, or the user's with a part held out.
 
     A user's text is measured on what calibration does not see: the last tenth of each domain's
@@ -223,16 +250,18 @@ def choose_text(named: Sequence[tuple[str, str]], *, share: float = 0.1) -> Text
 
     Args:
         named: of --text; none for the built-in prompts.
+        held_out: of --eval-text; none for the built-in answers, or a part of the user's text.
         share: of the text to hold out.
     """
-    if not named:
-        return TextChoice(texts.builtin(texts.CALIBRATION), texts.builtin(texts.HELD_OUT))
-    sources = texts.load(named)
+    sources = texts.load(named) if named else texts.builtin(texts.CALIBRATION)
+    if held_out or not named:
+        measured = texts.load(held_out) if held_out else texts.builtin(texts.HELD_OUT)
+        return TextChoice(sources, measured)
     parts = [_hold_out(source, share) for source in sources]
     held = tuple(part[1] for part in parts if part[1].documents)
     if not held:
         raise InputError("there is no text left to hold out", remedy="Give more text.")
-    return TextChoice(tuple(part[0] for part in parts), held, "yours")
+    return TextChoice(tuple(part[0] for part in parts), held)
 
 
 def _hold_out(source: texts.Source, share: float) -> tuple[texts.Source, texts.Source]:

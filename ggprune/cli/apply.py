@@ -15,10 +15,11 @@ from ggprune.cli.common import (
     progress_bars,
     verbosity_options,
 )
+from ggprune.cli.model_argument import MODEL
 
 
 @click.command("apply")
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.argument("plan", type=FILE)
 @output_option("The result; default <stem>-<N>e.gguf in the current folder.")
 @click.option(
@@ -67,6 +68,7 @@ def command(
 
     bars = progress_bars(quiet=quiet)
     pipeline.write(description, rewrite, bars, force=force, verify=not no_verify)
-    pipeline.finish(description, rewrite, None, pipeline.Paths(rewrite.files[0].path))
+    paths = pipeline.Paths(rewrite.files[0].path, description.gguf.stem)
+    pipeline.finish(description, rewrite, None, paths)
     for file in rewrite.files:
         click.echo(f"{file.path}  {human_size(file.size)}")

@@ -22,9 +22,8 @@ from ggprune.cli.common import (
 
 
 def generation_options(command: Any) -> Any:
-    """--generate, --parallel, --seed: how the model answers prompts before they are replayed."""
+    """--generate, --parallel: how the model answers prompts before they are replayed."""
     for option in (
-        click.option("--seed", type=click.IntRange(0), default=0, help="For the answers."),
         click.option(
             "-np",
             "--parallel",
@@ -50,6 +49,7 @@ def generation_options(command: Any) -> Any:
 @output_option("Name of the statistics file.", required=True)
 @text_options
 @generation_options
+@click.option("--seed", type=click.IntRange(0), default=0, help="For the answers.")
 @run_options
 @force_option
 @verbosity_options

@@ -7,11 +7,13 @@ from typing import Any
 
 import click
 
-from ggprune.cli.common import FILE, human_size, json_option, print_json, table
+from ggprune.cli.common import json_option, print_json, table
+from ggprune.cli.model_argument import MODEL
+from ggprune.units import human_size
 
 
 @click.command("inspect")
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @json_option
 def command(model: Path, as_json: bool) -> None:
     """Show what MODEL is: architecture, layers, experts, quantization, and keep -> size.

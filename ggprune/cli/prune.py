@@ -2,43 +2,50 @@
 
 from __future__ import annotations
 
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
 
+from ggprune.cli.calibrate import generation_options
 from ggprune.cli.common import (
     FILE,
+    NAMED_PATH,
     SIZE,
     force_option,
-    human_size,
     json_option,
     note,
     output_option,
     print_json,
-    progress_bars,
+    progress_bar,
     run_options,
     run_options_from,
     table,
     text_options,
     verbosity_options,
 )
+from ggprune.cli.model_argument import MODEL
+from ggprune.cli.plan_options import budget_options, method_options, request_from
+from ggprune.units import human_size
 
 
 @click.command("prune")
-@click.argument("model", type=FILE)
-@click.option("--keep", type=click.IntRange(1), help="Experts that stay in each layer.")
+@click.argument("model", type=MODEL)
+@budget_options
 @output_option("The result; default <stem>-<N>e.gguf in the current folder.")
-@click.option("--method", default="reap", show_default=True, help="How experts are scored.")
-@click.option("--seed", default=0, show_default=True, help="For what is drawn at random.")
+@method_options
 @text_options
 @click.option(
-    "--generate",
-    type=click.IntRange(0),
-    default=128,
-    show_default=True,
-    help="Tokens the model adds to each prompt before it is measured; 0: none.",
+    "--eval-text",
+    "eval_texts",
+    type=NAMED_PATH,
+    multiple=True,
+    metavar="NAME=PATH",
+    help="Text to measure the result on; default: held out from the calibration text.",
 )
+@generation_options
 @click.option("--stats", "stats_path", type=FILE, help="Use these statistics: skip calibration.")
 @click.option("--plan", "plan_path", type=FILE, help="Use this plan: skip scoring too.")
 @click.option(
@@ -49,6 +56,7 @@ from ggprune.cli.common import (
     help="MTP layers: prune by a stated rule, or drop.",
 )
 @click.option("--split-max-size", type=SIZE, help="Write shards of at most this size: 50G.")
+@click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @click.option("--no-verify", is_flag=True, help="Do not compare, load and measure the result.")
 @force_option
@@ -58,25 +66,32 @@ from ggprune.cli.common import (
 def command(model: Path, **arguments: Any) -> None:
     """Write MODEL with the experts that matter: calibrate, choose, rewrite, verify.
 
-    The source is only read. Beside the result lie the statistics, so that another --keep needs no
-    second calibration (--stats), and the drop metadata.
+    The source is only read. Beside the result lie the statistics (so that another --keep needs no
+    second calibration), the drop metadata and a report.
     """
     from ggprune.cli.prune_run import PruneRun
 
-    options = run_options_from(arguments, verbose=arguments["verbose"])
-    run = PruneRun(model, options, arguments, bar=progress_bars(quiet=arguments["quiet"]))
+    quiet = arguments["quiet"]
+    run = PruneRun(
+        path=model,
+        request=None if arguments["plan_path"] else request_from(arguments),
+        options=run_options_from(arguments, verbose=arguments["verbose"]),
+        arguments=arguments,
+        bar=partial(progress_bar, quiet=quiet),
+        say=partial(note, quiet=quiet),
+        command_line=" ".join(["ggprune", *sys.argv[1:]]),
+    )
     if arguments["dry_run"]:
-        rewrite = run.dry_run()
+        files = [{"path": str(path), "size_bytes": size} for path, size in run.dry_run()]
         if arguments["as_json"]:
-            files = [{"path": str(file.path), "size_bytes": file.size} for file in rewrite.files]
             print_json({"would_write": files})
             return
         click.echo("would write:")
-        click.echo(table([[str(file.path), human_size(file.size)] for file in rewrite.files]))
+        click.echo(table([[str(f["path"]), human_size(int(str(f["size_bytes"])))] for f in files]))
         return
-    pruned = run.run(lambda text: note(text, quiet=arguments["quiet"]))
+    pruned = run.run()
     if arguments["as_json"]:
         print_json(dict(pruned.metadata))
         return
-    click.echo(table(run.summary(pruned)))
-    click.echo(f"\nTry it:  {run.try_command(pruned)}")
+    for line in run.summary(pruned):
+        click.echo(line)

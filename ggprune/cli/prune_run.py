@@ -3,38 +3,59 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggprune import pipeline
-from ggprune.calibrate import ProgressFactory, Settings
-from ggprune.cli.common import human_size
+from ggprune.calibrate import ProgressFactory, Run, Settings
+from ggprune.choosing import Request, Resources, choose_plan, known_count
+from ggprune.cli.common import table
 from ggprune.errors import InputError
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import MoeModel, open_model
 from ggprune.pipeline import Paths, Pruned
-from ggprune.plan import Plan, make_plan
+from ggprune.plan import Plan
+from ggprune.report.page import write_report
+from ggprune.report.summary import summary_lines
 from ggprune.rewrite import Rewrite, plan_rewrite
 from ggprune.statistics import Statistics
+from ggprune.units import human_size
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, kw_only=True)
 class PruneRun:
-    """One run of ``prune`` with the command's arguments."""
+    """One run of ``prune``.
+
+    Attributes:
+        path: of the source.
+        request: what to keep; None if a plan is given.
+        options: how llama.cpp runs.
+        arguments: the command's other arguments.
+        bar: makes progress bars.
+        say: takes notes for the user.
+        command_line: for the report.
+    """
 
     path: Path
+    request: Request | None
     options: RunOptions
     arguments: Mapping[str, Any]
     bar: ProgressFactory
+    say: Callable[[str], object]
+    command_line: str
 
-    def dry_run(self) -> Rewrite:
-        """Check everything that can be checked without long work."""
+    def dry_run(self) -> Iterable[tuple[Path, int]]:
+        """Check everything that can be checked without long work, and list what is written.
+
+        The size is an upper bound where the number of experts depends on the statistics.
+        """
         model = open_model(self.path)
-        return self._check(model, self._given_plan())
+        rewrite = self._check(model, self._given_plan())
+        return [(file.path, file.size) for file in rewrite.files]
 
-    def run(self, say: Callable[[str], object]) -> Pruned:
+    def run(self) -> Pruned:
         """All stages.
 
         Raises:
@@ -42,114 +63,124 @@ class PruneRun:
         """
         model = open_model(self.path)
         plan = self._given_plan()
-        paths = Paths(self._check(model, plan).files[0].path)
+        self._check(model, plan)
         statistics = None
         if plan is None:
-            text = pipeline.choose_text(self.arguments["texts"])
-            statistics = self._statistics(model, text, paths, say)
-            plan = self._choose(statistics)
-        rewrite = self._rewrite(model, plan, self._target(model, plan.keep))
+            text = self._text()
+            statistics = self._statistics(model, text)
+            assert self.request is not None
+            plan = choose_plan(statistics, self.request, Resources(model=model, say=self.say))
+        rewrite = self._rewrite(model, plan)
+        paths = Paths(rewrite.files[0].path, model.gguf.stem)
         verify = not self.arguments["no_verify"]
         compared = pipeline.write(
             model, rewrite, self.bar, force=self.arguments["force"], verify=verify
         )
-        if verify:
-            pipeline.check_loads(rewrite.files[0].path, self.options)
-        return pipeline.finish(model, rewrite, statistics, paths, compared=compared)
+        evaluation = self._measure(model, paths) if verify else None
+        return pipeline.finish(
+            model, rewrite, statistics, paths, compared=compared, evaluation=evaluation
+        )
 
-    def summary(self, pruned: Pruned) -> list[list[str]]:
-        """Rows of the table at the end."""
-        before = open_model(self.path)
-        plan, size = pruned.rewrite.plan, pruned.rewrite.size
-        change = size / before.gguf.size - 1
-        rows = [
-            ["experts", f"{plan.experts} -> {plan.keep} a layer, by {plan.method}"],
-            [
-                "size",
-                f"{human_size(before.gguf.size)} -> {human_size(size)} ({change:+.1%})",
-            ],
+    def summary(self, pruned: Pruned) -> list[str]:
+        """Write the report; what the terminal says at the end."""
+        from ggprune.report.data import ReportInput
+
+        paths = Paths(pruned.path, open_model(self.path).gguf.stem)
+        given = ReportInput(
+            pruned.statistics,
+            pruned.rewrite.plan,
+            pruned.metadata,
+            pruned.evaluation,
+            command=self.command_line,
+        )
+        report = write_report(paths.report, given)
+        files = [["result", str(pruned.path)]]
+        if pruned.statistics is not None:
+            files.append(["statistics", str(self.arguments["stats_path"] or paths.statistics)])
+        files += [["metadata", str(paths.metadata)], ["report", str(paths.report)]]
+        if self.arguments["modelfile"]:
+            files.append(["Modelfile", str(self._modelfile(pruned))])
+        checked = f"{human_size(pruned.compared)} equal the source's bytes; it loads and computes"
+        return [
+            *summary_lines(report),
+            *([f"verified  {checked}"] if pruned.compared else []),
+            "",
+            table(files),
+            "",
+            f"Run it:  llama-cli -m {shlex.quote(str(pruned.path))}",
         ]
-        if plan.worst_retained and plan.mean_retained is not None:
-            layer, share = plan.worst_retained
-            rows.append(
-                ["retained", f"worst {share:.2%} (layer {layer}), mean {plan.mean_retained:.2%}"]
-            )
-        if pruned.compared:
-            rows.append(["verified", f"{human_size(pruned.compared)} equal the source's, loads"])
-        paths = Paths(pruned.path)
-        rows.append(["result", str(pruned.path)])
-        if pruned.statistics is not None and self.arguments["stats_path"] is None:
-            rows.append(["statistics", str(paths.statistics)])
-        rows.append(["metadata", str(paths.metadata)])
-        return rows
-
-    def try_command(self, pruned: Pruned) -> str:
-        """How to run the result."""
-        return f"llama-cli -m {shlex.quote(str(pruned.path))}"
 
     def _given_plan(self) -> Plan | None:
         path = self.arguments["plan_path"]
         return Plan.load(path) if path else None
 
     def _check(self, model: MoeModel, plan: Plan | None) -> Rewrite:
-        keep = plan.keep if plan else self.arguments["keep"]
-        if keep is None:
-            raise InputError(
-                "how many experts should stay?",
-                remedy="Say so with --keep N; `ggprune inspect` shows the size for each N.",
-            )
-        target = self._target(model, keep)
-        makes_statistics = plan is None and self.arguments["stats_path"] is None
-        return pipeline.check_output(
+        """Find out early what cannot work."""
+        model.require_prunable()
+        keep = plan.keep if plan else self._known_count(model)
+        rewrite = pipeline.check_output(
             model,
             keep,
-            target,
+            self._target(model, keep),
+            method=plan.method if plan else self.request.method if self.request else "",
             mtp=self.arguments["mtp"],
             split_max_size=self.arguments["split_max_size"],
-            others=[Paths(target).statistics] if makes_statistics else [],
             force=self.arguments["force"],
         )
+        self._text()
+        return rewrite
+
+    def _known_count(self, model: MoeModel) -> int:
+        assert self.request is not None
+        return known_count(self.request.budget, model.counts, model) or model.experts
 
     def _target(self, model: MoeModel, keep: int) -> Path:
         given: Path | None = self.arguments["output"]
         return given or pipeline.default_result(model, keep, Path())
 
-    def _statistics(
-        self,
-        model: MoeModel,
-        text: pipeline.TextChoice,
-        paths: Paths,
-        say: Callable[[str], object],
-    ) -> Statistics:
+    def _text(self) -> pipeline.TextChoice:
+        return pipeline.choose_text(self.arguments["texts"], self.arguments["eval_texts"])
+
+    def _statistics(self, model: MoeModel, text: pipeline.TextChoice) -> Statistics:
         given: Path | None = self.arguments["stats_path"]
         if given is not None:
             statistics = Statistics.load(given)
             statistics.identity.check_same(model.identity(), str(given), str(self.path))
             return statistics
-        settings = Settings(
-            ctx=self.arguments["ctx"],
-            max_tokens=self.arguments["max_tokens"],
-            generate=self.arguments["generate"],
-            seed=self.arguments["seed"],
-        )
-        return pipeline.gather(
-            model, text.calibration, settings, self.options, paths, self.bar, say
-        )
+        names = ("ctx", "max_tokens", "generate", "parallel")
+        seed = self.request.seed if self.request else 0
+        settings = Settings(**{name: self.arguments[name] for name in names}, seed=seed)
+        run = Run(model, text.calibration, settings, self.options, self.bar, say=self.say)
+        target = self._target(model, model.experts)
+        output = Paths(target, model.gguf.stem).statistics
+        return pipeline.gather(run, output, force=self.arguments["force"])
 
-    def _choose(self, statistics: Statistics) -> Plan:
-        return make_plan(
-            statistics,
-            self.arguments["keep"],
-            self.arguments["method"],
-            seed=self.arguments["seed"],
-        )
-
-    def _rewrite(self, model: MoeModel, plan: Plan, target: Path) -> Rewrite:
+    def _rewrite(self, model: MoeModel, plan: Plan) -> Rewrite:
         return plan_rewrite(
             model,
             plan,
-            target,
+            self._target(model, plan.keep),
             mtp=self.arguments["mtp"],
             split_max_size=self.arguments["split_max_size"],
             plan_name=str(self.arguments["plan_path"] or "the plan"),
         )
+
+    def _measure(self, model: MoeModel, paths: Paths) -> Mapping[str, Any] | None:
+        try:
+            return pipeline.measure(
+                model,
+                paths.result,
+                self._text().held_out,
+                self.options,
+                self.bar,
+                ctx=min(self.arguments["ctx"], pipeline.MEASURE_CTX),
+            )
+        except InputError as error:
+            # Too little text to measure on is no reason to lose the result.
+            self.say(f"not measured: {error.message}")
+            return None
+
+    def _modelfile(self, pruned: Pruned) -> Path:
+        from ggprune import modelfile
+
+        return modelfile.write(pruned.path, pruned.path.with_name("Modelfile"), force=True)

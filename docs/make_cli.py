@@ -1,0 +1,43 @@
+"""Write docs/cli.md from what every command says with --help."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ggprune.cli.main import COMMANDS, cli
+
+HERE = Path(__file__).parent
+WIDTH = 96
+
+
+def reference() -> str:
+    """The whole page."""
+    parts = [
+        "# Command line",
+        "",
+        "Made from `--help` by `make docs`; a test keeps it true.",
+        "",
+        *_section("ggprune", cli, None),
+    ]
+    group = click.Context(cli, info_name="ggprune", terminal_width=WIDTH, max_content_width=WIDTH)
+    for name in COMMANDS:
+        command = cli.get_command(group, name)
+        assert command is not None
+        parts += _section(f"ggprune {name}", command, group)
+    return "\n".join(parts)
+
+
+def _section(title: str, command: click.Command, parent: click.Context | None) -> list[str]:
+    name = title.rpartition(" ")[2]
+    context = click.Context(
+        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
+    )
+    return [f"## {title}", "", "```text", command.get_help(context).rstrip(), "```", ""]
+
+
+if __name__ == "__main__":
+    (HERE / "cli.md").write_text(reference(), encoding="utf-8")
+    print(f"wrote {HERE / 'cli.md'}", file=sys.stderr)

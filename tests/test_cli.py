@@ -1,0 +1,186 @@
+"""The command line as a user meets it: a child process, its output, its exit code."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import write_tiny
+
+from ggprune.cli.main import COMMANDS
+
+ROOT = Path(__file__).parent.parent
+
+
+def ggprune(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+    """Run the command line; the exit code must be as said, and no traceback shown."""
+    result = subprocess.run(
+        [sys.executable, "-c", "from ggprune.cli import main; main()", *map(str, arguments)],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "COLUMNS": "100"},
+        timeout=240,
+        check=False,
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    return result
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "tiny-Q8_0.gguf", "olmoe", layers=2, dtype="Q8_0")
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> str:
+    path = tmp_path / "words.txt"
+    path.write_text("The router chooses experts for every token it reads.\n" * 30)
+    return f"words={path}"
+
+
+def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
+    code = (
+        "import sys\n"
+        "from ggprune.cli.main import cli\n"
+        "try: cli(['--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'llama_cpp', 'gguf', 'huggingface_hub', 'jinja2', 'tqdm'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    for name in COMMANDS:
+        assert name in result.stdout
+
+
+def test_reference_is_up_to_date() -> None:
+    spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    written = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")
+    assert written == module.reference(), "run `make docs`"
+
+
+def test_inspect(tmp_path: Path, model: Path) -> None:
+    facts = json.loads(ggprune("inspect", model, "--json", cwd=tmp_path).stdout)
+    expected = {
+        "architecture": "olmoe",
+        "experts": 16,
+        "experts_used": 4,
+        "layers": 2,
+        "moe_layers": [0, 1],
+        "size_bytes": model.stat().st_size,
+        "prunable": True,
+        "refusal": "",
+    }
+    assert {key: facts[key] for key in expected} == expected
+    assert facts["sizes"]["16"] == facts["size_bytes"]
+    assert facts["sizes"]["8"] == facts["size_bytes"] - facts["expert_bytes"] // 2
+    assert "olmoe" in ggprune("inspect", model, cwd=tmp_path).stdout
+
+
+def test_the_main_job(tmp_path: Path, model: Path, text: str) -> None:
+    before = model.read_bytes()
+    result = ggprune(
+        model, "--keep", 12, "--text", text, "--ctx", 64, "--generate", 0, cwd=tmp_path
+    )
+    made = sorted(path.name for path in tmp_path.iterdir())
+    assert "tiny-Q8_0-12e.gguf" in made
+    assert "tiny-Q8_0-12e.stats.gguf" in made
+    assert "tiny-Q8_0-12e.expert_drop_metadata.json" in made
+    assert not [name for name in made if name.endswith((".part", ".partial"))]
+    assert "16 -> 12 a layer" in result.stdout
+    assert model.read_bytes() == before
+    facts = json.loads(ggprune("inspect", "tiny-Q8_0-12e.gguf", "--json", cwd=tmp_path).stdout)
+    assert facts["experts"] == 12
+    metadata = json.loads((tmp_path / "tiny-Q8_0-12e.expert_drop_metadata.json").read_text())
+    assert metadata["keep"] == 12 and metadata["source"]["name"] == model.name
+    assert sorted(metadata["layers"]["0"]["keep"] + metadata["layers"]["0"]["drop"]) == list(
+        range(16)
+    )
+
+    again = ggprune(model, "--keep", 12, "--text", text, "--generate", 0, cwd=tmp_path, code=5)
+    assert "--force" in again.stderr
+    other = ggprune(model, "--keep", 8, "--stats", "tiny-Q8_0-12e.stats.gguf", cwd=tmp_path)
+    assert "16 -> 8 a layer" in other.stdout
+
+
+def test_stages_compose_through_files(tmp_path: Path, model: Path, text: str) -> None:
+    ggprune(
+        "calibrate", model, "-o", "s.gguf", "--text", text, "--ctx", 64, "--generate", 0,
+        cwd=tmp_path,
+    )  # fmt: skip
+    facts = json.loads(ggprune("stats", "s.gguf", "--json", cwd=tmp_path).stdout)
+    tokens = facts["domains"]["words"]["tokens"]
+    assert tokens > 0
+    assert set(facts["layers"]) == {"0", "1"}
+    layer = facts["layers"]["1"]
+    assert layer["tokens"] == tokens and sum(layer["count"]) == 4 * tokens
+    sums = {"gate_sum", "norm_sum", "norm_sq_sum", "contribution_sum", "norm_max"}
+    assert all(len(layer[name]) == 16 for name in sums)
+
+    ggprune("plan", "s.gguf", "--keep", 10, "--method", "reap", "-o", "p.json", cwd=tmp_path)
+    plan = json.loads((tmp_path / "p.json").read_text())
+    assert (plan["format"], plan["version"], plan["keep"]) == ("ggprune-plan", 1, 10)
+    assert len(plan["layers"]["0"]["keep"]) == 10 and 0 < plan["layers"]["0"]["retained"] <= 1
+
+    ggprune("apply", model, "p.json", "-o", "o.gguf", cwd=tmp_path)
+    # Calibrated on Q8_0, applied to F32: the same model.
+    full = write_tiny(tmp_path / "full.gguf", "olmoe", layers=2, dtype="F32")
+    ggprune("apply", full, "p.json", "-o", "f.gguf", cwd=tmp_path)
+    other = write_tiny(tmp_path / "other.gguf", "olmoe", layers=2, seed=9)
+    result = ggprune("apply", other, "p.json", "-o", "x.gguf", cwd=tmp_path, code=6)
+    assert "not of one model" in result.stderr
+    assert not (tmp_path / "x.gguf").exists()
+
+
+def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    said = json.loads(ggprune(model, "--keep", 8, "--dry-run", "--json", cwd=tmp_path).stdout)
+    assert sorted(tmp_path.iterdir()) == before
+    ggprune(model, "--keep", 8, "--generate", 0, "--no-verify", cwd=tmp_path)
+    (file,) = said["would_write"]
+    assert (tmp_path / "tiny-Q8_0-8e.gguf").stat().st_size == file["size_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["missing.gguf", "--keep", "8"], 2, "No such file"),
+        (["{model}", "--keep", "3"], 2, "at least 4 must stay"),
+        (["{model}", "--keep", "17"], 2, "16 experts"),
+        (["{model}"], 2, "how many experts"),
+        (["{text}", "--keep", "8"], 3, "not a GGUF file"),
+        (["{model}", "--keep", "8", "-o", "{model}"], 5, "is the source itself"),
+        (["{model}", "--keep", "8", "-o", "no/such/folder.gguf"], 5, "does not exist"),
+        (["{model}", "--keep", "8", "--text", "oops"], 2, "NAME=PATH"),
+        (["{model}", "--keep", "8", "--plan", "{text}"], 2, "is not JSON"),
+        (["{model}", "--keep", "8", "--stats", "{model}"], 2, "not a statistics file"),
+        (["{model}", "--keep", "8", "--method", "magic"], 2, "magic"),
+        (["{dense}", "--keep", "8"], 4, "dense"),
+        (["apply", "{model}", "missing.json"], 2, "missing.json"),
+        (["stats", "{model}"], 2, "not a statistics file"),
+    ],
+)
+def test_mistakes(tmp_path: Path, model: Path, text: str, arguments, code, message) -> None:
+    import gguf
+
+    writer = gguf.GGUFWriter(tmp_path / "dense.gguf", "llama")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    names = {"model": model, "text": tmp_path / "words.txt", "dense": tmp_path / "dense.gguf"}
+    given = [argument.format(**names) for argument in arguments]
+    before = model.read_bytes()
+    result = ggprune(*given, cwd=tmp_path, code=code)
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) <= 6
+    assert model.read_bytes() == before
