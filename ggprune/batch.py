@@ -7,6 +7,7 @@ it was; a step that fails does not stop the steps that do not need it.
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,10 +52,8 @@ class Step:
             return f"cp {self.inputs[0]} {self.outputs[0]}"
         if self.command[0] == "@checksums":
             return f"sha256sum … > {self.outputs[0]}"
-        words = " ".join(
-            word if word.isprintable() and word else repr(word) for word in self.command
-        )
-        return f"ggprune {words}" + (f" > {self.outputs[0]}" if self.to_file else "")
+        words = shlex.join(("ggprune", *self.command))
+        return words + (f" > {shlex.quote(str(self.outputs[0]))}" if self.to_file else "")
 
 
 @dataclass(slots=True)
@@ -98,9 +97,10 @@ def _release(
     folder, work = config.output / name, config.output / "pruned"
     plan, pruned = work / f"{name}.plan.json", work / f"{name}.gguf"
     source = config.source or config.model
+    dropped = pruned.with_name(f"{name}{_METADATA}")
     found = [
         _step(config, "plan", [plan], [stats], [stats, "--keep", keep, "-o", plan]),
-        _step(config, "apply", [pruned], [source, plan], [source, plan, "-o", pruned]),
+        _step(config, "apply", [pruned, dropped], [source, plan], [source, plan, "-o", pruned]),
     ]
     if imatrix is not None:
         sliced = work / f"{name}.imatrix{imatrix.suffix}"
@@ -109,7 +109,7 @@ def _release(
         imatrix = sliced
     metadata = folder / f"{name}{_METADATA}"
     if config.types:
-        found.append(Step((metadata,), (pruned,), ("@copy",)))
+        found.append(Step((metadata,), (dropped,), ("@copy",)))
     models, extras = [], [metadata]
     for kind in config.types:
         model = folder / f"{name}-{kind}.gguf"
@@ -218,7 +218,9 @@ def execute_step(step: Step) -> str:
         for path in step.outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
         if step.command[0] == "@copy":
-            return _copy_metadata(step)
+            with replacing(step.outputs[0]) as part:
+                shutil.copyfile(step.inputs[0], part)
+            return ""
         if step.command[0] == "@checksums":
             write_text(step.outputs[0], checksums(step.inputs))
             return ""
@@ -252,14 +254,6 @@ def _reason(status: int) -> str:
     if status < 0:
         return f"died of signal {-status}"
     return f"exit code {status}, see above" if status else ""
-
-
-def _copy_metadata(step: Step) -> str:
-    """What was dropped, told beside the quantized files too."""
-    pruned = step.inputs[0]
-    with replacing(step.outputs[0]) as part:
-        shutil.copyfile(pruned.with_name(f"{stem_of(pruned)}{_METADATA}"), part)
-    return ""
 
 
 def checksums(paths: Sequence[Path]) -> str:
