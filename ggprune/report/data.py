@@ -22,6 +22,7 @@ from ggprune.version import VERSION
 
 FORMAT = "ggprune-report"
 _VERSION = 1
+_METADATA_OBJECTS = ("source", "result", "calibration", "evaluation", "settings")
 
 Json = dict[str, Any]
 
@@ -64,6 +65,7 @@ def build(given: ReportInput) -> Json:
             remedy="Give at least one of --statistics, --plan, --metadata, --evaluation, "
             "--sweep and --probe.",
         )
+    _check(given)
     metadata = given.metadata or {}
     plan = given.plan or _plan_of(metadata)
     statistics = given.statistics
@@ -87,6 +89,35 @@ def build(given: ReportInput) -> Json:
     report["findings"] = _findings(report)
     finite: Json = _finite(report)
     return finite
+
+
+def _check(given: ReportInput) -> None:
+    """Say what is wrong with the structure of files that people may have edited.
+
+    Raises:
+        InputError: a part is not made as ggprune makes it.
+    """
+    metadata, evaluation = given.metadata or {}, given.evaluation or {}
+    objects = [
+        *(("drop metadata", name, metadata.get(name)) for name in _METADATA_OBJECTS),
+        *(("evaluation", name, evaluation.get(name)) for name in ("base", "candidate", "domains")),
+        *(("sweep", name, (given.sweep or {}).get(name)) for name in ("cliff", "smallest")),
+        ("probe", "modes", (given.probe or {}).get("modes")),
+    ]
+    for part, name, value in objects:
+        if not isinstance(value or {}, Mapping):
+            raise InputError(f'the {part} is damaged: "{name}" is not an object')
+    _check_list((given.sweep or {}).get("points"), {"method", "keep"}, "the sweep's points")
+    for name, mode in ((given.probe or {}).get("modes") or {}).items():
+        if not isinstance(mode, Mapping):
+            raise InputError(f"the probe is damaged: {name!r} is not an object")
+        _check_list(mode.get("probes"), {"id"}, "the texts of the probe")
+
+
+def _check_list(values: Any, keys: set[str], what: str) -> None:
+    for value in values or [] if isinstance(values or [], list) else [None]:
+        if not isinstance(value, Mapping) or not keys <= value.keys():
+            raise InputError(f"{what} are damaged: each must have {' and '.join(sorted(keys))}")
 
 
 def _findings(report: Json) -> list[Json]:

@@ -8,7 +8,7 @@ from typing import Any
 from ggprune.report.view import fixed, number, percent
 from ggprune.units import human_size
 
-_MOST_FINDINGS = 6
+_MOST_FINDINGS = 5
 
 
 def summary_lines(report: Mapping[str, Any]) -> list[str]:
@@ -18,12 +18,14 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         report: as ``build`` or ``write_report`` return it.
     """
     rows = [
-        ("model", _model(report)),
+        ("model", str(report["model"]["name"] or "")),
         ("size", _size(report)),
         ("experts", _experts(report)),
         ("retained", _retained(report)),
         *_evaluation(report),
         ("by domain", _by_domain(report)),
+        *_probes(report),
+        ("sweep", _sweep(report)),
         ("concentration", _concentration(report)),
         ("domains", _overlap(report)),
     ]
@@ -31,10 +33,6 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
     lines = [f"{name.ljust(width)}  {text}" for name, text in rows if text]
     lines += _findings(report)
     return [line.replace("\u202f", " ") for line in lines]
-
-
-def _model(report: Mapping[str, Any]) -> str:
-    return str(report["model"]["name"] or "")
 
 
 def _size(report: Mapping[str, Any]) -> str:
@@ -91,6 +89,32 @@ def _by_domain(report: Mapping[str, Any]) -> str:
         return ""
     (low, best), (high, worst) = min(known), max(known)
     return f"mean KL from {number(low)} ({best}) to {number(high)} ({worst})"
+
+
+def _sweep(report: Mapping[str, Any]) -> str:
+    """Where the curve breaks and what is within the tolerance, by method."""
+    found = report["sweep"] or {}
+    told = []
+    for key, text in (("cliff", "cliff below"), ("smallest", "within the tolerance")):
+        known = [f"{keep} ({method})" for method, keep in (found.get(key) or {}).items() if keep]
+        if known:
+            told.append(f"{text} {', '.join(known)}")
+    if not told and found.get("points"):
+        return f"{len(found['points'])} plans, no cliff"
+    return "; ".join(told)
+
+
+def _probes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Loops and collapses of both sides, one line a way of sampling."""
+    lines = []
+    for name, mode in list(((report["probe"] or {}).get("modes") or {}).items())[:2]:
+        base, candidate = mode.get("base") or {}, mode.get("candidate") or {}
+        told = ", ".join(
+            f"{what} {percent(base.get(key), 0)} -> {percent(candidate.get(key), 0)}"
+            for key, what in (("loop_rate", "loops"), ("collapse_rate", "collapses"))
+        )
+        lines.append((name, told))
+    return lines
 
 
 def _concentration(report: Mapping[str, Any]) -> str:

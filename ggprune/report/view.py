@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ggprune.units import human_size
@@ -123,6 +123,59 @@ def _rows(points: Sequence[Report], methods: Sequence[str]) -> list[dict[str, An
     ]
 
 
+_PROBE_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("mean_words", "Mean words", lambda value: fixed(value, 0)),
+    ("distinct4", "Distinct 4-grams", lambda value: fixed(value, 2)),
+    ("loop_rate", "Loops", lambda value: percent(value, 0)),
+    ("collapse_rate", "Collapses", lambda value: percent(value, 0)),
+    ("ended_rate", "Ended by itself", lambda value: percent(value, 0)),
+    ("json_rate", "JSON parses", lambda value: percent(value, 0)),
+)
+_SIDES = (("base", "Base"), ("candidate", "Pruned"))
+_FLAGS = (("loop", "loop"), ("collapse", "collapse"))
+_LONGEST_PROMPT = 1500
+
+
 def probes(report: Report) -> dict[str, Any] | None:
-    """Rows of the table and the texts, by kind of prompt."""
-    return None
+    """Rows of the probes' table, and the texts by kind of prompt."""
+    modes = (report["probe"] or {}).get("modes") or {}
+    if not modes:
+        return None
+    rows = [
+        {
+            "mode": name,
+            "side": title,
+            "cells": [show((mode.get(side) or {}).get(key)) for key, _, show in _PROBE_COLUMNS],
+        }
+        for name, mode in modes.items()
+        for side, title in _SIDES
+    ]
+    columns = [title for _, title, _ in _PROBE_COLUMNS]
+    return {"columns": columns, "rows": rows, "kinds": _texts_by_kind(modes)}
+
+
+def _texts_by_kind(modes: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Answers of both sides in every mode, by prompt."""
+    prompts: dict[str, dict[str, Any]] = {}
+    for name, mode in modes.items():
+        for probe in mode.get("probes") or []:
+            prompt = str(probe.get("prompt", ""))
+            if len(prompt) > _LONGEST_PROMPT:
+                prompt = prompt[:_LONGEST_PROMPT] + " …"
+            entry = prompts.setdefault(
+                str(probe["id"]),
+                {"kind": str(probe.get("kind", "")), "prompt": prompt, "modes": []},
+            )
+            sides = [_side(probe.get(side) or {}, title) for side, title in _SIDES]
+            entry["modes"].append({"name": name, "sides": sides})
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for name, entry in prompts.items():
+        kinds.setdefault(entry["kind"].replace("_", " "), []).append({"name": name, **entry})
+    return kinds
+
+
+def _side(answer: Mapping[str, Any], title: str) -> dict[str, Any]:
+    flags = [name for key, name in _FLAGS if answer.get(key)]
+    if answer.get("json") is False:
+        flags.append("not JSON")
+    return {"name": title, "text": answer.get("text", ""), "flags": flags}
