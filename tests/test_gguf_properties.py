@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import itertools
+import subprocess
+import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import fuzz_header
 from gguf_builder import ARRAY, CODES, Gguf, TensorSpec, array, noise, scalar, string, strings, u32
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -211,3 +215,31 @@ def test_joined_ranges_are_the_same_bytes(ranges: list[ByteRange]) -> None:
     assert read(merged) == read(ranges)
     for one, other in itertools.pairwise(merged):
         assert (one.shard, one.offset + one.length) != (other.shard, other.offset)
+
+
+def test_mutated_headers_open_or_are_refused(tmp_path: Path) -> None:
+    """``make fuzz`` runs more; in a process of its own because memory is limited."""
+    script = Path(__file__).with_name("fuzz_header.py")
+    command = [sys.executable, str(script), "--count", "5000", "--seed", "1"]
+    command += ["--save", str(tmp_path / "failure.gguf")]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "5000 mutated headers" in result.stdout
+
+
+def test_the_fuzzer_notices_what_it_is_for(tmp_path: Path, monkeypatch: Any) -> None:
+    def crash(_: Path) -> None:
+        raise KeyError("not a GgpruneError")
+
+    def hang(_: Path) -> None:
+        time.sleep(60)
+
+    def swell(_: Path) -> None:
+        bytearray(fuzz_header.MEMORY + (64 << 20))
+
+    monkeypatch.setattr(fuzz_header, "SECONDS", 0.2)
+    for use, name in [(crash, "KeyError"), (hang, "TimeoutError"), (swell, "MemoryError")]:
+        monkeypatch.setattr(fuzz_header, "use", use)
+        outcome = fuzz_header.fuzz(10, 1, tmp_path)
+        assert outcome.failure.startswith(name)
+        assert outcome.culprit
