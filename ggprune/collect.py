@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ggprune.architectures import CHOSEN_NODE, Architecture
 from ggprune.errors import LlamaError
+from ggprune.llama.norms import Floats, NormReader
 from ggprune.llama.observing import layer_node
 from ggprune.llama.tensor import TensorView
 from ggprune.statistics import ExpertSums
@@ -31,6 +31,7 @@ class RoutingObserver:
         layers: block numbers with experts, ascending.
         experts: experts a layer.
         cut: end the graph after the last layer with experts: the output head is not computed.
+        norms: computes norms of expert outputs.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class RoutingObserver:
         experts: int,
         *,
         cut: bool = True,
+        norms: NormReader | None = None,
     ) -> None:
         self._sums = ExpertSums.zeros(len(layers), experts)
         self._experts = experts
@@ -47,6 +49,7 @@ class RoutingObserver:
         self._contribution = architecture.contribution_nodes
         self._before = architecture.weights_before_ffn
         self._last = layers[-1] if cut else None
+        self._norms = norms or NormReader()
         self._chosen: dict[int, npt.NDArray[np.int32]] = {}
         self._gates: dict[int, npt.NDArray[np.float32]] = {}
 
@@ -77,7 +80,7 @@ class RoutingObserver:
             self._gates[layer] = gates.reshape(gates.shape[1], gates.shape[2]).copy()
         if base not in self._contribution:
             return True
-        self._add(layer, norms(tensor.array()[0]))
+        self._add(layer, self._norms(tensor))
         return layer != self._last
 
     def _add(self, layer: int, contribution: Floats) -> None:
@@ -120,10 +123,6 @@ class RoutingObserver:
             )
 
 
-Floats = npt.NDArray[np.float64]
-
-
-def norms(rows: npt.NDArray[Any]) -> Floats:
+def norms(rows: npt.NDArray[np.float32]) -> Floats:
     """Euclidean norm along the last axis of float32 rows, [tokens, used, n_embd]."""
-    squares: Floats = np.einsum("tue,tue->tu", rows, rows).astype(np.float64)
-    return np.sqrt(squares)
+    return NormReader().in_place(rows)

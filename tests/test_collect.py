@@ -21,6 +21,7 @@ from tiny import write_tiny
 from ggprune.collect import RoutingObserver
 from ggprune.errors import LlamaError
 from ggprune.llama.library import TENSOR_NB
+from ggprune.llama.norms import NormReader
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
@@ -34,10 +35,17 @@ def options(**changes: object) -> RunOptions:
     return RunOptions(**{"threads": 1, "gpu_layers": 0, "repack": False, **changes})
 
 
-def observed(path: Path, tokens: Sequence[int] = TOKENS, **changes: object) -> ExpertSums:
+def observed(
+    path: Path,
+    tokens: Sequence[int] = TOKENS,
+    norms: NormReader | None = None,
+    **changes: object,
+) -> ExpertSums:
     """What ggprune's observer sees."""
     model = open_model(path)
-    observer = RoutingObserver(model.require_prunable(), model.moe_layers, model.experts)
+    architecture = model.architecture
+    assert architecture is not None
+    observer = RoutingObserver(architecture, model.moe_layers, model.experts, norms=norms)
     with (
         LlamaModel(path, options(**changes)) as llama,
         LlamaContext(llama, n_ctx=max(256, len(tokens)), observers=[observer]) as context,
@@ -238,6 +246,29 @@ def test_how_it_is_computed_does_not_change_counts(
 ) -> None:
     path = write_tiny(tmp_path / "m.gguf", architecture)
     assert_equal(observed(path, **changes), observed(path), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["gemma4", "glm4moe", "llama4", "nemotron_h_moe"])
+def test_norms_on_a_device_equal_those_in_place(tmp_path: Path, architecture: str) -> None:
+    """Without another device, the graph that reduces there runs on the CPU's."""
+    path = write_tiny(tmp_path / "m.gguf", architecture)
+    assert_equal(observed(path, norms=NormReader(on_device=True)), observed(path), 1e-6)
+
+
+def test_norms_on_a_device_of_many_shapes(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", "glm4moe")
+    # Batches of 1, 2, … tokens: plans are made anew and thrown away.
+    for size in (1, 2, 3, 4, 5, 6):
+        found = observed(path, TOKENS[: size * 6], ubatch=size, norms=NormReader(on_device=True))
+        assert_equal(found, observed(path, TOKENS[: size * 6], ubatch=size), 1e-6)
+
+
+def test_norms_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiny(tmp_path / "m.gguf", "glm4moe")
+    wanted = observed(path)
+    monkeypatch.setattr("ggprune.llama.norms._PARALLEL_BYTES", 0)
+    monkeypatch.setattr("ggprune.llama.norms._THREADS", 3)
+    assert_equal(observed(path), wanted, 1e-12)
 
 
 def test_repacked_weights_give_the_same(tmp_path: Path) -> None:

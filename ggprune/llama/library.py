@@ -69,6 +69,16 @@ class Library:
         """What llama.cpp last complained about, in its own words."""
         return self._log.last_error
 
+    @contextmanager
+    def listening(self) -> Iterator[list[str]]:
+        """Give the lines llama.cpp logs meanwhile."""
+        lines: list[str] = []
+        self._log.listeners.append(lines)
+        try:
+            yield lines
+        finally:
+            self._log.listeners.remove(lines)
+
     def verbose(self, on: bool) -> None:
         """Let llama.cpp's own log through to stderr, or not."""
         self._log.passing = on
@@ -107,6 +117,7 @@ class LogCatcher:
     def __init__(self, api: Any) -> None:
         self.passing = False
         self.last_error = ""
+        self.listeners: list[list[str]] = []
         self._callback = api.llama_log_callback(self._receive)
         api.llama_log_set(self._callback, ctypes.c_void_p(0))
 
@@ -114,6 +125,8 @@ class LogCatcher:
         line = text.decode("utf-8", "replace")
         if level in (2, 3) and line.strip():
             self.last_error = line.strip()
+        for lines in self.listeners:
+            lines.append(line)
         if self.passing:
             sys.stderr.write(line)
 

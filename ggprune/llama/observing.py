@@ -47,12 +47,14 @@ class Dispatcher:
         # time on. This side runs thousands of times a batch.
         self._wanted: dict[bytes, tuple[Observer, ...]] = {}
         self._first: bytes | None = None
+        # Whether asking takes more than that look-up.
+        self._special = bool(self._choosing)
         self._stopped = False
         self._error: BaseException | None = None
 
     def begin(self) -> None:
         """Call before each decode."""
-        self._stopped = False
+        self._stopped, self._special = False, bool(self._choosing)
         self._error = None
 
     def raise_pending(self) -> None:
@@ -65,13 +67,19 @@ class Dispatcher:
         """Answer llama.cpp: ``ask`` is "do you want this node?", otherwise it is computed."""
         try:
             raw = tensor_name(address)
-            if ask:
+            if not ask:
+                return self._receive(raw, address)
+            wanted = self._wanted.get(raw)
+            if wanted is None or self._special:
                 return self._ask(raw, address)
-            return self._receive(raw, address)
+            return bool(wanted)
         except BaseException as error:
             self._error = error
-            self._stopped = True
+            self._stop()
             return False
+
+    def _stop(self) -> None:
+        self._stopped = self._special = True
 
     def _ask(self, raw: bytes, address: int) -> bool:
         if self._first is None:
@@ -81,15 +89,16 @@ class Dispatcher:
             # first node. A graph of the next ubatch starts anew.
             if raw != self._first or self._error is not None:
                 return True
-            self._stopped = False
+            self._stopped, self._special = False, bool(self._choosing)
         wanted = self._wanted.get(raw)
         if wanted is None:
             wanted = self._wanted[raw] = self._find(raw)
-        if wanted or not self._choosing:
-            return bool(wanted)
-        return bool(self._choosers(TensorView(address)))
+        return bool(wanted) or bool(self._choosers(address))
 
-    def _choosers(self, view: TensorView) -> list[NodeObserver]:
+    def _choosers(self, address: int) -> list[NodeObserver]:
+        if not self._choosing:
+            return []
+        view = TensorView(address)
         return [observer for observer in self._choosing if observer.wants_node(view)]
 
     def _find(self, raw: bytes) -> tuple[Observer, ...]:
@@ -100,9 +109,10 @@ class Dispatcher:
         if self._stopped:
             return False
         name, view = node_name(raw), TensorView(address)
-        receivers = (*self._wanted.get(raw, ()), *self._choosers(view))
+        receivers = (*self._wanted.get(raw, ()), *self._choosers(address))
         going_on = [observer.receive(name, view) for observer in receivers]
-        self._stopped = not any(going_on)
+        if not any(going_on):
+            self._stop()
         return not self._stopped
 
 

@@ -14,12 +14,31 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import LlamaError
+from ggprune.gguf_file import GgufModel
+from ggprune.llama import devices
 from ggprune.llama.library import library
 from ggprune.llama.observing import Dispatcher, Observer
+from ggprune.llama.rpc import add_servers
 from ggprune.llama.safety import extra_buffers_work
+from ggprune.llama.symbols import KEEP_ROWS
 
 _LOAD_NO_MMAP = 0
-_ALL_LAYERS = -1
+
+#: Values of ``enum llama_flash_attn_type``.
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+#: Types of a KV cache, by ``enum ggml_type``.
+CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "iq4_nl": 20,
+    "q4_1": 3,
+    "q4_0": 2,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +52,11 @@ class RunOptions:
         mmap: map the file instead of reading it.
         repack: let llama.cpp rearrange weights for this CPU (faster; see safety).
         verbose: pass llama.cpp's log to stderr.
+        cpu_moe, n_cpu_moe, override_tensor, split_mode, tensor_split, main_gpu: see
+            devices.Offload.
+        flash_attn: "on", "off" or "auto".
+        cache_type_k, cache_type_v: types of the KV cache, one of CACHE_TYPES.
+        rpc: servers (host:port) whose devices are used too.
     """
 
     threads: int | None = None
@@ -41,12 +65,35 @@ class RunOptions:
     mmap: bool = True
     repack: bool = True
     verbose: bool = False
+    cpu_moe: bool = False
+    n_cpu_moe: int = 0
+    override_tensor: tuple[str, ...] = ()
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+    flash_attn: str = "auto"
+    cache_type_k: str = "f16"
+    cache_type_v: str = "f16"
+    rpc: tuple[str, ...] = ()
 
     @property
     def n_threads(self) -> int:
         """Threads to use, at least one."""
         available = len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count()
         return self.threads or available or 1
+
+    @property
+    def offload(self) -> devices.Offload:
+        """Where tensors go, as far as the user decided it."""
+        return devices.Offload(
+            gpu_layers=self.gpu_layers,
+            cpu_moe=self.cpu_moe,
+            n_cpu_moe=self.n_cpu_moe,
+            override_tensor=self.override_tensor,
+            split_mode=self.split_mode,
+            tensor_split=self.tensor_split,
+            main_gpu=self.main_gpu,
+        )
 
 
 _HAS_AFFINITY = hasattr(os, "sched_getaffinity")
@@ -71,10 +118,11 @@ class LlamaModel:
         library().verbose(options.verbose)
         params = self._api.llama_model_default_params()
         params.vocab_only = vocab_only
-        params.n_gpu_layers = _ALL_LAYERS if options.gpu_layers is None else options.gpu_layers
         if not options.mmap:
             params.load_mode = _LOAD_NO_MMAP
         params.use_extra_bufts = options.repack and (vocab_only or extra_buffers_work())
+        # Kept: llama.cpp's parameters point to it.
+        self._placement = [] if vocab_only else _place(path, options, params)
         self._handle = self._api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._handle:
             raise LlamaError(
@@ -173,6 +221,16 @@ class LlamaModel:
         return joined.decode("utf-8", "replace")
 
 
+def _place(path: Path, options: RunOptions, params: Any) -> list[Any]:
+    """Decide where tensors go; returns memory that must live as long as the model."""
+    add_servers(options.rpc)
+    offload = options.offload
+    with GgufModel(path) as gguf:
+        if offload.is_automatic:
+            offload = devices.fit(gguf, devices.offload_devices(), ubatch=options.ubatch)
+        return devices.apply(offload, gguf, params)
+
+
 @dataclass(frozen=True, slots=True)
 class Tokens:
     """Part of a batch: consecutive tokens of one sequence.
@@ -199,6 +257,8 @@ class LlamaContext:
         n_batch: most tokens in one decode.
         n_sequences: sequences at the same time.
         observers: see Observer; none leaves llama.cpp's graph uninterrupted.
+        keep_rows: let all tokens reach the end of the last layer without asking for their logits,
+            which would be copied; not every architecture does, see ``keeps_rows``.
 
     Raises:
         LlamaError: not enough memory, or a context llama.cpp refuses.
@@ -212,6 +272,7 @@ class LlamaContext:
         n_batch: int | None = None,
         n_sequences: int = 1,
         observers: Sequence[Observer] = (),
+        keep_rows: bool = False,
     ) -> None:
         self._api = library().api
         self.model = model
@@ -223,6 +284,11 @@ class LlamaContext:
         params.n_threads = params.n_threads_batch = options.n_threads
         params.kv_unified = True
         params.no_perf = True
+        params.flash_attn_type = FLASH_ATTENTION[options.flash_attn]
+        params.type_k = CACHE_TYPES[options.cache_type_k]
+        params.type_v = CACHE_TYPES[options.cache_type_v]
+        if keep_rows:
+            params.n_outputs_max = n_sequences
         self._dispatcher = Dispatcher(observers)
         # Kept: ctypes frees a callback that only C still points to.
         self._callback = self._api.ggml_backend_sched_eval_callback(self._dispatcher)
@@ -236,6 +302,8 @@ class LlamaContext:
                 remedy="Try a smaller --ctx or --ubatch.",
             )
         self._batch = self._api.llama_batch_init(self.n_batch, 0, 1)
+        if keep_rows:
+            library().ggml[KEEP_ROWS](self._handle, True, False)
 
     def __enter__(self) -> LlamaContext:
         return self

@@ -11,7 +11,10 @@ import numpy.typing as npt
 
 from ggprune.llama import library as lib
 
-_DTYPES: dict[int, npt.DTypeLike] = {0: np.float32, 1: np.float16, 26: np.int32, 27: np.int64}
+#: Numbers of tensor types.
+F32 = 0
+
+_DTYPES: dict[int, npt.DTypeLike] = {F32: np.float32, 1: np.float16, 26: np.int32, 27: np.int64}
 _Shape4 = ctypes.c_int64 * 4
 _Stride4 = ctypes.c_size_t * 4
 
@@ -68,13 +71,33 @@ class TensorView:
         return TensorView(self._pointer(lib.TENSOR_SRC + 8 * index))
 
     @property
-    def on_host(self) -> bool:
-        """Whether the data can be read in place."""
+    def buffer(self) -> int:
+        """Address of the buffer that holds the data; 0 for none."""
         view = self._pointer(lib.TENSOR_VIEW_SRC)
         owner = TensorView(view) if view else self
-        buffer = owner._pointer(lib.TENSOR_BUFFER)
-        is_host = lib.library().ggml["ggml_backend_buffer_is_host"]
-        return bool(buffer) and bool(is_host(buffer))
+        return owner._pointer(lib.TENSOR_BUFFER)
+
+    @property
+    def data(self) -> int:
+        """Address of the data: in host memory only if ``on_host``."""
+        return self._pointer(lib.TENSOR_DATA)
+
+    @property
+    def on_host(self) -> bool:
+        """Whether the data can be read in place."""
+        buffer = self.buffer
+        return bool(buffer) and bool(lib.library().ggml["ggml_backend_buffer_is_host"](buffer))
+
+    @property
+    def is_contiguous(self) -> bool:
+        """Whether 4-byte elements follow each other without gaps."""
+        expected = 4
+        strides = _Stride4.from_address(self.address + lib.TENSOR_NB)
+        for size, stride in zip(self.shape[::-1], strides, strict=True):
+            if size > 1 and stride != expected:
+                return False
+            expected *= size
+        return True
 
     def array(self) -> Any:
         """The data with its strides: in place on the host, a copy from a device.
@@ -86,7 +109,7 @@ class TensorView:
         strides = tuple(reversed(_Stride4.from_address(self.address + lib.TENSOR_NB)))
         size = lib.library().ggml["ggml_nbytes"](self.address)
         if self.on_host:
-            memory: Any = (ctypes.c_char * size).from_address(self._pointer(lib.TENSOR_DATA))
+            memory: Any = (ctypes.c_char * size).from_address(self.data)
         else:
             memory = ctypes.create_string_buffer(size)
             get = lib.library().ggml["ggml_backend_tensor_get"]

@@ -1,0 +1,301 @@
+"""Where a model's tensors go: devices, their memory and buffer types, and what fits.
+
+Names and meanings of the options are llama.cpp's (``common/arg.cpp``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ggprune.errors import InputError
+from ggprune.gguf_file import GgufModel
+from ggprune.llama.library import library
+from ggprune.llama.symbols import BufferOverride
+
+#: Weights of experts, as ``--cpu-moe`` matches them (common/common.h).
+EXPERTS = r"\.ffn_(up|down|gate|gate_up)_(ch|)exps"
+
+#: Left free on every device, for what is not weights: llama.cpp's own --fit leaves the same.
+_MARGIN = 1 << 30
+
+#: Cache that is reckoned with: tokens of a context, and bytes of a value (F16).
+_CACHE_TOKENS = 4096
+_CACHE_BYTES = 2
+
+
+class Kind(enum.IntEnum):
+    """``enum ggml_backend_dev_type``."""
+
+    CPU = 0
+    GPU = 1
+    INTEGRATED = 2
+    ACCELERATOR = 3
+    META = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """Something that computes.
+
+    Attributes:
+        handle: address of the ``ggml_backend_dev_t``.
+        name: ``CUDA0``, ``RPC0[10.0.0.2:50052]``, ``CPU``.
+        description: of the hardware.
+        kind: see Kind.
+        free, total: bytes of memory; both 0 where it does not say.
+    """
+
+    handle: int
+    name: str
+    description: str
+    kind: Kind
+    free: int
+    total: int
+
+
+def devices() -> list[Device]:
+    """All devices that llama.cpp knows, RPC servers that were added included."""
+    ggml = library().ggml
+    found = []
+    for index in range(ggml["ggml_backend_dev_count"]()):
+        handle = ggml["ggml_backend_dev_get"](index)
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        ggml["ggml_backend_dev_memory"](handle, ctypes.byref(free), ctypes.byref(total))
+        found.append(
+            Device(
+                handle,
+                ggml["ggml_backend_dev_name"](handle).decode(),
+                ggml["ggml_backend_dev_description"](handle).decode(),
+                Kind(ggml["ggml_backend_dev_type"](handle)),
+                free.value,
+                total.value,
+            )
+        )
+    return found
+
+
+def offload_devices() -> list[Device]:
+    """Devices that layers are put on by default, in llama.cpp's order: RPC servers first."""
+    found = devices()
+    gpus = [device for device in found if device.kind is Kind.GPU]
+    gpus = gpus or [device for device in found if device.kind is Kind.INTEGRATED][:1]
+    return sorted(gpus, key=lambda device: not device.name.startswith("RPC"))
+
+
+def buffer_types() -> dict[str, int]:
+    """Buffer types by name, for ``--override-tensor``."""
+    ggml = library().ggml
+    found = (ggml["ggml_backend_dev_buffer_type"](device.handle) for device in devices())
+    return {ggml["ggml_backend_buft_name"](each).decode(): each for each in found if each}
+
+
+@dataclass(frozen=True, slots=True)
+class Offload:
+    """Where layers and tensors go.
+
+    Attributes:
+        gpu_layers: layers on devices, the last ones first; None: all that fits.
+        cpu_moe: keep the experts of all layers on the CPU.
+        n_cpu_moe: keep the experts of the first so many layers on the CPU.
+        override_tensor: ``PATTERN=BUFFER``, a regular expression for names of tensors.
+        split_mode: over several devices: none, layer, row or tensor.
+        tensor_split: share of each device.
+        main_gpu: for ``none`` and ``row``.
+    """
+
+    gpu_layers: int | None = None
+    cpu_moe: bool = False
+    n_cpu_moe: int = 0
+    override_tensor: tuple[str, ...] = ()
+    split_mode: str = "layer"
+    tensor_split: tuple[float, ...] = ()
+    main_gpu: int = 0
+
+    @property
+    def is_automatic(self) -> bool:
+        """Whether the user left it all to what fits."""
+        return self == Offload()
+
+
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+
+
+def apply(offload: Offload, gguf: GgufModel, params: Any) -> list[Any]:
+    """Put the placement into ``llama_model_params``.
+
+    Returns:
+        Memory that must live as long as the model.
+
+    Raises:
+        InputError: a pattern, a buffer or a split that cannot be.
+    """
+    params.n_gpu_layers = -1 if offload.gpu_layers is None else offload.gpu_layers
+    params.split_mode = SPLIT_MODES.index(offload.split_mode)
+    params.main_gpu = offload.main_gpu
+    kept: list[Any] = []
+    if offload.tensor_split:
+        kept.append(_split(offload.tensor_split))
+        params.tensor_split = ctypes.cast(kept[-1], ctypes.POINTER(ctypes.c_float))
+    overrides = _overrides(offload, gguf)
+    if overrides:
+        array = (BufferOverride * (len(overrides) + 1))(*overrides)
+        kept.append(array)
+        params.tensor_buft_overrides = ctypes.cast(array, ctypes.c_void_p)
+    return kept
+
+
+def _split(shares: Sequence[float]) -> Any:
+    most = int(library().api.llama_max_devices())
+    if len(shares) > most or min(shares) < 0 or sum(shares) <= 0:
+        raise InputError(
+            f"--tensor-split {','.join(f'{share:g}' for share in shares)}: needs at most {most} "
+            "shares, none below 0 and one above"
+        )
+    return (ctypes.c_float * most)(*shares)
+
+
+def _overrides(offload: Offload, gguf: GgufModel) -> list[BufferOverride]:
+    cpu = library().ggml["ggml_backend_cpu_buffer_type"]()
+    found = [_override(text, gguf) for text in offload.override_tensor]
+    if offload.cpu_moe:
+        found.append(BufferOverride(EXPERTS.encode(), cpu))
+    for layer in range(offload.n_cpu_moe):
+        found.append(BufferOverride(rf"blk\.{layer}{EXPERTS}".encode(), cpu))
+    return found
+
+
+def _override(text: str, gguf: GgufModel) -> BufferOverride:
+    pattern, _, buffer = text.rpartition("=")
+    there = buffer_types()
+    if not pattern or buffer not in there:
+        raise InputError(
+            f"--override-tensor {text}: there is no buffer {buffer!r}",
+            remedy=f"Write PATTERN=BUFFER with one of these buffers: {', '.join(there)}",
+        )
+    try:
+        matching = any(re.search(pattern, tensor.name) for tensor in gguf.tensors)
+    except re.error as error:
+        raise InputError(f"--override-tensor {text}: not a regular expression: {error}") from error
+    if not matching:
+        raise InputError(
+            f"--override-tensor {text}: no tensor of {gguf.path} matches {pattern!r}",
+            remedy=rf"For instance 'blk\.(0|1|2)\.ffn_.*_exps={next(iter(there))}'.",
+        )
+    return BufferOverride(pattern.encode(), there[buffer])
+
+
+def fit(gguf: GgufModel, available: Sequence[Device], *, ubatch: int) -> Offload:
+    """Decide what goes on devices: all layers; as few layers' experts as need be stay on the CPU.
+
+    Experts are most of a mixture-of-experts model, and of each only a few work on a token, so
+    they cost least on the CPU. If even the rest of all layers does not fit, the last layers go.
+
+    Args:
+        gguf: the model.
+        available: devices in llama.cpp's order.
+        ubatch: tokens computed at once; the logits of all have to fit too.
+    """
+    if not available:
+        return Offload(gpu_layers=0)
+    room = [_room(device, gguf, ubatch) for device in available]
+    layers = _layer_bytes(gguf)
+    for count in range(len(layers) + 1):
+        sizes = [each.all if number >= count else each.dense for number, each in enumerate(layers)]
+        split = _assigned([*sizes, _output_bytes(gguf)], room)
+        if split is not None:
+            return _placed(Offload(n_cpu_moe=count), split)
+    for first in range(1, len(layers) + 1):
+        sizes = [each.dense for each in layers[first:]]
+        split = _assigned([*sizes, _output_bytes(gguf)], room)
+        if split is not None:
+            on_device = Offload(gpu_layers=len(sizes) + 1, n_cpu_moe=len(layers))
+            return _placed(on_device, split)
+    return Offload(gpu_layers=0)
+
+
+def _placed(offload: Offload, split: Sequence[int]) -> Offload:
+    return replace(offload, tensor_split=tuple(map(float, split))) if len(split) > 1 else offload
+
+
+@dataclass(slots=True)
+class _Layer:
+    """Bytes of a layer on a device, its part of the cache included."""
+
+    dense: int
+    experts: int = 0
+
+    @property
+    def all(self) -> int:
+        return self.dense + self.experts
+
+
+def _layer_bytes(gguf: GgufModel) -> list[_Layer]:
+    keys = _Keys(gguf)
+    layers = [_Layer(keys.cache(number)) for number in range(int(keys.get("block_count", 0)))]
+    for tensor in gguf.tensors:
+        match = re.match(r"blk\.(\d+)\.", tensor.name)
+        if match is None or int(match[1]) >= len(layers):
+            continue
+        layer = layers[int(match[1])]
+        if re.search(EXPERTS, tensor.name):
+            layer.experts += tensor.nbytes
+        else:
+            layer.dense += tensor.nbytes
+    return layers
+
+
+def _output_bytes(gguf: GgufModel) -> int:
+    """What follows the last layer; a tied embedding is copied there."""
+    sizes: Mapping[str, int] = {tensor.name: tensor.nbytes for tensor in gguf.tensors}
+    return sizes.get("output.weight", sizes.get("token_embd.weight", 0))
+
+
+def _room(device: Device, gguf: GgufModel, ubatch: int) -> int:
+    """Bytes for weights and cache on a device; one that does not say has room for all."""
+    if not device.total:
+        return 1 << 62
+    embedding = next((t for t in gguf.tensors if t.name == "token_embd.weight"), None)
+    logits = embedding.shape[1] * ubatch * 4 if embedding else 0
+    return max(device.free - _MARGIN - logits, 0)
+
+
+def _assigned(sizes: Sequence[int], room: Sequence[int]) -> list[int] | None:
+    """Fill devices one after the other with consecutive layers; layers on each, or None."""
+    counts, left, at = [0] * len(room), list(room), 0
+    for size in sizes:
+        while at < len(room) and size > left[at]:
+            at += 1
+        if at == len(room):
+            return None
+        left[at] -= size
+        counts[at] += 1
+    return counts
+
+
+class _Keys:
+    """Metadata of the architecture."""
+
+    def __init__(self, gguf: GgufModel) -> None:
+        self._gguf = gguf
+        self._architecture = str(gguf.get("general.architecture", ""))
+
+    def get(self, key: str, default: Any) -> Any:
+        return self._gguf.get(f"{self._architecture}.{key}", default)
+
+    def cache(self, layer: int) -> int:
+        """Bytes of a layer's keys and values; an upper bound for windows and latent attention."""
+        heads = self.get("attention.head_count_kv", self.get("attention.head_count", 0))
+        heads = heads if isinstance(heads, int) else heads[layer] if layer < len(heads) else 0
+        default = int(self.get("embedding_length", 0)) // max(self._heads(layer), 1)
+        width = int(self.get("attention.key_length", default))
+        width += int(self.get("attention.value_length", default))
+        return int(heads) * width * _CACHE_TOKENS * _CACHE_BYTES
+
+    def _heads(self, layer: int) -> int:
+        heads = self.get("attention.head_count", 1)
+        return heads if isinstance(heads, int) else heads[layer] if layer < len(heads) else 1
