@@ -26,7 +26,7 @@ _QUANTIZE_SPECIAL = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Budget:
-    """What the result may cost; exactly one of the first seven is given.
+    """What the result may cost; exactly one of RULES is given.
 
     Attributes:
         keep: experts a layer.
@@ -34,6 +34,7 @@ class Budget:
         retain: share of Σ g‖f‖ that every layer keeps at least.
         target_size: bytes of the file, at most.
         fit_vram: bytes of memory for weights, KV cache and compute buffers, at most.
+        context, kv_type, parallel: for ``fit_vram``, see memory.Use.
         max_kld: mean KL divergence from the base model, at most.
         max_ppl_ratio: perplexity over the base model's, at most.
         multiple_of: the count is a multiple of it.
@@ -45,6 +46,9 @@ class Budget:
     retain: float | None = None
     target_size: int | None = None
     fit_vram: int | None = None
+    context: int = 4096
+    kv_type: str = "f16"
+    parallel: int = 1
     max_kld: float | None = None
     max_ppl_ratio: float | None = None
     multiple_of: int = 1

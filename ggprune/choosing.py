@@ -103,6 +103,8 @@ def known_count(
 
 
 def _count_by_size(budget: Budget, model: MoeModel) -> int:
+    if budget.fit_vram is not None:
+        return _count_by_memory(budget, model, budget.fit_vram)
     assert budget.target_size is not None
     return budgets.most(
         budget,
@@ -110,6 +112,21 @@ def _count_by_size(budget: Budget, model: MoeModel) -> int:
         lambda keep: budgets.file_size(model, keep),
         budget.target_size,
         "--target-size",
+    )
+
+
+def _count_by_memory(budget: Budget, model: MoeModel, limit: int) -> int:
+    from ggprune import memory
+
+    use = memory.Use(context=budget.context, kv_type=budget.kv_type, parallel=budget.parallel)
+    # Fewer experts make the compute buffers no larger, so the source's are an upper bound.
+    plan = memory.planned(model, use)
+    return budgets.most(
+        budget,
+        model.counts,
+        lambda keep: memory.weight_bytes(model, keep) + plan.cache + plan.compute,
+        limit,
+        "--fit-vram",
     )
 
 

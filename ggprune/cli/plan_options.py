@@ -54,6 +54,32 @@ def budget_options(command: Command) -> Command:
             ),
             click.option("--target-size", type=SIZE, help="Or the largest file: 14G."),
             click.option(
+                "--fit-vram",
+                type=SIZE,
+                help="Or the memory for weights, KV cache and compute buffers: 24G.",
+            ),
+            click.option(
+                "--context",
+                type=TOKENS,
+                default=4096,
+                show_default=True,
+                help="For --fit-vram: tokens of one sequence, 32k.",
+            ),
+            click.option(
+                "--kv-type",
+                type=click.Choice(["f16", "q8_0", "q4_0"]),
+                default="f16",
+                show_default=True,
+                help="For --fit-vram: type of the KV cache.",
+            ),
+            click.option(
+                "--parallel",
+                type=click.IntRange(1),
+                default=1,
+                show_default=True,
+                help="For --fit-vram: sequences at the same time, each with that context.",
+            ),
+            click.option(
                 "--multiple-of",
                 type=click.IntRange(1),
                 default=1,
@@ -118,7 +144,10 @@ def request_from(arguments: dict[str, Any]) -> Request:
     from ggprune.budget import Budget
     from ggprune.choosing import Request
 
-    names = ("keep", "ratio", "retain", "target_size", "multiple_of")
+    names = (
+        *("keep", "ratio", "retain", "target_size", "fit_vram"),
+        *("context", "kv_type", "parallel", "multiple_of"),
+    )
     budget = Budget(
         **{name: arguments.pop(name) for name in names},
         rounding=arguments.pop("rounding") or "",
