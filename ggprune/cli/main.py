@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry("evaluate", "Measure a plan or a pruned model against the original."),
     "sweep": Entry("sweep", "Measure how the damage grows the fewer experts stay."),
     "probe": Entry("probe", "Compare what a plan or a pruned model writes with the original."),
+    "bench-tasks": Entry("bench_tasks", "Write benchmark commands; read their results."),
     "report": Entry("report", "Show what pruning cost: one HTML page, and JSON."),
     "modelfile": Entry("modelfile", "Write the Ollama Modelfile."),
     "card": Entry("card", "Write a model card for the Hub."),

@@ -1,0 +1,80 @@
+"""``ggprune bench-tasks``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from ggprune.cli.common import FILE, force_option, json_option, output_option, print_json, table
+
+
+@click.command("bench-tasks")
+@click.argument("base", type=FILE, required=False)
+@click.argument("candidate", type=FILE, required=False)
+@output_option("Folder for the script and what it will write.")
+@click.option("--read", "results", type=FILE, help="Read the results in this folder instead.")
+@click.option("--limit", type=click.IntRange(1), default=50, help="Questions of a short task.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, help="Of llama-server.")
+@click.option("-ngl", "--gpu-layers", type=int, default=99, help="Layers on the GPU.")
+@force_option
+@json_option
+def command(
+    base: Path | None,
+    candidate: Path | None,
+    output: Path | None,
+    results: Path | None,
+    limit: int,
+    port: int,
+    gpu_layers: int,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Write the commands that benchmark BASE and CANDIDATE (GGUF files); read their results.
+
+    The script starts llama-server and runs lm-evaluation-harness: GPQA Diamond with chain of
+    thought, GSM8K and seven MMLU subjects, with the same settings for both. It takes hours, and
+    ggprune does not run it.
+    """
+    from ggprune.bench_tasks import Settings, read_results, scores, script, write_script
+    from ggprune.errors import InputError, OutputError
+
+    if results:
+        found = read_results(results)
+        if as_json:
+            print_json(found)
+        else:
+            header = ["task", "base", "candidate", "change"]
+            click.echo(table(scores(found["tasks"]), header=header))
+        return
+    if not (base and candidate and output):
+        raise InputError(
+            "bench-tasks needs BASE, CANDIDATE and -o FOLDER, or --read FOLDER",
+            remedy="ggprune bench-tasks BASE.gguf PRUNED.gguf -o bench",
+        )
+    _check_models(base, candidate)
+    path = output / "run.sh"
+    if path.exists() and not force:
+        raise OutputError(f"{path}: exists", remedy="Use --force to replace it.")
+    output.mkdir(parents=True, exist_ok=True)
+    settings = Settings(limit=limit, port=port, gpu_layers=gpu_layers)
+    text = script(base.resolve(), candidate.resolve(), output.resolve(), settings)
+    write_script(path, text)
+    if as_json:
+        print_json({"script": str(path)})
+    else:
+        click.echo(text)
+        click.echo(f"Run it:  sh {path}", err=True)
+
+
+def _check_models(*paths: Path) -> None:
+    """Both are models llama-server can load: a plan must be applied first."""
+    from ggprune.candidate import Candidate
+    from ggprune.errors import InputError
+
+    for path in paths:
+        if Candidate.load(path).plan is not None:
+            raise InputError(
+                f"{path}: is a plan, and a server needs a model",
+                remedy=f"ggprune apply MODEL.gguf {path} -o PRUNED.gguf",
+            )
