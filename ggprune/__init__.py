@@ -23,10 +23,11 @@ if TYPE_CHECKING:
     from ggprune.errors import GgpruneError
     from ggprune.evaluate import Evaluation, Evaluator
     from ggprune.llama.runtime import RunOptions
+    from ggprune.merging import merge
     from ggprune.model import Identity, MoeModel, open_model
     from ggprune.plan import LayerPlan, Plan, make_plan
     from ggprune.scoring import METHODS, score
-    from ggprune.statistics import Domain, ExpertSums, Statistics, merge
+    from ggprune.statistics import Domain, ExpertSums, Statistics
     from ggprune.version import VERSION
 
 __all__ = [
@@ -59,10 +60,11 @@ _HOME = {
     "errors": ("GgpruneError",),
     "evaluate": ("Evaluation", "Evaluator"),
     "llama.runtime": ("RunOptions",),
+    "merging": ("merge",),
     "model": ("Identity", "MoeModel", "open_model"),
     "plan": ("LayerPlan", "Plan", "make_plan"),
     "scoring": ("METHODS", "score"),
-    "statistics": ("Domain", "ExpertSums", "Statistics", "merge"),
+    "statistics": ("Domain", "ExpertSums", "Statistics"),
     "version": ("VERSION",),
 }
 

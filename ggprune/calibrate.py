@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import NoReturn, Protocol
 
 from ggprune import chat, texts
+from ggprune.architectures import Kind
 from ggprune.checkpoint import Checkpoint, Chunk, check_same_run
 from ggprune.collect import RoutingObserver
 from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError, OutputError
@@ -22,13 +23,20 @@ from ggprune.generate import Sampling, generate
 from ggprune.gguf_file import check_targets
 from ggprune.llama.library import library
 from ggprune.llama.observing import Observer
-from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions
+from ggprune.llama.runtime import (
+    LlamaContext,
+    LlamaModel,
+    RunOptions,
+    Tokens,
+    can_keep_rows,
+)
+from ggprune.merging import SHARD
 from ggprune.model import MoeModel
 from ggprune.sequences import replay, sequences
 from ggprune.statistics import PER_EXPERT, Domain, ExpertSums, Statistics
 
-#: The setting that says which part of a run a statistics file holds, "3/16".
-SHARD = "shard"
+#: Tokens to find out how a model treats those whose logits are not wanted.
+_TRIAL = 4
 
 #: Full batches in a context: the last one of a context is seldom full.
 _BATCHES = 4
@@ -277,6 +285,7 @@ class Run:
                 n_ctx=checkpoint.capacity,
                 n_sequences=max(len(group) for group in groups),
                 observers=(*self.observers, observer),
+                keep_rows=not self.observers and self._keeps_rows(llama, observer),
             ) as context,
             self.progress(total, "calibrating", "tok", initial=checkpoint.tokens_done) as progress,
         ):
@@ -285,6 +294,15 @@ class Run:
                 checkpoint.finish(group, observer.take())
                 progress(sum(len(chunk.tokens) for chunk in group))
                 self._save_sometimes(checkpoint)
+
+    def _keeps_rows(self, llama: LlamaModel, observer: RoutingObserver) -> bool:
+        """Try whether every token reaches the last layer of this model without its logits."""
+        # Models that are not causal take all tokens for outputs, and would need room for them.
+        if not can_keep_rows() or self.model.require_prunable().kind is not Kind.CAUSAL:
+            return False
+        with LlamaContext(llama, n_ctx=_TRIAL, observers=[observer], keep_rows=True) as context:
+            context.decode([Tokens(0, 0, [0] * _TRIAL, "none")])
+        return bool((observer.take().tokens == _TRIAL).all())
 
     def _save_sometimes(self, checkpoint: Checkpoint) -> None:
         if time.monotonic() - self._saved_at > _CHECKPOINT_SECONDS:

@@ -69,13 +69,15 @@ def _cut(domain: int, tokens: list[int], ctx: int, llama: LlamaModel) -> Iterato
 def replay(context: LlamaContext, group: Sequence[Chunk]) -> None:
     """Run chunks through the model as parallel sequences, in full batches."""
     context.clear()
+    # Asking for a token's logits is what takes it through the last layer, elsewhere.
+    logits = "none" if context.keeps_rows else "all"
     parts: list[Tokens] = []
     used = 0
     for sequence, chunk in enumerate(group):
         at = 0
         while at < len(chunk.tokens):
             take = chunk.tokens[at : at + context.n_batch - used]
-            parts.append(Tokens(sequence, at, take))
+            parts.append(Tokens(sequence, at, take, logits))
             at += len(take)
             used += len(take)
             if used == context.n_batch:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.errors import GgpruneError, InputError, MismatchError
+from ggprune.errors import GgpruneError, InputError
 from ggprune.gguf_file import replacing
 from ggprune.model import Identity
 
@@ -175,39 +175,6 @@ class Statistics:
             InputError: it is missing, or not a (sound) statistics file.
         """
         return _read(path, extra)
-
-
-def merge(parts: Iterable[tuple[str, Statistics]]) -> Statistics:
-    """Add statistics of one model gathered apart; the order does not matter.
-
-    Args:
-        parts: with what each is called in messages.
-
-    Raises:
-        InputError: there are none.
-        MismatchError: they are of different models.
-    """
-    named = list(parts)
-    if not named:
-        raise InputError("nothing to merge", remedy="Name at least one statistics file.")
-    first_name, first = named[0]
-    domains: dict[str, Domain] = {}
-    for name, part in named:
-        first.identity.check_same(part.identity, first_name, name)
-        if part.layers != first.layers:
-            raise MismatchError(f"{first_name} and {name} cover different layers")
-        for domain in part.domains:
-            known = domains.get(domain.name)
-            domains[domain.name] = _merged(known, domain) if known else domain
-    ordered = tuple(domains[name] for name in sorted(domains))
-    return Statistics(first.identity, first.layers, ordered, first.settings)
-
-
-def _merged(one: Domain, other: Domain) -> Domain:
-    sums = one.sums.copy()
-    sums.add(other.sums)
-    hashes = sorted({*one.sha256.split("+"), *other.sha256.split("+")})
-    return Domain(one.name, one.tokens + other.tokens, "+".join(hashes), sums)
 
 
 def _write(

@@ -44,6 +44,23 @@ def generation_options(command: Any) -> Any:
     return command
 
 
+class Shard(click.ParamType):  # type: ignore[type-arg]
+    """3/16."""
+
+    name = "i/n"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[int, int]:
+        """Split it."""
+        if isinstance(value, tuple):
+            return value
+        number, _, count = str(value).partition("/")
+        if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+            return int(number), int(count)
+        self.fail(f"{value!r} is not I/N with I from 1 to N, for instance 3/16", param, ctx)
+
+
 @click.command("calibrate")
 @click.argument("model", type=FILE)
 @output_option("Name of the statistics file.", required=True)
@@ -64,7 +81,7 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
 
     quiet = arguments["quiet"]
     named = arguments["texts"]
-    names = ("ctx", "max_tokens", "generate", "parallel", "seed")
+    names = ("ctx", "max_tokens", "generate", "parallel", "seed", "shard")
     run = Run(
         open_model(model),
         texts.load(named) if named else texts.builtin(),
@@ -76,4 +93,7 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     statistics = run.run_into(output, force=arguments["force"])
     tokens = sum(domain.tokens for domain in statistics.domains)
     note(f"{output}: {tokens:,} tokens in {len(statistics.domains)} domains", quiet=quiet)
-    note(f"  -> ggprune plan {output} --keep N -o PLAN.json", quiet=quiet)
+    following = f"plan {output} --keep N -o PLAN.json"
+    if arguments["shard"] != (1, 1):
+        following = f"merge PART… -o {output.with_name('stats.gguf')}, once all parts are there"
+    note(f"  -> ggprune {following}", quiet=quiet)

@@ -110,17 +110,9 @@ def text_options(command: Command) -> Command:
 
 def run_options(command: Command) -> Command:
     """Options of llama.cpp, with its names; see run_options_from."""
-    for option in (
-        click.option("--no-repack", is_flag=True, help="Do not rearrange weights for this CPU."),
-        click.option("--no-mmap", is_flag=True, help="Read the model into memory."),
-        click.option(
-            "-ub", "--ubatch", type=click.IntRange(1), default=512, help="Tokens computed at once."
-        ),
-        click.option(
-            "-ngl", "--gpu-layers", type=int, help="Layers on the GPU; default: all that fit."
-        ),
-        click.option("-t", "--threads", type=click.IntRange(1), help="Default: one a core."),
-    ):
+    from ggprune.cli.llama_options import OPTIONS
+
+    for option in reversed(OPTIONS):
         command = option(command)
     return command
 
@@ -129,10 +121,13 @@ def run_options_from(arguments: dict[str, Any], *, verbose: bool = False) -> Run
     """Take the options of ``run_options`` out of a command's arguments."""
     from ggprune.llama.runtime import RunOptions
 
+    same = (
+        *("threads", "gpu_layers", "ubatch", "cpu_moe", "n_cpu_moe", "override_tensor"),
+        *("split_mode", "tensor_split", "main_gpu", "flash_attn", "rpc"),
+        *("cache_type_k", "cache_type_v"),
+    )
     return RunOptions(
-        threads=arguments.pop("threads"),
-        gpu_layers=arguments.pop("gpu_layers"),
-        ubatch=arguments.pop("ubatch"),
+        **{name: arguments.pop(name) for name in same},
         mmap=not arguments.pop("no_mmap"),
         repack=not arguments.pop("no_repack"),
         verbose=verbose,

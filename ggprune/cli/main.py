@@ -24,6 +24,7 @@ COMMANDS: dict[str, Entry] = {
     "prune": Entry("prune", "Calibrate, choose, rewrite and verify: the whole job."),
     "inspect": Entry("inspect", "Show architecture, experts and sizes of a model."),
     "calibrate": Entry("calibrate", "Run a model over text and gather expert statistics."),
+    "merge": Entry("merge", "Put statistics gathered in parts together."),
     "stats": Entry("stats", "Show a statistics file."),
     "plan": Entry("plan", "Choose which experts stay."),
     "apply": Entry("apply", "Write the model that a plan describes."),
@@ -38,6 +39,7 @@ COMMANDS: dict[str, Entry] = {
     "modelfile": Entry("modelfile", "Write the Ollama Modelfile."),
     "card": Entry("card", "Write a model card for the Hub."),
     "batch": Entry("batch", "Prune, quantize and measure all that a file names."),
+    "rpc-server": Entry("rpc_server", "Lend this machine's devices to calibrate elsewhere."),
     "push": Entry("push", "Publish a folder of models on the Hugging Face Hub."),
 }
 

@@ -21,6 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import LlamaError
+from ggprune.llama.devices import Kind
 from ggprune.llama.library import TENSOR_BUFFER, TENSOR_DATA, library
 from ggprune.llama.symbols import InitParams
 from ggprune.llama.tensor import F32, TensorView
@@ -67,6 +68,9 @@ class NormReader:
         device = ggml["ggml_backend_buft_get_device"](
             ggml["ggml_backend_buffer_get_type"](tensor.buffer)
         )
+        if not device and self._always:
+            # The CPU's buffers do not name their device.
+            device = ggml["ggml_backend_dev_by_type"](Kind.CPU)
         if not device:
             return None
         if device not in self._devices:

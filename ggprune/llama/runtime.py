@@ -221,6 +221,11 @@ class LlamaModel:
         return joined.decode("utf-8", "replace")
 
 
+def can_keep_rows() -> bool:
+    """Whether contexts can be asked to keep rows; what an architecture makes of it is its own."""
+    return KEEP_ROWS in library().ggml
+
+
 def _place(path: Path, options: RunOptions, params: Any) -> list[Any]:
     """Decide where tensors go; returns memory that must live as long as the model."""
     add_servers(options.rpc)
@@ -258,7 +263,7 @@ class LlamaContext:
         n_sequences: sequences at the same time.
         observers: see Observer; none leaves llama.cpp's graph uninterrupted.
         keep_rows: let all tokens reach the end of the last layer without asking for their logits,
-            which would be copied; not every architecture does, see ``keeps_rows``.
+            which would be copied; only where ``can_keep_rows``.
 
     Raises:
         LlamaError: not enough memory, or a context llama.cpp refuses.
@@ -276,6 +281,7 @@ class LlamaContext:
     ) -> None:
         self._api = library().api
         self.model = model
+        self.keeps_rows = keep_rows
         options = model.options
         self.n_batch = min(n_batch or options.ubatch, n_ctx)
         params = self._api.llama_context_default_params()

@@ -43,6 +43,7 @@ SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "ggml_backend_cpu_buffer_type": ([], _POINTER),
     "ggml_backend_dev_count": ([], _SIZE),
     "ggml_backend_dev_get": ([_SIZE], _POINTER),
+    "ggml_backend_dev_by_type": ([ctypes.c_int], _POINTER),
     "ggml_backend_dev_name": ([_POINTER], _TEXT),
     "ggml_backend_dev_description": ([_POINTER], _TEXT),
     "ggml_backend_dev_type": ([_POINTER], ctypes.c_int),
