@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
@@ -219,7 +219,10 @@ def statistics_note(architecture: Architecture, metadata: Metadata) -> str:
     return architecture.statistics_note
 
 
-def mtp_layers(metadata: Metadata, tensor_names: Container[str]) -> tuple[int, ...]:
+_MTP_TENSOR = re.compile(r"blk\.(\d{1,9})\.nextn\.eh_proj\.weight")
+
+
+def mtp_layers(metadata: Metadata, tensor_names: Iterable[str]) -> tuple[int, ...]:
     """List the layers of a file that predict further tokens (MTP).
 
     They are the last ``nextn_predict_layers`` of ``block_count`` layers. Some files keep the key
@@ -228,11 +231,10 @@ def mtp_layers(metadata: Metadata, tensor_names: Container[str]) -> tuple[int, .
     """
     count = _number(metadata, BLOCK_COUNT_KEY)
     nextn = _number(metadata, NEXTN_KEY)
-    return tuple(
-        layer
-        for layer in range(count - nextn, count)
-        if f"blk.{layer}.nextn.eh_proj.weight" in tensor_names
-    )
+    # From the tensors, not from the count: a damaged file may claim billions of layers.
+    found = (_MTP_TENSOR.fullmatch(name) for name in tensor_names)
+    layers = {int(match[1]) for match in found if match}
+    return tuple(sorted(layer for layer in layers if count - nextn <= layer < count))
 
 
 def keys_without_mtp(metadata: Metadata, layers: Sequence[int]) -> dict[str, object]:

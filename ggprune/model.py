@@ -13,10 +13,13 @@ import numpy as np
 from ggprune import architectures
 from ggprune.architectures import Architecture, Role
 from ggprune.errors import InputError, MismatchError, UnsupportedModelError
-from ggprune.gguf_file import GgufModel, Tensor, tensor_type_name
+from ggprune.gguf_file import GgufModel, Tensor, ValueType, tensor_type_name
 
 #: Metadata values longer than this are vocabularies, never a model's own numbers.
-_LONG_VALUE = 1 << 20
+_LONG_VALUE = 1 << 16
+#: All of them together: many such values are a damaged file's.
+_LONG_METADATA = 1 << 20
+_ARCHITECTURE = "general.architecture"
 _HASH_CHUNK = 8 << 20
 _NOT_A_MODEL = {
     "mmproj": "a multimodal projector (mmproj), which has no experts",
@@ -216,7 +219,8 @@ def describe(gguf: GgufModel) -> MoeModel:
 
     Never refuses: what cannot be pruned is described with the reason in ``refusal``.
     """
-    name = str(gguf.get("general.architecture", ""))
+    pair = gguf.keys.get(_ARCHITECTURE)
+    name = str(gguf.get(_ARCHITECTURE)) if pair and pair.type == ValueType.STRING else ""
     row = architectures.find(name)
     metadata = _metadata(gguf, name)
     experts = _number(metadata, architectures.EXPERT_COUNT_KEY)
@@ -258,12 +262,15 @@ def _metadata(gguf: GgufModel, architecture: str) -> dict[str, Any]:
     """Keys of the architecture without prefix, and the general ones."""
     prefix = f"{architecture}."
     found: dict[str, Any] = {}
+    room = _LONG_METADATA
     for key, pair in gguf.keys.items():
-        if pair.end - pair.value > _LONG_VALUE:
+        length = pair.end - pair.value
+        if not key.startswith((prefix, "general.")) or length > min(_LONG_VALUE, room):
             continue
+        room -= length
         if key.startswith(prefix):
             found[key.removeprefix(prefix)] = gguf.get(key)
-        elif key.startswith("general."):
+        else:
             found[key] = gguf.get(key)
     return found
 

@@ -134,3 +134,20 @@ def test_describe_does_not_need_a_name(tmp_path: Path) -> None:
 
     with GgufModel(write_tiny(tmp_path / "m.gguf", "olmoe")) as files:
         assert describe(files).name == "tiny olmoe"
+
+
+def test_billions_of_claimed_layers(tmp_path: Path) -> None:
+    keys = {"nextn_predict_layers": 2**32 - 1}
+    path = write_tiny(tmp_path / "m.gguf", "deepseek2", keys=keys, layers=2)
+    assert open_model(path).refusal == "" or "MTP" in open_model(path).refusal
+
+
+def test_architecture_that_is_not_a_string(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.kv_data[0].pop("general.architecture")
+    writer.add_array("general.architecture", [1, 2, 3])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "no general.architecture" in open_model(tmp_path / "m.gguf").refusal
