@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from ggprune import budget as budgets
 from ggprune.budget import Budget
@@ -13,6 +15,23 @@ from ggprune.model import ExpertCounts, MoeModel
 from ggprune.plan import Plan
 from ggprune.ranking import Ranking
 from ggprune.statistics import Statistics
+from ggprune.texts import Source
+
+if TYPE_CHECKING:
+    from ggprune.calibrate import ProgressFactory
+    from ggprune.llama.runtime import RunOptions
+
+
+#: Methods that measure plans on the model.
+MEASURED = ("auto", "search")
+
+
+@contextmanager
+def no_progress(
+    total: int, what: str, unit: str, *, initial: int = 0
+) -> Iterator[Callable[[int], object]]:
+    """Progress that nobody watches."""
+    yield lambda _: None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +46,8 @@ class Request:
         protect_domains: ``NAME`` or ``NAME=0.95``: coverage that a domain keeps at least.
         always_keep: ``LAYER:EXPERT,EXPERT``.
         super_experts: keep experts with far larger outputs than all others.
+        search_minutes: what ``auto``, ``search`` and limits on quality may take.
+        search_plans: plans that ``search`` draws, whatever the time; for runs that must repeat.
     """
 
     budget: Budget
@@ -36,6 +57,8 @@ class Request:
     protect_domains: tuple[str, ...] = ()
     always_keep: tuple[str, ...] = ()
     super_experts: bool = True
+    search_minutes: float = 10.0
+    search_plans: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +67,18 @@ class Resources:
 
     Attributes:
         model: where a rule or a method needs it.
+        options: how to run it.
+        search_sources: text to measure plans on; empty for the built-in one.
+        journal: file that keeps what a search measured, so that it continues.
+        progress: makes progress bars.
         say: takes notes for the user.
     """
 
     model: MoeModel | None = None
+    options: RunOptions | None = None
+    search_sources: tuple[Source, ...] = ()
+    journal: Path | None = None
+    progress: ProgressFactory = no_progress
     say: Callable[[str], object] = field(default=lambda _: None)
 
 
@@ -66,12 +97,20 @@ def choose_plan(
             model and has none.
     """
     have = resources or Resources()
+    if request.method in MEASURED or request.budget.rule in ("max_kld", "max_ppl_ratio"):
+        from ggprune.measured import choose_measured
+
+        return _noted(choose_measured(statistics, request, have), have)
     ranking = Ranking.of(statistics, request, have.say)
     keep = known_count(request.budget, statistics.identity.counts, have.model)
     if keep is None:
         keep = _count_by_quality(request.budget, ranking)
-    plan = ranking.plan(keep, _settings(request))
-    for note in budgets.notes_on(keep, statistics.identity.counts):
+    return _noted(ranking.plan(keep, settings_of(request)), have)
+
+
+def _noted(plan: Plan, have: Resources) -> Plan:
+    assert plan.identity is not None
+    for note in budgets.notes_on(plan.keep, plan.identity.counts):
         have.say(note)
     return plan
 
@@ -144,7 +183,7 @@ def _count_by_quality(budget: Budget, ranking: Ranking) -> int:
     return budgets.fewest(budget, counts, fits, f"--retain {wanted}")
 
 
-def _settings(request: Request) -> Mapping[str, Any]:
+def settings_of(request: Request) -> Mapping[str, Any]:
     """What the plan's file says of how it was made."""
     budget = request.budget
     found: dict[str, Any] = {budget.rule: getattr(budget, budget.rule)}

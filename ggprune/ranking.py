@@ -35,6 +35,8 @@ class Ranking:
         protected: coverage that a domain keeps at least, by its index.
         forced: experts that always stay.
         seed: for the record.
+        trust: in each layer's scores, 0 to 1, by how much text it saw; None: full.
+        fallback: weight-only scores that take over where trust ends, [layers, experts].
     """
 
     statistics: Statistics
@@ -45,6 +47,8 @@ class Ranking:
     protected: Mapping[int, float]
     forced: protect.Forced
     seed: int = 0
+    trust: Floats | None = None
+    fallback: Floats | None = None
 
     @classmethod
     def of(
@@ -117,10 +121,17 @@ class Ranking:
         """
         protect.check_room(self.forced, keep, self.statistics.identity.counts)
         scores, facts = self._blended(keep)
+        scores = self._shrunk(scores)
         if self.protected:
             scores = self._protect(scores, keep)
         covered = self.coverage(self.kept(scores, keep))
         return scores, {**facts, "coverage": covered}
+
+    def choice(self, scores: Floats, keep: int) -> npt.NDArray[np.int64]:
+        """Experts that stay by other scores under the same protection, [layers, keep]."""
+        if self.protected:
+            scores = self._protect(scores, keep)
+        return self.kept(scores, keep)
 
     def coverage(self, kept: npt.NDArray[np.int64]) -> dict[str, float]:
         """How well domains are served, by name; see blend.Coverage."""
@@ -170,6 +181,15 @@ class Ranking:
             weights = blend.parse_weights(self.blend, self.domains)
         facts = {"weights": blend.named(self.domains, weights)}
         return blend.blended(self.by_domain, weights), facts
+
+    def _shrunk(self, scores: Floats) -> Floats:
+        """Pull layers that saw too little text toward the weight-only scores."""
+        if self.trust is None or self.fallback is None or (self.trust >= 1).all():
+            return scores
+        trust = self.trust[:, None]
+        own = blend.shares(scores) if scores.min() >= 0 else _ranks(scores)
+        mixed: Floats = trust * own + (1 - trust) * _ranks(self.fallback)
+        return mixed
 
     def _protect(self, scores: Floats, keep: int) -> Floats:
         """Add weight to protected domains until each keeps its coverage."""

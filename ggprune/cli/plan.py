@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,9 +15,13 @@ from ggprune.cli.common import (
     note,
     output_option,
     print_json,
+    progress_bar,
+    run_options,
+    run_options_from,
     table,
+    verbosity_options,
 )
-from ggprune.cli.plan_options import budget_options, method_options, request_from
+from ggprune.cli.plan_options import MEASURED, budget_options, method_options, request_from
 
 if TYPE_CHECKING:
     from ggprune.plan import Plan
@@ -29,20 +34,23 @@ if TYPE_CHECKING:
 @click.option("--model", type=FILE, help="The model, where a budget or method needs it.")
 @output_option("The plan (JSON); without it, it is only shown.")
 @force_option
+@run_options
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="No notes.")
+@verbosity_options
 def command(stats: Path, **arguments: Any) -> None:
     """Choose which experts stay, from the statistics in STATS.
 
     The plan says by layer which experts are kept and dropped, and what share of the experts'
     contribution is retained. `ggprune apply` writes the model from it.
     """
+    from ggprune import texts
     from ggprune.choosing import Resources, choose_plan
     from ggprune.errors import OutputError
     from ggprune.model import open_model
     from ggprune.statistics import Statistics
 
     output, quiet = arguments["output"], arguments["quiet"]
+    options = run_options_from(arguments, verbose=arguments["verbose"])
     request = request_from(arguments)
     if output and output.exists() and not arguments["force"]:
         raise OutputError(f"{output}: exists", remedy="Use --force to replace it.")
@@ -50,10 +58,20 @@ def command(stats: Path, **arguments: Any) -> None:
     model = open_model(arguments["model"]) if arguments["model"] else None
     if model is not None:
         statistics.identity.check_same(model.identity(), str(stats), str(model.gguf.path))
-    resources = Resources(model=model, say=lambda text: note(text, quiet=quiet))
+    journal = output.with_name(output.name + ".search") if output else None
+    resources = Resources(
+        model=model,
+        options=options,
+        search_sources=texts.load(arguments["search_texts"]),
+        journal=journal if request.method in MEASURED else None,
+        progress=partial(progress_bar, quiet=quiet),
+        say=lambda text: note(text, quiet=quiet),
+    )
     plan = choose_plan(statistics, request, resources)
     if output:
         plan.save(output)
+        if journal is not None:
+            journal.unlink(missing_ok=True)
     if arguments["as_json"]:
         print_json(plan.as_json())
         return

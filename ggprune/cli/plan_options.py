@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.common import SIZE, Command
+from ggprune.cli.common import NAMED_PATH, SIZE, Command
 
 if TYPE_CHECKING:
     from ggprune.choosing import Request
@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 _TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
 
 METHOD_HELP = (
-    "How experts are scored: reap, contribution, frequency, gate, ean, man, msan or random."
+    "How experts are chosen: reap, contribution, frequency, gate, ean, man, msan, weights or "
+    "random by their score; auto takes the best of them on the search text; search looks further."
 )
 
 
@@ -35,6 +36,8 @@ class Tokens(click.ParamType):  # type: ignore[type-arg]
 
 
 TOKENS = Tokens()
+#: As choosing.MEASURED, which is slow to import.
+MEASURED = ("auto", "search")
 
 
 def budget_options(command: Command) -> Command:
@@ -78,6 +81,16 @@ def budget_options(command: Command) -> Command:
                 default=1,
                 show_default=True,
                 help="For --fit-vram: sequences at the same time, each with that context.",
+            ),
+            click.option(
+                "--max-kld",
+                type=click.FloatRange(0, min_open=True),
+                help="Or the largest mean KL divergence from the model on the search text: 0.05.",
+            ),
+            click.option(
+                "--max-ppl-ratio",
+                type=click.FloatRange(1, min_open=True),
+                help="Or the largest perplexity over the model's on the search text: 1.03.",
             ),
             click.option(
                 "--multiple-of",
@@ -129,6 +142,26 @@ def method_options(command: Command) -> Command:
                 is_flag=True,
                 help="Do not protect experts with far larger outputs than all others.",
             ),
+            click.option(
+                "--search-text",
+                "search_texts",
+                type=NAMED_PATH,
+                multiple=True,
+                metavar="NAME=PATH",
+                help="Text that plans are measured on, other than calibration's; repeatable.",
+            ),
+            click.option(
+                "--search-minutes",
+                type=click.FloatRange(0, min_open=True),
+                default=10.0,
+                show_default=True,
+                help="Time for --method auto or search, --max-kld and --max-ppl-ratio.",
+            ),
+            click.option(
+                "--search-plans",
+                type=click.IntRange(1),
+                help="Plans that search draws, whatever the time: repeats exactly.",
+            ),
         )
     ):
         command = option(command)
@@ -146,7 +179,7 @@ def request_from(arguments: dict[str, Any]) -> Request:
 
     names = (
         *("keep", "ratio", "retain", "target_size", "fit_vram"),
-        *("context", "kv_type", "parallel", "multiple_of"),
+        *("context", "kv_type", "parallel", "max_kld", "max_ppl_ratio", "multiple_of"),
     )
     budget = Budget(
         **{name: arguments.pop(name) for name in names},
@@ -161,4 +194,14 @@ def request_from(arguments: dict[str, Any]) -> Request:
         protect_domains=arguments.pop("protect_domains"),
         always_keep=arguments.pop("always_keep"),
         super_experts=not arguments.pop("no_super_experts"),
+        search_minutes=arguments.pop("search_minutes"),
+        search_plans=arguments.pop("search_plans"),
+    )
+
+
+def needs_model(request: Request) -> bool:
+    """Whether choosing runs the model, or reads its weights."""
+    measured = request.method in (*MEASURED, "weights")
+    return measured or request.budget.rule in (
+        *("target_size", "fit_vram", "max_kld", "max_ppl_ratio"),
     )
