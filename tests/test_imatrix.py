@@ -280,7 +280,9 @@ def test_sliced_equals_gathered_on_the_pruned_model(model: Path, tmp_path: Path)
     assert set(pruned) == set(sliced)
     for name, entry in pruned.items():
         np.testing.assert_array_equal(entry.counts, sliced[name].counts)
-        np.testing.assert_allclose(entry.sums, sliced[name].sums, rtol=1e-4, atol=1e-9, err_msg=name)
+        np.testing.assert_allclose(
+            entry.sums, sliced[name].sums, rtol=1e-4, atol=1e-9, err_msg=name
+        )
 
 
 def test_too_little_text(model: Path) -> None:
