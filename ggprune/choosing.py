@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import numpy.typing as npt
+
 from ggprune import budget as budgets
+from ggprune import scoring
 from ggprune.budget import Budget
 from ggprune.errors import InputError
 from ggprune.model import ExpertCounts, MoeModel
-from ggprune.plan import Plan
+from ggprune.plan import LayerPlan, Plan
 from ggprune.ranking import Ranking
 from ggprune.statistics import Statistics
 from ggprune.texts import Source
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 
 #: Methods that measure plans on the model.
 MEASURED = ("auto", "search")
+WEIGHTS = "weights"
+#: Tokens an evenly used expert needs to see for its score to stand on its own.
+JUDGED = 32
 
 
 @contextmanager
@@ -100,12 +107,82 @@ def choose_plan(
     if request.method in MEASURED or request.budget.rule in ("max_kld", "max_ppl_ratio"):
         from ggprune.measured import choose_measured
 
-        return _noted(choose_measured(statistics, request, have), have)
-    ranking = Ranking.of(statistics, request, have.say)
+        return _noted(with_mtp(choose_measured(statistics, request, have), have.model), have)
+    ranking = ranking_of(statistics, request, have)
     keep = known_count(request.budget, statistics.identity.counts, have.model)
     if keep is None:
         keep = _count_by_quality(request.budget, ranking)
-    return _noted(ranking.plan(keep, settings_of(request)), have)
+    return _noted(with_mtp(ranking.plan(keep, settings_of(request)), have.model), have)
+
+
+def ranking_of(statistics: Statistics, request: Request, have: Resources) -> Ranking:
+    """Scores by the request's method, with weight-only scores where text was too little.
+
+    Raises:
+        InputError: unknown method or domain, or a method that needs the model and has none.
+    """
+    if request.method == WEIGHTS:
+        from ggprune.weights import weight_scores
+
+        scores = weight_scores(require_model(have, request.method), statistics.layers)
+        return Ranking.of(statistics, request, have.say, scores=scores)
+    return with_trust(Ranking.of(statistics, request, have.say), have)
+
+
+def with_trust(ranking: Ranking, have: Resources) -> Ranking:
+    """Shrink layers that saw too few tokens for an expert to be judged; say how many."""
+    statistics = ranking.statistics
+    trust = trust_of(statistics)
+    few = int((trust < 1).sum())
+    if not few or ranking.method == "random":
+        return ranking
+    told = f"{few} of {len(trust)} layers saw fewer than {JUDGED} tokens an expert"
+    if have.model is None:
+        have.say(f"{told}: their choice is a guess; calibrate on more text, or give --model")
+        return ranking
+    from ggprune.weights import weight_scores
+
+    have.say(f"{told}: their scores are pulled toward the weights' own")
+    return replace(ranking, trust=trust, fallback=weight_scores(have.model, statistics.layers))
+
+
+def trust_of(statistics: Statistics) -> npt.NDArray[np.float64]:
+    """How far each layer's scores can be believed, 0 to 1: tokens an expert over JUDGED.
+
+    Tokens an expert are those of an evenly used one: tokens · used / experts. An expert that was
+    hardly chosen among many tokens is judged well; one among few tokens is not.
+    """
+    identity = statistics.identity
+    even = statistics.total.tokens * identity.experts_used / max(identity.experts, 1)
+    trusted: npt.NDArray[np.float64] = np.minimum(even / JUDGED, 1.0)
+    return trusted
+
+
+def with_mtp(plan: Plan, model: MoeModel | None) -> Plan:
+    """Add layers that decoding does not run (MTP): chosen by their weights.
+
+    Without the model they are left out of the plan; writing the file then applies the last
+    layer's choice to them (see rewrite).
+    """
+    layers = [n for n in model.mtp_layers if n in model.expert_tensors] if model else []
+    if model is None or not layers:
+        return plan
+    from ggprune.weights import MTP_RULE, weight_scores
+
+    kept = scoring.choose_all(weight_scores(model, layers), plan.keep, model.groups)
+    added = {
+        layer: LayerPlan(tuple(row.tolist()), None, MTP_RULE)
+        for layer, row in zip(layers, kept, strict=True)
+    }
+    return replace(plan, layers={**plan.layers, **added})
+
+
+def require_model(have: Resources, method: str) -> MoeModel:
+    """The model, for what cannot do without it."""
+    if have.model is None:
+        raise InputError(f"--method {method}: needs the model's file", remedy="Give --model MODEL.")
+    return have.model
+
 
 
 def _noted(plan: Plan, have: Resources) -> Plan:

@@ -44,6 +44,8 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
     Raises:
         InputError: no model, or no count reaches the limit.
     """
+    from ggprune.choosing import with_trust
+
     if have.model is None or have.options is None:
         raise InputError(
             f"--method {request.method}: runs the model", remedy="Give it: --model MODEL"
@@ -53,6 +55,11 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         have.model.gguf.path, have.options, statistics.layers, sources, journal=have.journal
     ) as meter:
         rankings = one_shot_rankings(statistics, request)
+        first = with_trust(next(iter(rankings.values())), have)
+        rankings = {
+            name: replace(ranking, trust=first.trust, fallback=first.fallback)
+            for name, ranking in rankings.items()
+        }
         with have.progress(meter.evaluator.tokens, "base model", "tok") as done:
             meter.evaluator.progress = done
             rate = meter.start()
