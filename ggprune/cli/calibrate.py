@@ -67,6 +67,13 @@ class Shard(click.ParamType):  # type: ignore[type-arg]
 @text_options
 @generation_options
 @click.option("--seed", type=click.IntRange(0), default=0, help="For the answers.")
+@click.option(
+    "--shard",
+    type=Shard(),
+    default=(1, 1),
+    metavar="I/N",
+    help="Do the I-th of N equal parts only; `ggprune merge` puts them together.",
+)
 @run_options
 @force_option
 @verbosity_options
