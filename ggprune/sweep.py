@@ -206,7 +206,7 @@ def sweep(
 
 
 def default_counts(possible: Sequence[int]) -> list[int]:
-    """Seven counts from most to half of the experts, of those that are possible."""
-    most = possible[-1]
+    """Seven counts below all experts and down to half of them, of those that are possible."""
+    most, fewer = possible[-1], possible[:-1] or possible
     wanted = [most * share / 16 for share in (15, 14, 13, 12, 11, 10, 8)]
-    return sorted({min(possible, key=lambda n: (abs(n - w), n)) for w in wanted}, reverse=True)
+    return sorted({min(fewer, key=lambda n: (abs(n - w), n)) for w in wanted}, reverse=True)
