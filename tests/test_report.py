@@ -20,7 +20,15 @@ from hypothesis import strategies as st
 from ggprune.cli.main import cli
 from ggprune.errors import InputError, MismatchError
 from ggprune.plan import LayerPlan, Plan, make_plan
-from ggprune.report import ReportInput, build, concentration, render, summary_lines, write_report
+from ggprune.report import (
+    ReportInput,
+    build,
+    concentration,
+    render,
+    summary_lines,
+    view,
+    write_report,
+)
 from ggprune.statistics import Domain, ExpertSums, Statistics
 
 # --- concentration, worked by hand -------------------------------------------------------------
@@ -341,6 +349,15 @@ def test_summary_never_rounds_up_to_all() -> None:
     statistics, plan = small()
     almost = replace(plan, layers={0: LayerPlan((0, 2), 0.999999)})
     assert "100.00 %" not in "\n".join(summary_lines(build(ReportInput(statistics, almost))))
+
+
+@pytest.mark.parametrize(
+    ("value", "digits", "text"),
+    [(7.0, 2, "7.0"), (12.04, 2, "12"), (0.0220, 3, "0.0220"), (1234.5, 3, "1230"), (0, 3, "0"),
+     (3.2e-7, 2, "3.2e-07"), *((other, 3, "\N{EN DASH}") for other in (None, "x", True))],
+)  # fmt: skip
+def test_significant_digits(value: Any, digits: int, text: str) -> None:
+    assert view.number(value, digits) == text
 
 
 # --- the command -------------------------------------------------------------------------------

@@ -27,8 +27,9 @@ def number(value: Any, digits: int = 3) -> str:
         return MISSING
     if value == 0:
         return "0"
-    text = f"{value:.{digits}g}"
-    return f"{float(text):.0f}" if "e+" in text and value < 1e9 else text
+    # "#" keeps zeros at the end: 7.0 ± 0.5 says how exact it is.
+    text = f"{value:#.{digits}g}"
+    return f"{float(text):.0f}" if "e+" in text and value < 1e9 else text.removesuffix(".")
 
 
 def fixed(value: Any, digits: int = 3) -> str:

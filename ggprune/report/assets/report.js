@@ -23,7 +23,7 @@
       width, height: 264, marginTop: 30, marginLeft: 56, marginBottom: 38, style,
       ariaLabel: "Retained share by layer",
       x: { type: "band", label: "Layer", ticks: everyFew(layers.map((d) => d.layer), width / 28),
-           tickSize: 0, padding: 0.25 },
+           tickSize: 0, padding: layers.length < 12 ? 0.6 : 0.25 },
       y: { domain: [floor, 1], label: "Retained", tickFormat: retainedTicks(1 - floor), ticks: 5,
            grid: true },
       marks: [
