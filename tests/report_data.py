@@ -116,6 +116,23 @@ def probe() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def tasks() -> dict[str, Any]:
+    def row(task: str, base: float, candidate: float, error: float) -> dict[str, Any]:
+        sides = {
+            name: {"score": score, "score_se": error, "metric": "m", "samples": 198, "file": "f"}
+            for name, score in (("base", base), ("candidate", candidate))
+        }
+        change = {"difference": candidate - base, "difference_se": error * 2**0.5}
+        return {"task": task, **sides, **change}
+
+    # The seed card's own numbers for GPQA Diamond.
+    gpqa = row("gpqa_diamond_cot_zeroshot", 0.7525, 0.7172, 0.0314)
+    only_base = {**row("mmlu_law", 0.5, 0.4, 0.05), "candidate": None, "difference": None,
+                 "difference_se": None}  # fmt: skip
+    rows = [gpqa, row("gsm8k", 0.92, 0.91, 0.02), only_base]
+    return {"format": "ggprune-tasks", "version": 1, "tasks": rows}
+
+
 def realistic(layers: int = 30, experts: int = 128, keep: int = 109) -> ReportInput:
     statistics = statistics_of(layers, experts)
     plan = make_plan(statistics, keep, "contribution")
@@ -127,4 +144,5 @@ def realistic(layers: int = 30, experts: int = 128, keep: int = 109) -> ReportIn
     return ReportInput(
         statistics, plan, metadata, evaluation(), sweep(), probe(),
         command="ggprune Example-Q4_K_M.gguf --keep 109 --method contribution",
+        tasks=tasks(),
     )

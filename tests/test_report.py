@@ -197,6 +197,7 @@ def test_statistics_and_plan_of_two_models() -> None:
         ReportInput(sweep={"points": [{"keep": 3}]}),
         ReportInput(sweep={"points": {"a": 1}}),
         ReportInput(sweep={"points": [], "smallest": 3}),
+        ReportInput(tasks={"tasks": [{"task": "gsm8k"}]}),
         ReportInput(probe={"modes": {"greedy": 1}}),
         ReportInput(probe={"modes": {"greedy": {"probes": [{"prompt": "Hi"}]}}}),
         ReportInput(metadata={"layers": {"0": {"keep": 1}}, "keep": 3}),
@@ -272,6 +273,15 @@ def test_few_layers(layers: int) -> None:
     assert all(f"<th>L{layer}</th>" in text for layer in range(layers))
 
 
+def test_tasks_as_the_seed_card_has_them(page: str) -> None:
+    text = page.replace("\N{NARROW NO-BREAK SPACE}", " ")
+    row = re.search(r"<tr><th>gpqa_diamond_cot_zeroshot</th>(.*?)</tr>", text)
+    assert row
+    cells = re.findall(r'<td class="n">(.*?)</td>', row[1])
+    minus = "\N{MINUS SIGN}"
+    assert cells == ["198", "75.25 % ± 3.14 %", "71.72 % ± 3.14 %", f"{minus}3.53 ± 4.44"]
+
+
 def test_names_are_escaped() -> None:
     evil = "</script><script>alert(1)</script>"
     statistics, plan = small()
@@ -296,6 +306,7 @@ def test_names_are_escaped() -> None:
         ReportInput(metadata={"source": {"name": "a.gguf"}, "result": None}),
         ReportInput(sweep=report_data.sweep()),
         ReportInput(probe=report_data.probe()),
+        ReportInput(tasks=report_data.tasks()),
         ReportInput(probe={"modes": {"greedy": {}}}),
         ReportInput(sweep={"points": []}, probe={}, plan=small()[1]),
     ],
@@ -332,6 +343,9 @@ def test_summary_is_short_and_says_bad() -> None:
     assert len(lines) < 25
     assert sum(line.startswith("BAD: ") for line in lines) == 5
     assert any("1.90" in line for line in lines)
+    fewer = summary_lines(report, 16)
+    assert len(fewer) == 16 and fewer[-10:] == lines[-10:]
+    assert [line.split() for line in fewer[:6]] == [line.split() for line in lines[:6]]
     assert f"{len(report['findings'])} things" in render(report)
 
 
@@ -371,7 +385,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     given.statistics.save(folder / "s.gguf")
     given.plan.save(folder / "p.json")
     options = ["--statistics", str(folder / "s.gguf"), "--plan", str(folder / "p.json")]
-    for name in ("metadata", "evaluation", "sweep", "probe"):
+    for name in ("metadata", "evaluation", "sweep", "probe", "tasks"):
         path = folder / f"{name}.json"
         path.write_text(json.dumps(getattr(given, name)))
         options += [f"--{name}", str(path)]

@@ -22,6 +22,7 @@ _LARGEST = 4 << 20
 @click.option("--evaluation", type=FILE, metavar="JSON", help="What evaluate --json printed.")
 @click.option("--sweep", type=FILE, metavar="JSON", help="What sweep wrote.")
 @click.option("--probe", type=FILE, metavar="JSON", help="What probe wrote.")
+@click.option("--tasks", type=FILE, metavar="JSON", help="What bench-tasks --read printed.")
 @output_option("Where to write the page; default: report.html, none with --json.")
 @force_option
 @json_option
@@ -53,6 +54,7 @@ def command(
         evaluation=_read(parts["evaluation"]),
         sweep=_read(parts["sweep"]),
         probe=_read(parts["probe"]),
+        tasks=_read(parts["tasks"]),
     )
     report = write_report(target, given) if target else build(given)
     if target:

@@ -39,6 +39,7 @@ class ReportInput:
         sweep: what ``ggprune sweep`` writes.
         probe: what ``ggprune probe`` writes.
         command: the command line that made the pruned model.
+        tasks: what ``ggprune bench-tasks --read FOLDER --json`` prints.
     """
 
     statistics: Statistics | None = None
@@ -48,6 +49,7 @@ class ReportInput:
     sweep: Mapping[str, Any] | None = None
     probe: Mapping[str, Any] | None = None
     command: str = ""
+    tasks: Mapping[str, Any] | None = None
 
 
 def build(given: ReportInput) -> Json:
@@ -63,7 +65,7 @@ def build(given: ReportInput) -> Json:
         raise InputError(
             "there is nothing to report",
             remedy="Give at least one of --statistics, --plan, --metadata, --evaluation, "
-            "--sweep and --probe.",
+            "--sweep, --probe and --tasks.",
         )
     _check(given)
     metadata = given.metadata or {}
@@ -84,6 +86,7 @@ def build(given: ReportInput) -> Json:
         "evaluation": dict(given.evaluation or metadata.get("evaluation") or {}) or None,
         "sweep": dict(given.sweep) if given.sweep else None,
         "probe": dict(given.probe) if given.probe else None,
+        "tasks": list((given.tasks or {}).get("tasks") or []) or None,
         "provenance": _provenance(given, plan, metadata),
     }
     report["findings"] = _findings(report)
@@ -108,6 +111,7 @@ def _check(given: ReportInput) -> None:
         if not isinstance(value or {}, Mapping):
             raise InputError(f'the {part} is damaged: "{name}" is not an object')
     _check_list((given.sweep or {}).get("points"), {"method", "keep"}, "the sweep's points")
+    _check_list((given.tasks or {}).get("tasks"), {"task", "base", "candidate"}, "the tasks")
     for name, mode in ((given.probe or {}).get("modes") or {}).items():
         if not isinstance(mode, Mapping):
             raise InputError(f"the probe is damaged: {name!r} is not an object")

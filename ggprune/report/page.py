@@ -85,6 +85,7 @@ def _environment() -> Environment:
         "pct": view.percent,
         "num": view.number,
         "fixed": view.fixed,
+        "points": view.points,
         "count": view.count,
         "settings": view.settings,
     }

@@ -8,14 +8,17 @@ from typing import Any
 from ggprune.report.view import fixed, number, percent
 from ggprune.units import human_size
 
+_MOST_LINES = 24
 _MOST_FINDINGS = 5
+_MOST_TASKS = 3
 
 
-def summary_lines(report: Mapping[str, Any]) -> list[str]:
+def summary_lines(report: Mapping[str, Any], most: int = _MOST_LINES) -> list[str]:
     """The essential, fewer than 25 lines.
 
     Args:
         report: as ``build`` or ``write_report`` return it.
+        most: lines at most; what is bad goes before what is merely interesting.
     """
     rows = [
         ("model", str(report["model"]["name"] or "")),
@@ -25,13 +28,15 @@ def summary_lines(report: Mapping[str, Any]) -> list[str]:
         *_evaluation(report),
         ("by domain", _by_domain(report)),
         *_probes(report),
+        *_tasks(report),
         ("sweep", _sweep(report)),
         ("concentration", _concentration(report)),
         ("domains", _overlap(report)),
     ]
-    width = max(len(name) for name, _ in rows)
-    lines = [f"{name.ljust(width)}  {text}" for name, text in rows if text]
-    lines += _findings(report)
+    bad = _findings(report)
+    shown = [(name, text) for name, text in rows if text][: max(most - len(bad), 0)]
+    width = max((len(name) for name, _ in shown), default=0)
+    lines = [f"{name.ljust(width)}  {text}" for name, text in shown] + bad
     return [line.replace("\u202f", " ") for line in lines]
 
 
@@ -89,6 +94,17 @@ def _by_domain(report: Mapping[str, Any]) -> str:
         return ""
     (low, best), (high, worst) = min(known), max(known)
     return f"mean KL from {number(low)} ({best}) to {number(high)} ({worst})"
+
+
+def _tasks(report: Mapping[str, Any]) -> list[tuple[str, str]]:
+    return [
+        (
+            str(row["task"]),
+            f"{percent((row['base'] or {}).get('score'))} -> "
+            f"{percent((row['candidate'] or {}).get('score'))}",
+        )
+        for row in (report["tasks"] or [])[:_MOST_TASKS]
+    ]
 
 
 def _sweep(report: Mapping[str, Any]) -> str:

@@ -37,6 +37,13 @@ def fixed(value: Any, digits: int = 3) -> str:
     return f"{value:.{digits}f}" if _is_number(value) else MISSING
 
 
+def points(value: Any, signed: bool = True) -> str:
+    """A difference of shares in percentage points."""
+    if not _is_number(value):
+        return MISSING
+    return f"{100 * value:{'+' if signed else ''}.2f}".replace("-", "\N{MINUS SIGN}")
+
+
 def count(value: Any) -> str:
     """A whole number with thousands apart."""
     return f"{value:,}".replace(",", "\u202f") if _is_number(value) else MISSING
