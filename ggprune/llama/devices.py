@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import enum
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -251,8 +251,10 @@ def _layer_bytes(gguf: GgufModel) -> list[_Layer]:
 
 def _output_bytes(gguf: GgufModel) -> int:
     """What follows the last layer; a tied embedding is copied there."""
-    sizes: Mapping[str, int] = {tensor.name: tensor.nbytes for tensor in gguf.tensors}
-    return sizes.get("output.weight", sizes.get("token_embd.weight", 0))
+    sizes = {tensor.name: tensor.nbytes for tensor in gguf.tensors}
+    head = "output.weight" if "output.weight" in sizes else "token_embd.weight"
+    others = sum(size for name, size in sizes.items() if name.startswith("output") and name != head)
+    return sizes.get(head, 0) + others
 
 
 def _room(device: Device, gguf: GgufModel, ubatch: int) -> int:

@@ -1,0 +1,94 @@
+"""A llama.cpp that crashes on this CPU never reaches the user as a segmentation fault."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from ggprune.errors import LlamaError
+from ggprune.llama import safety
+
+
+@pytest.fixture(autouse=True)
+def fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    safety.extra_buffers_work.cache_clear()
+    yield
+    safety.extra_buffers_work.cache_clear()
+
+
+#: What the child does instead of the tiny model: die of SIGSEGV if weights are repacked.
+_CRASHING = (
+    "import os, signal, sys\n"
+    "def run_probe(path, *, repack):\n"
+    "    if repack or {always}:\n"
+    "        os.kill(os.getpid(), signal.SIGSEGV)\n"
+    "    sys.exit(0)\n"
+)
+
+
+def crashing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, always: bool) -> None:
+    """Put a module before the child's real one."""
+    package = tmp_path / "fake" / "ggprune" / "llama"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package.parent / "__init__.py").touch()
+    (package / "safety.py").write_text(_CRASHING.replace("{always}", str(always)))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "fake"))
+    monkeypatch.chdir(tmp_path / "fake")
+
+
+def test_a_build_that_works() -> None:
+    """The real child with the real library: one of the two ways works here, or we would not."""
+    works = safety.extra_buffers_work()
+    remembered = json.loads((safety.cache_folder() / "cpu.json").read_text())
+    assert list(remembered.values()) == [works]
+
+
+def test_a_crash_is_survived_and_remembered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    crashing(monkeypatch, tmp_path, always=False)
+    assert safety.extra_buffers_work() is False
+    safety.extra_buffers_work.cache_clear()
+
+    def never(**_: object) -> bool:
+        raise AssertionError("a second child")
+
+    monkeypatch.setattr(safety, "_survives", never)
+    assert safety.extra_buffers_work() is False
+
+
+def test_another_library_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(safety, "_survives", lambda *, repack: not asked.append(repack))
+    assert safety.extra_buffers_work() and asked == [True]
+    safety.extra_buffers_work.cache_clear()
+    monkeypatch.setattr(safety, "_cpu_flags", lambda: "another CPU")
+    assert safety.extra_buffers_work() and asked == [True, True]
+
+
+def test_a_build_that_always_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    crashing(monkeypatch, tmp_path, always=True)
+    with pytest.raises(LlamaError, match="crashes on this CPU") as caught:
+        safety.extra_buffers_work()
+    assert "-DGGML_NATIVE=OFF" in caught.value.remedy
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}'])
+def test_a_damaged_memory_is_no_matter(
+    content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    safety.cache_folder().mkdir(parents=True)
+    (safety.cache_folder() / "cpu.json").write_text(content)
+    monkeypatch.setattr(safety, "_survives", lambda *, repack: True)
+    assert safety.extra_buffers_work() is True
+
+
+def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(safety, "_survives", lambda *, repack: True)
+    assert safety.extra_buffers_work() is True
