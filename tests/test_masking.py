@@ -52,13 +52,13 @@ CASES = {
 def test_mask_equals_file(tmp_path: Path, case: str) -> None:
     architecture, groups = CASES[case]
     path = write_tiny(tmp_path / "m.gguf", architecture, groups=groups, mtp=0)
-    check_mask_equals_file(path, tmp_path / "pruned.gguf", keep=8, n_ctx=64, noise=1e-4)
+    check_mask_equals_file(path, tmp_path / "pruned.gguf", keep=8, n_ctx=64, noise=1e-5)
 
 
 def test_mask_equals_file_on_the_fixture(trained: Path, tmp_path: Path) -> None:
     # Activations are rounded to 8 bits for Q8_0 weights, so the last bits of the attention's sums
     # matter a little.
-    check_mask_equals_file(trained, tmp_path / "pruned.gguf", keep=40, n_ctx=128, noise=2e-2)
+    check_mask_equals_file(trained, tmp_path / "pruned.gguf", keep=16, n_ctx=128, noise=5e-3)
 
 
 def check_mask_equals_file(
@@ -71,7 +71,7 @@ def check_mask_equals_file(
         rewrite = plan_rewrite(model, plan, pruned)
         write_files(rewrite.files, model.gguf)
         masked, written = evaluator.plan(plan), evaluator.model(pruned)
-    assert masked.total.kld_mean > 10 * noise, "the plan must matter for this to say anything"
+    assert masked.total.kld_mean > 5 * noise, "the plan must matter for this to say anything"
     difference = np.abs(masked.scores.kld - written.scores.kld)
     assert difference.mean() < noise * masked.total.kld_mean
     assert np.abs(masked.scores.nll - written.scores.nll).mean() < noise

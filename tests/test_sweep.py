@@ -11,28 +11,34 @@ from click.testing import CliRunner
 from test_masking import OPTIONS, TEXT, random_plan
 from tiny import write_tiny
 
+from ggprune import texts
 from ggprune.cli import cli
 from ggprune.collect import RoutingObserver
 from ggprune.errors import InputError, MismatchError
 from ggprune.evaluate import Evaluator
+from ggprune.generate import Sampling, generate
 from ggprune.llama.runtime import LlamaContext, LlamaModel, Tokens
+from ggprune.masking import MaskObserver, dropped_by
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan, make_plan
+from ggprune.probe import Answer, Probe, measure, side_by_side
 from ggprune.statistics import Domain, Statistics
 from ggprune.sweep import Tolerance, default_counts, find_cliff, sweep
-from ggprune.texts import Document, Source
+from ggprune.texts import Document, Message, Source
 from ggprune.verdict import cliff_of, verdict
 
 SOURCES = [Source("text", (Document(text=TEXT),))]
 
 
-def calibrated(path: Path, text: str) -> Statistics:
+def calibrated(path: Path, text: str, tokens: int = 400) -> Statistics:
     model = open_model(path)
     observer = RoutingObserver(model.require_prunable(), model.moe_layers, model.experts)
     with LlamaModel(path, OPTIONS) as llama:
-        ids = llama.tokenize(text)[:400]
+        ids = llama.tokenize(text)[:tokens]
         with LlamaContext(llama, n_ctx=512, observers=[observer]) as context:
-            context.decode([Tokens(0, 0, ids)])
+            for start in range(0, len(ids), 500):
+                context.clear()
+                context.decode([Tokens(0, 0, ids[start : start + 500])])
     domain = Domain("text", len(ids), SOURCES[0].sha256, observer.take())
     return Statistics(model.identity(), model.moe_layers, (domain,))
 
@@ -199,3 +205,56 @@ def test_random_plan_is_not_the_identity(tmp_path: Path) -> None:
         same = measured.plan(identity(calibrated(path, TEXT)))
         other = measured.plan(random_plan(measured.description, 8))
     assert same.total.kld_mean < 1e-6 < other.total.kld_mean
+
+
+FIXTURES = Path(__file__).parent.parent / "fixtures"
+
+
+@pytest.fixture(scope="module")
+def ruin(trained: Path) -> dict[str, Plan]:
+    """Plans for the trained model: all experts, and the 16 of 64 that contribute least."""
+    text = "".join(path.read_text()[:4000] for path in sorted(FIXTURES.glob("calibration/*.txt")))
+    statistics = calibrated(trained, text, tokens=3000)
+    return {"identity": identity(statistics), "ruined": ruined(statistics, 16)}
+
+
+def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Plan]) -> None:
+    sources = texts.load((path.stem, str(path)) for path in sorted(FIXTURES.glob("heldout/*.txt")))
+    found = {}
+    with Evaluator(trained, OPTIONS, sources, n_ctx=512, max_tokens=600) as measured:
+        for name, plan in ruin.items():
+            shares = {layer: each.retained for layer, each in plan.layers.items()}
+            evaluation = measured.plan(plan).as_json()
+            found[name] = verdict(evaluation=evaluation, keep=plan.keep, retained=shares)
+    assert found["identity"] == []
+    gates = {finding.gate for finding in found["ruined"]}
+    assert gates == {"perplexity", "cliff", "domain", "layers"}
+    assert all(finding.remedy for finding in found["ruined"])
+
+
+def test_ruined_plan_loops_and_the_identity_does_not(trained: Path, ruin: dict[str, Plan]) -> None:
+    sampling = Sampling(temperature=0.7, top_p=0.9)
+    architecture = open_model(trained).require_prunable()
+    files = sorted(FIXTURES.glob("heldout/*.txt"))
+    probes = [Probe(path.stem, "text", (Message("user", ""),)) for path in files]
+    with LlamaModel(trained, OPTIONS) as model:
+        prompts = [model.tokenize(path.read_text()[:6000])[-60:] for path in files]
+
+        def answers(*masks: MaskObserver) -> dict[str, list[Answer]]:
+            written = generate(model, prompts, max_tokens=80, sampling=sampling, observers=masks)
+            return {"sampled": [measure(model, ids) for ids in written]}
+
+        def judged(plan: Plan) -> list[str]:
+            both = side_by_side(
+                probes,
+                base,
+                answers(MaskObserver(architecture, dropped_by(plan))),
+                names=("base", "candidate"),
+                settings={},
+                modes={"sampled": sampling},
+            )
+            return [finding.gate for finding in verdict(probe=both)]
+
+        base = answers()
+        assert judged(ruin["identity"]) == []
+        assert judged(ruin["ruined"]) == ["loops"]
