@@ -82,7 +82,11 @@ def force_option(command: Command) -> Command:
 
 def verbosity_options(command: Command) -> Command:
     """-q and -v."""
-    command = click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")(command)
+    # Eager: a MODEL to download wants to know it, wherever -q stands.
+    quiet = click.option(
+        "-q", "--quiet", is_flag=True, is_eager=True, help="No progress, no notes."
+    )
+    command = quiet(command)
     return click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log too.")(command)
 
 
