@@ -346,7 +346,10 @@ def test_summary_is_short_and_says_bad() -> None:
     fewer = summary_lines(report, 16)
     assert len(fewer) == 16 and fewer[-10:] == lines[-10:]
     assert [line.split() for line in fewer[:6]] == [line.split() for line in lines[:6]]
-    assert f"{len(report['findings'])} things" in render(report)
+    text = render(report)
+    assert f"{len(report['findings'])} things" in text
+    assert "<code>ggprune sweep</code> shows" in text
+    assert "(<code>--method</code> contribution)" in text
 
 
 def test_summary_of_a_good_plan_does_not_say_bad() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jinja2 import ChainableUndefined, Environment
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from ggprune.gguf_file import write_text
 from ggprune.report import view
@@ -65,6 +66,17 @@ def _script_json(value: Any) -> Markup:
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
+def _with_code(text: str) -> Markup:
+    """A sentence whose `commands` and --options look like it and are not broken in two."""
+    shown = re.sub(r"`([^`]+)`|(?<!\S)\(?(--[\w-]+)", _as_code, str(escape(text)))
+    return Markup(shown)
+
+
+def _as_code(match: re.Match[str]) -> str:
+    code = match[1] or match[2]
+    return match[0].replace(f"`{code}`", code).replace(code, f"<code>{code}</code>")
+
+
 @functools.cache
 def _text(name: str) -> str:
     return _ASSETS.joinpath(name).read_text(encoding="utf-8")
@@ -86,6 +98,7 @@ def _environment() -> Environment:
         "num": view.number,
         "fixed": view.fixed,
         "points": view.points,
+        "code": _with_code,
         "count": view.count,
         "settings": view.settings,
     }

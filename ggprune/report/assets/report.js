@@ -195,14 +195,18 @@
       const breaks = known.filter((d) => cliffs[d.method] === d.keep);
       const counts = d3.sort(new Set(known.map((d) => d.keep)));
       const { reference, ...scale } = options;
+      const extent = d3.extent(known, (d) => d[field]);
+      const ticks = log ? roundSteps(...extent) : d3.ticks(d3.min([reference, extent[0]]), extent[1], 6);
       return Plot.plot({
         width, height: 270, marginTop: 14, marginLeft: 52, marginRight: 20, marginBottom: 40, style,
         ariaLabel: label,
         x: { label: "Experts kept in each layer", labelArrow: "none", tickSize: 0,
              ticks: spaced(counts, width - 90), tickFormat: "d", inset: 8 },
-        y: { label: null, grid: true, tickSize: 0, tickFormat: (x) => d3.format("~g")(x),
-             ticks: log ? roundSteps(...d3.extent(known, (d) => d[field])) : 6, ...scale },
+        y: { label: null, axis: null, ...scale },
         marks: [
+          Plot.gridY(ticks),
+          // As "text", since a logarithmic scale leaves out some labels of its own ticks.
+          Plot.axisY(ticks, { tickSize: 0, text: (x) => d3.format("~g")(x) }),
           reference == null ? null : Plot.ruleY([reference], { stroke: "currentColor" }),
           keep ? Plot.ruleX([keep], { stroke: "var(--muted)", strokeDasharray: "4 3" }) : null,
           keep ? Plot.text([keep], { x: (d) => d, frameAnchor: "top", text: ["this plan"], dx: 5,
