@@ -182,11 +182,12 @@ def measure(
     progress: ProgressFactory,
     *,
     ctx: int,
+    max_tokens: int | None = None,
 ) -> Mapping[str, Any]:
     """Compare the result with its source on text that calibration did not see.
 
     The text is limited so that the source's probabilities of every token in the vocabulary fit
-    into LOG_BYTES of disk.
+    into LOG_BYTES of disk, and to ``max_tokens`` of each domain.
 
     Raises:
         LlamaError: the result does not load, or its logits are not finite.
@@ -195,6 +196,7 @@ def measure(
 
     vocabulary = max(_length(model, "tokenizer.ggml.tokens"), 1)
     most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), ctx)
+    most = min(most, max_tokens or most)
     with (
         Evaluator(model.gguf.path, options, held_out, n_ctx=ctx, max_tokens=most) as evaluator,
         progress(2 * evaluator.tokens, "measuring", "tok") as done,

@@ -60,6 +60,19 @@ def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
         assert name in result.stdout
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_option_is_given_twice(name: str) -> None:
+    import click
+
+    from ggprune.cli.main import cli
+
+    command = cli.get_command(click.Context(cli), name)
+    flags = [flag for p in command.params for flag in (*p.opts, *p.secondary_opts)]
+    assert len(flags) == len(set(flags))
+    destinations = [p.name for p in command.params]
+    assert len(destinations) == len(set(destinations))
+
+
 def test_reference_is_up_to_date() -> None:
     spec = importlib.util.spec_from_file_location("make_cli", ROOT / "docs" / "make_cli.py")
     module = importlib.util.module_from_spec(spec)

@@ -21,27 +21,22 @@ from ggprune.cli.common import (
 )
 
 
-def generation_options(command: Any) -> Any:
-    """--generate, --parallel: how the model answers prompts before they are replayed."""
-    for option in (
-        click.option(
-            "-np",
-            "--parallel",
-            type=click.IntRange(1, 256),
-            default=16,
-            show_default=True,
-            help="Prompts answered at the same time.",
-        ),
-        click.option(
-            "--generate",
-            type=click.IntRange(0),
-            default=128,
-            show_default=True,
-            help="Tokens the model adds to a prompt before it is replayed; 0: none.",
-        ),
-    ):
-        command = option(command)
-    return command
+generate_option = click.option(
+    "--generate",
+    type=click.IntRange(0),
+    default=128,
+    show_default=True,
+    help="Tokens the model adds to a prompt before it is replayed; 0: none.",
+)
+#: How many of them at a time; `prune` has another --parallel (of --fit-vram).
+_parallel_option = click.option(
+    "-np",
+    "--parallel",
+    type=click.IntRange(1, 256),
+    default=16,
+    show_default=True,
+    help="Prompts answered at the same time.",
+)
 
 
 class Shard(click.ParamType):  # type: ignore[type-arg]
@@ -65,7 +60,8 @@ class Shard(click.ParamType):  # type: ignore[type-arg]
 @click.argument("model", type=FILE)
 @output_option("Name of the statistics file.", required=True)
 @text_options
-@generation_options
+@generate_option
+@_parallel_option
 @click.option("--seed", type=click.IntRange(0), default=0, help="For the answers.")
 @click.option(
     "--shard",

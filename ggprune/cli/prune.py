@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from ggprune.cli.calibrate import generation_options
+from ggprune.cli.calibrate import generate_option
 from ggprune.cli.common import (
     FILE,
     NAMED_PATH,
@@ -45,7 +45,7 @@ from ggprune.units import human_size
     metavar="NAME=PATH",
     help="Text to measure the result on; default: held out from the calibration text.",
 )
-@generation_options
+@generate_option
 @click.option("--stats", "stats_path", type=FILE, help="Use these statistics: skip calibration.")
 @click.option("--plan", "plan_path", type=FILE, help="Use this plan: skip scoring too.")
 @click.option(

@@ -147,7 +147,7 @@ class PruneRun:
             statistics = Statistics.load(given)
             statistics.identity.check_same(model.identity(), str(given), str(self.path))
             return statistics
-        names = ("ctx", "max_tokens", "generate", "parallel")
+        names = ("ctx", "max_tokens", "generate")
         seed = self.request.seed if self.request else 0
         settings = Settings(**{name: self.arguments[name] for name in names}, seed=seed)
         run = Run(model, text.calibration, settings, self.options, self.bar, say=self.say)
@@ -174,6 +174,7 @@ class PruneRun:
                 self.options,
                 self.bar,
                 ctx=min(self.arguments["ctx"], pipeline.MEASURE_CTX),
+                max_tokens=self.arguments["max_tokens"],
             )
         except InputError as error:
             # Too little text to measure on is no reason to lose the result.
