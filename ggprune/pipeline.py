@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -244,6 +244,7 @@ def choose_text(
     held_out: Sequence[tuple[str, str]] = (),
     *,
     share: float = 0.1,
+    say: Callable[[str], object] = lambda _: None,
 ) -> TextChoice:
     """The built-in text, or the user's with a part held out.
 
@@ -254,10 +255,11 @@ def choose_text(
         named: of --text; none for the built-in prompts.
         held_out: of --eval-text; none for the built-in answers, or a part of the user's text.
         share: of the text to hold out.
+        say: takes notes for the user (on recipes from the Hub).
     """
-    sources = texts.load(named) if named else texts.builtin(texts.CALIBRATION)
+    sources = texts.load(named, say=say) if named else texts.builtin(texts.CALIBRATION)
     if held_out or not named:
-        measured = texts.load(held_out) if held_out else texts.builtin(texts.HELD_OUT)
+        measured = texts.load(held_out, say=say) if held_out else texts.builtin(texts.HELD_OUT)
         return TextChoice(sources, measured)
     parts = [_hold_out(source, share) for source in sources]
     held = tuple(part[1] for part in parts if part[1].documents)

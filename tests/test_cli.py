@@ -106,7 +106,7 @@ def test_the_main_job(tmp_path: Path, model: Path, text: str) -> None:
     )
     made = sorted(path.name for path in tmp_path.iterdir())
     assert "tiny-Q8_0-12e.gguf" in made
-    assert "tiny-Q8_0-12e.stats.gguf" in made
+    assert "tiny-Q8_0.stats.gguf" in made
     assert "tiny-Q8_0-12e.expert_drop_metadata.json" in made
     assert not [name for name in made if name.endswith((".part", ".partial"))]
     assert "16 -> 12 a layer" in result.stdout
@@ -121,7 +121,7 @@ def test_the_main_job(tmp_path: Path, model: Path, text: str) -> None:
 
     again = ggprune(model, "--keep", 12, "--text", text, "--generate", 0, cwd=tmp_path, code=5)
     assert "--force" in again.stderr
-    other = ggprune(model, "--keep", 8, "--stats", "tiny-Q8_0-12e.stats.gguf", cwd=tmp_path)
+    other = ggprune(model, "--keep", 8, "--stats", "tiny-Q8_0.stats.gguf", cwd=tmp_path)
     assert "16 -> 8 a layer" in other.stdout
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import click
 
 from ggprune.cli.common import (
-    FILE,
     force_option,
     note,
     output_option,
@@ -19,7 +18,7 @@ from ggprune.cli.common import (
     text_options,
     verbosity_options,
 )
-
+from ggprune.cli.model_argument import MODEL
 
 generate_option = click.option(
     "--generate",
@@ -57,7 +56,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("calibrate")
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @output_option("Name of the statistics file.", required=True)
 @text_options
 @generate_option
@@ -83,15 +82,15 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     from ggprune.model import open_model
 
     quiet = arguments["quiet"]
-    named = arguments["texts"]
+    named, say = arguments["texts"], partial(note, quiet=quiet)
     names = ("ctx", "max_tokens", "generate", "parallel", "seed", "shard")
     run = Run(
         open_model(model),
-        texts.load(named) if named else texts.builtin(),
+        texts.load(named, quiet=quiet, say=say) if named else texts.builtin(),
         Settings(**{name: arguments[name] for name in names}),
         run_options_from(arguments, verbose=arguments["verbose"]),
         partial(progress_bar, quiet=quiet),
-        say=partial(note, quiet=quiet),
+        say=say,
     )
     statistics = run.run_into(output, force=arguments["force"])
     tokens = sum(domain.tokens for domain in statistics.domains)

@@ -20,6 +20,7 @@ from ggprune.cli.common import (
     text_options,
     verbosity_options,
 )
+from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
     from ggprune.candidate import Candidate
@@ -38,7 +39,7 @@ def cache_option(command: Any) -> Any:
 
 
 @click.command("evaluate")
-@click.argument("base", type=FILE)
+@click.argument("base", type=MODEL)
 @click.argument("candidate", type=FILE)
 @text_options
 @cache_option

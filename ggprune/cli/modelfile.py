@@ -7,10 +7,11 @@ from pathlib import Path
 import click
 
 from ggprune.cli.common import FILE, force_option, output_option
+from ggprune.cli.model_argument import MODEL
 
 
 @click.command("modelfile")
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @output_option("The Modelfile; default: Modelfile beside MODEL.")
 @click.option("--mmproj", type=FILE, multiple=True, help="Projector of a multimodal model.")
 @click.option("--adapter", "adapters", type=FILE, multiple=True, help="LoRA adapter.")

@@ -24,6 +24,7 @@ from ggprune.cli.common import (
     table,
     verbosity_options,
 )
+from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
     from ggprune.candidate import Candidate
@@ -36,7 +37,7 @@ MODES = ("greedy", "sampled")
 
 
 @click.command("probe")
-@click.argument("base", type=FILE)
+@click.argument("base", type=MODEL)
 @click.argument("candidate", type=FILE)
 @click.option(
     "--max-tokens",

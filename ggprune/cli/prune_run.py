@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class PruneRun:
     bar: ProgressFactory
     say: Callable[[str], object]
     command_line: str
+    _text: pipeline.TextChoice | None = field(default=None, init=False)
 
     def dry_run(self) -> Iterable[tuple[Path, int]]:
         """Check everything that can be checked without long work, and list what is written.
@@ -66,7 +67,7 @@ class PruneRun:
         self._check(model, plan)
         statistics = None
         if plan is None:
-            text = self._text()
+            text = self.text()
             statistics = self._statistics(model, text)
             assert self.request is not None
             plan = choose_plan(statistics, self.request, Resources(model=model, say=self.say))
@@ -102,7 +103,7 @@ class PruneRun:
             files.append(["Modelfile", str(self._modelfile(pruned))])
         checked = f"{human_size(pruned.compared)} equal the source's bytes; it loads and computes"
         return [
-            *summary_lines(report),
+            *summary_lines(report, 16),
             *([f"verified  {checked}"] if pruned.compared else []),
             "",
             table(files),
@@ -127,7 +128,7 @@ class PruneRun:
             split_max_size=self.arguments["split_max_size"],
             force=self.arguments["force"],
         )
-        self._text()
+        self.text()
         return rewrite
 
     def _known_count(self, model: MoeModel) -> int:
@@ -138,8 +139,12 @@ class PruneRun:
         given: Path | None = self.arguments["output"]
         return given or pipeline.default_result(model, keep, Path())
 
-    def _text(self) -> pipeline.TextChoice:
-        return pipeline.choose_text(self.arguments["texts"], self.arguments["eval_texts"])
+    def text(self) -> pipeline.TextChoice:
+        """What to calibrate and to measure on; read (or downloaded) once."""
+        if self._text is None:
+            named, held_out = self.arguments["texts"], self.arguments["eval_texts"]
+            self._text = pipeline.choose_text(named, held_out, say=self.say)
+        return self._text
 
     def _statistics(self, model: MoeModel, text: pipeline.TextChoice) -> Statistics:
         given: Path | None = self.arguments["stats_path"]
@@ -170,7 +175,7 @@ class PruneRun:
             return pipeline.measure(
                 model,
                 paths.result,
-                self._text().held_out,
+                self.text().held_out,
                 self.options,
                 self.bar,
                 ctx=min(self.arguments["ctx"], pipeline.MEASURE_CTX),

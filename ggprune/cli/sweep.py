@@ -23,6 +23,7 @@ from ggprune.cli.common import (
     verbosity_options,
 )
 from ggprune.cli.evaluate import cache_option, evaluator
+from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
     from ggprune.sweep import Planner, Sweep
@@ -47,7 +48,7 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]
 
 
 @click.command("sweep")
-@click.argument("model", type=FILE)
+@click.argument("model", type=MODEL)
 @click.argument("stats", type=FILE)
 @click.option(
     "--keep", "keeps", type=CommaList(int), metavar="N,N,…", help="Counts; default: seven."
