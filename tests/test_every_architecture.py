@@ -30,9 +30,11 @@ UNREFUSED = {name: case for name, case in CASES.items() if name != "dflash"}
 
 def calibrated(model: MoeModel) -> Statistics:
     observer = RoutingObserver(model.require_prunable(), model.moe_layers, model.experts)
-    with LlamaModel(model.gguf.path, OPTIONS) as llama:
-        with LlamaContext(llama, n_ctx=256, observers=[observer]) as context:
-            context.decode([Tokens(0, 0, TOKENS)])
+    with (
+        LlamaModel(model.gguf.path, OPTIONS) as llama,
+        LlamaContext(llama, n_ctx=256, observers=[observer]) as context,
+    ):
+        context.decode([Tokens(0, 0, TOKENS)])
     domain = Domain("random", len(TOKENS), "0" * 64, observer.take())
     return Statistics(model.identity(), model.moe_layers, (domain,))
 

@@ -115,9 +115,11 @@ def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
         byte = stream.read(1)
         stream.seek(-1, 1)
         stream.write(bytes([byte[0] ^ 1]))
-    with GgufModel(tmp_path / "o.gguf") as result:
-        with pytest.raises(VerificationError, match="ffn_down_exps"):
-            verify_bytes(model, rewrite.plan, result)
+    with (
+        GgufModel(tmp_path / "o.gguf") as result,
+        pytest.raises(VerificationError, match="ffn_down_exps"),
+    ):
+        verify_bytes(model, rewrite.plan, result)
 
 
 def test_shards_in_and_out(tmp_path: Path) -> None:

@@ -97,7 +97,7 @@ def test_the_graph_ends_where_nobody_needs_more(path: Path) -> None:
 def test_an_exception_in_an_observer_comes_out(path: Path) -> None:
     """In a ctypes callback it would only be printed, and the run would go on with garbage."""
     watching = Watching("ffn_moe_topk-1", "ffn_moe_topk-2", failing="ffn_moe_topk-1")
-    with pytest.raises(RuntimeError, match="at ffn_moe_topk-1$"):
+    with pytest.raises(RuntimeError, match=r"at ffn_moe_topk-1$"):
         decode(path, watching, ubatch=8)
     assert watching.seen == ["ffn_moe_topk-1"]
 

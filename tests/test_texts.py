@@ -13,7 +13,8 @@ from ggprune.errors import InputError
 from ggprune.texts import Message
 
 GEMMA = (
-    "{{ bos_token }}{% for m in messages %}<|turn>{{ 'model' if m.role == 'assistant' else m.role }}"
+    "{{ bos_token }}{% for m in messages %}"
+    "<|turn>{{ 'model' if m.role == 'assistant' else m.role }}"
     "\n{{ m.content }}<turn|>\n{% endfor %}{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
 
