@@ -19,7 +19,13 @@ from ggprune.candidate import Candidate
 from ggprune.chat import ChatTemplate
 from ggprune.chunks import chunks_of
 from ggprune.cli import cli
-from ggprune.errors import InputError, LlamaError, MismatchError, OutputError
+from ggprune.errors import (
+    InputError,
+    LlamaError,
+    MismatchError,
+    OutputError,
+    UnsupportedModelError,
+)
 from ggprune.evaluate import Evaluator
 from ggprune.gguf_file import write_files
 from ggprune.llama.runtime import LlamaModel
@@ -334,6 +340,15 @@ def test_command(base: Path, pruned: Path, tmp_path: Path) -> None:
     run = CliRunner().invoke(cli, ["evaluate", str(base), str(pruned), *common])
     assert run.exit_code == 0, run.output
     assert f"{found['ppl_ratio']:.4f}" in run.stdout and len(run.stdout.splitlines()) < 25
+
+
+def test_embedding_model(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", "nomic-bert-moe")
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT)
+    common = ["--text", f"x={text}", "--ctx", "48", "-t", "1"]
+    run = CliRunner().invoke(cli, ["evaluate", str(path), str(path), *common])
+    assert isinstance(run.exception, UnsupportedModelError)
 
 
 def test_metrics_of_no_difference() -> None:

@@ -71,15 +71,21 @@ def command(base: Path, candidate: Path, **arguments: Any) -> None:
 
 
 def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
-    """The evaluator that a command's arguments ask for."""
+    """The evaluator that a command's arguments ask for.
+
+    Raises:
+        UnsupportedModelError: an embedding model, which predicts no tokens.
+    """
     from ggprune import texts
+    from ggprune.architectures import Kind
+    from ggprune.errors import UnsupportedModelError
     from ggprune.evaluate import Evaluator
     from ggprune.logcache import default_folder
 
     rest = dict(arguments)
     options = run_options_from(rest, verbose=arguments["verbose"])
     named = arguments["texts"]
-    return Evaluator(
+    measured = Evaluator(
         base,
         options,
         texts.load(named) if named else None,
@@ -87,6 +93,15 @@ def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
         max_tokens=arguments["max_tokens"],
         cache=arguments["cache"] or default_folder(),
     )
+    architecture = measured.description.architecture
+    if architecture is not None and architecture.kind is Kind.EMBEDDING:
+        measured.close()
+        raise UnsupportedModelError(
+            f"{base}: is an embedding model: it predicts no tokens, so perplexity and divergence "
+            "mean nothing for it",
+            remedy="Compare its embeddings on the task it is used for.",
+        )
+    return measured
 
 
 def measure(evaluator: Evaluator, candidate: Candidate) -> Evaluation:
