@@ -76,6 +76,7 @@ class Resources:
         model: where a rule or a method needs it.
         options: how to run it.
         search_sources: text to measure plans on; empty for the built-in one.
+        cache: folder for the base model's probabilities on the search text; None removes them.
         journal: file that keeps what a search measured, so that it continues.
         progress: makes progress bars.
         say: takes notes for the user.
@@ -84,6 +85,7 @@ class Resources:
     model: MoeModel | None = None
     options: RunOptions | None = None
     search_sources: tuple[Source, ...] = ()
+    cache: Path | None = None
     journal: Path | None = None
     progress: ProgressFactory = no_progress
     say: Callable[[str], object] = field(default=lambda _: None)

@@ -1,109 +1,173 @@
-"""Which dropped experts cause the divergence: a regression over many random plans.
+"""Which dropped experts cause the divergence: a regression over random plans, token by token.
 
-Every measurement drops a random set of experts in all layers at once and gives the KL divergence
-of a chunk of text. The divergence is modelled as a sum over the dropped experts,
+Every chunk of text is run under several random plans, each of which drops other experts in all
+layers at once. For a token t under plan m the divergence is modelled as
 
-    E[KL of chunk n under plan m] = Σ_j d_mj · x_nj · θ_j,
+    KL_tm = a_t + Σ_j d_mj · g_tj · v_j,
 
-with d_mj = 1 if plan m drops expert j, x_nj = Σ g over the chunk's tokens that the whole model
-routes to j, and θ_j ≥ 0 what a unit of lost gate costs. θ has a Gamma prior around what a
-one-shot score says, so experts that the measurements say little of keep their place, and the
-estimate is its mode, found by the EM steps of a Poisson model (each measurement's divergence is
-credited to its dropped experts in proportion to their present shares, as in Richardson-Lucy
-deconvolution). One pass estimates thousands of experts, where leaving each one out would take as
-many passes.
+with d_mj = 1 if plan m drops expert j, g_tj the gate that the whole model gives it there (0 for
+all but the top-k), and v_j what a unit of lost gate costs. a_t, what the token suffers under any
+plan, is by far the largest part of the variance, and cancels: only differences between plans on
+the same token are used. So a pass over a token tells about the few experts it uses and that plans
+disagree on, and all experts of all layers are estimated at once, where leaving each one out would
+take as many passes.
+
+v_j = v0_j · r_j, where v0_j is what a one-shot score says (times the scale of the layer) and r_j
+is 1 in the prior, so an expert the text says little of keeps its place. Layers are drawn
+independently of each other and are solved one by one (weighted ridge regression).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from ggprune.scoring import Floats
 
-_STEPS = 300
 _SMALL = 1e-12
+#: A multiplier outside of these would be an accident of the text.
+_LEAST, _MOST = 0.1, 10.0
+
+
+@dataclass(slots=True)
+class Observed:
+    """A chunk of text under several plans.
+
+    Attributes:
+        experts: that the whole model uses, [tokens, layers, used].
+        gates: theirs, [tokens, layers, used].
+        dropped: by plan, [layers, experts] of bool.
+        divergence: by plan, KL of each token, [tokens].
+    """
+
+    experts: npt.NDArray[np.integer]
+    gates: npt.NDArray[np.floating]
+    dropped: list[npt.NDArray[np.bool_]] = field(default_factory=list)
+    divergence: list[Floats] = field(default_factory=list)
+
+    def usage(self, layer: int, experts: int) -> Floats:
+        """g_tj of a layer, [tokens, experts]."""
+        dense = np.zeros((len(self.experts), experts))
+        np.put_along_axis(
+            dense, self.experts[:, layer].astype(np.int64), self.gates[:, layer], axis=1
+        )
+        return dense
 
 
 @dataclass(frozen=True, slots=True)
 class Credit:
-    """What the measurements say of each expert.
+    """The one-shot score corrected by what was measured.
 
     Attributes:
-        importance: expected divergence if the expert is dropped, [layers, experts].
-        explained: share of the measurements' variance that the model explains; for people.
+        scores: [layers, experts].
+        spread: standard deviation of the corrections; 0 if the prior was left as it is.
     """
 
-    importance: Floats
-    explained: float
+    scores: Floats
+    spread: float
 
 
 @dataclass(frozen=True, slots=True)
-class Measurements:
-    """Random plans and what they cost.
+class _Equations:
+    """Weighted sums over all differences, by layer: Zᵀ W Z and Zᵀ W Δ."""
 
-    Attributes:
-        dropped: whether plan n drops an expert, [n, layers, experts] of bool.
-        usage: Σ g of the chunk that plan n was measured on, [n, layers, experts].
-        divergence: Σ KL over the chunk's scored tokens, [n].
-    """
-
-    dropped: Floats
-    usage: Floats
-    divergence: Floats
+    gram: Floats
+    right: Floats
+    squares: float
+    count: int
 
 
-def fit(measured: Measurements, prior: Floats, strength: float) -> Credit:
+def fit(observed: Sequence[Observed], prior: Floats, deviations: Sequence[float]) -> list[Credit]:
     """Estimate what each expert is worth.
 
     Args:
-        measured: random plans and what they cost.
+        observed: chunks; those with fewer than two plans say nothing.
         prior: a one-shot score, not negative, [layers, experts]; only proportions within a
             layer count.
-        strength: of the prior: the shape of its Gamma distribution, so that its coefficient of
-            variation is 1 / sqrt(strength). Large: the one-shot score stays as it is.
+        deviations: standard deviations of r in the prior: 0 leaves the score as it is.
+
+    Returns:
+        One for each deviation.
     """
-    shape = prior.shape
-    flat = (measured.dropped * measured.usage).reshape(len(measured.divergence), -1)
-    total = measured.usage.mean(axis=0).ravel()
-    start = _scaled(flat, total, prior, measured.divergence)
-    expected = flat @ start
-    # Divergence is not a count: what a unit of it tells follows from how far it scatters.
-    noise = _dispersion(measured.divergence, expected)
-    theta = start.copy()
-    exposure = flat.sum(axis=0) / noise
-    for _ in range(_STEPS):
-        ratio = measured.divergence / np.maximum(flat @ theta, _SMALL)
-        credited = theta * (flat.T @ ratio) / noise
-        theta = (credited + strength) / (exposure + strength / np.maximum(start, _SMALL))
-    left = measured.divergence - flat @ theta
-    spread = float(measured.divergence.var())
-    explained = 1 - float(left.var()) / spread if spread > 0 else 0.0
-    return Credit((theta * total).reshape(shape), explained)
+    unit = _unit_costs(observed, prior)
+    equations = _equations(observed, unit)
+    gram, right = _with_layer_scales(equations)
+    noise = _noise(equations, gram, right)
+    return [_solved(prior, gram, right, noise, deviation) for deviation in deviations]
 
 
-def _scaled(flat: Floats, total: Floats, prior: Floats, divergence: Floats) -> Floats:
-    """θ that the prior's proportions mean, with the scale of each layer fitted, [experts of all].
-
-    An expert of the prior's importance s_j that is used x̄_j costs s_j / x̄_j a unit of gate.
-    """
+def _unit_costs(observed: Sequence[Observed], prior: Floats) -> Floats:
+    """v0 up to the scale of a layer: the prior's score over how much the text uses an expert."""
     layers, experts = prior.shape
-    floor = 1e-3 * prior.mean(axis=1, keepdims=True) + _SMALL
-    shares = np.maximum(prior, floor)
-    shares = (shares / shares.sum(axis=1, keepdims=True)).ravel()
-    unit = shares / np.maximum(total, 1e-3 * total.mean() + _SMALL)
-    by_layer = (flat * unit).reshape(len(flat), layers, experts).sum(axis=2)
-    scale = np.full(layers, divergence.sum() / max(float(by_layer.sum()), _SMALL))
-    for _ in range(_STEPS):
-        ratio = divergence / np.maximum(by_layer @ scale, _SMALL)
-        # A few pseudo-measurements at the common scale: layers are never credited with nothing.
-        scale = (scale * (by_layer.T @ ratio) + scale.mean()) / (by_layer.sum(axis=0) + 1)
-    fitted: Floats = unit * np.repeat(scale, experts)
-    return fitted
+    used = np.zeros_like(prior)
+    for part in observed:
+        for layer in range(layers):
+            used[layer] += part.usage(layer, experts).sum(axis=0)
+    used += 0.02 * used.mean(axis=1, keepdims=True) + _SMALL
+    costs: Floats = np.maximum(prior, 1e-3 * prior.mean(axis=1, keepdims=True) + _SMALL) / used
+    costs = np.minimum(costs, 10 * np.median(costs, axis=1, keepdims=True))
+    relative: Floats = costs / costs.mean(axis=1, keepdims=True)
+    return relative
 
 
-def _dispersion(divergence: Floats, expected: Floats) -> float:
-    """Variance over mean around the expectation."""
-    squares = (divergence - expected) ** 2 / np.maximum(expected, _SMALL)
-    return max(float(squares.mean()), _SMALL)
+def _equations(observed: Sequence[Observed], unit: Floats) -> _Equations:
+    layers, experts = unit.shape
+    gram, right = np.zeros((layers, experts, experts)), np.zeros((layers, experts))
+    squares, count = 0.0, 0
+    for part in observed:
+        if len(part.divergence) < 2:
+            continue
+        kl = np.array(part.divergence)
+        mean = kl.mean(axis=0)
+        # Tokens that suffer much under any plan also scatter much.
+        weight = 1 / (mean + mean.mean() + _SMALL)
+        differences = kl - mean
+        squares += float((differences**2 * weight).sum())
+        count += differences.size
+        dropped = np.array(part.dropped, np.float64)
+        disagreed = dropped - dropped.mean(axis=0)
+        for layer in range(layers):
+            usage = part.usage(layer, experts) * unit[layer]
+            weighted = usage * weight[:, None]
+            # Σ over plans of (dᵢ dⱼ) · Σ over tokens of (w gᵢ gⱼ): plans and tokens separate.
+            by_plan = disagreed[:, layer].T @ disagreed[:, layer]
+            gram[layer] += by_plan * (usage.T @ weighted)
+            right[layer] += (disagreed[:, layer] * (differences @ weighted)).sum(axis=0)
+    return _Equations(gram, right, squares, count)
+
+
+def _with_layer_scales(equations: _Equations) -> tuple[Floats, Floats]:
+    """Rescale v0 of each layer so that r = 1 fits it best."""
+    ones = equations.gram.sum(axis=(1, 2))
+    scales = np.divide(
+        equations.right.sum(axis=1), ones, where=ones > 0, out=np.zeros_like(ones)
+    )
+    positive = scales[scales > 0]
+    floor = 0.1 * float(positive.mean()) if len(positive) else 1.0
+    scales = np.maximum(scales, floor)
+    return equations.gram * (scales**2)[:, None, None], equations.right * scales[:, None]
+
+
+def _noise(equations: _Equations, gram: Floats, right: Floats) -> float:
+    """Variance of a weighted difference that r = 1 leaves unexplained."""
+    explained = 2 * right.sum() - gram.sum()
+    left = max(equations.squares - float(explained), 0.0)
+    return left / max(equations.count, 1) + _SMALL
+
+
+def _solved(
+    prior: Floats, gram: Floats, right: Floats, noise: float, deviation: float
+) -> Credit:
+    """The posterior mode of r under a normal prior around 1, times the prior's score."""
+    if deviation <= 0:
+        return Credit(prior, 0.0)
+    penalty = noise / deviation**2
+    ratio = np.ones_like(prior)
+    for layer in range(len(prior)):
+        system = gram[layer] + penalty * np.eye(prior.shape[1])
+        ratio[layer] += np.linalg.solve(system, right[layer] - gram[layer].sum(axis=1))
+    ratio = np.clip(ratio, _LEAST, _MOST)
+    return Credit(prior * ratio, float(ratio.std()))

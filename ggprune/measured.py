@@ -52,7 +52,12 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         )
     sources = have.search_sources or search_sources()
     with MaskedMeter(
-        have.model.gguf.path, have.options, statistics.layers, sources, journal=have.journal
+        have.model.gguf.path,
+        have.options,
+        statistics.layers,
+        sources,
+        cache=have.cache,
+        journal=have.journal,
     ) as meter:
         rankings = one_shot_rankings(statistics, request)
         first = with_trust(next(iter(rankings.values())), have)
@@ -140,16 +145,16 @@ class _Job:
         scores = {name: r.ranked(keep)[0] for name, r in self.rankings.items()}
         validation = self._affordable(self.validation, _DECIDING, _DECIDING_SHARE)
         plans = self._plans(len(validation))
-        text = Text(self.fitting, validation, self.meter.usage(self.fitting))
-        found = search.search(
-            self.meter,
-            scores,
-            lambda values: ranking.choice(values, keep),
-            text,
-            plans,
-            seed=self.request.seed,
-            say=self.have.say,
-        )
+        with self.meter.routing() as routing:
+            found = search.search(
+                self.meter,
+                scores,
+                lambda values: ranking.choice(values, keep),
+                Text(self.fitting, validation, routing),
+                plans,
+                seed=self.request.seed,
+                say=self.have.say,
+            )
         facts = {**self._facts(found), "coverage": ranking.coverage(found.kept)}
         return _search_plan(self.statistics, ranking, found, keep, {**settings, **facts})
 
@@ -157,8 +162,9 @@ class _Job:
         """How many plans are drawn: what the minutes leave, or as many as the user says."""
         if self.request.search_plans is not None:
             return self.request.search_plans
-        left = self.budget_tokens / CHUNK - _DECIDING * validation - len(self.fitting)
-        return max(_FEWEST_PLANS, int(left))
+        left = self.budget_tokens / CHUNK - _DECIDING * validation
+        # One run of the whole model for each of the chunks that plans share.
+        return max(_FEWEST_PLANS, int(left / (1 + 1 / search.PLANS_A_CHUNK)))
 
     def _affordable(self, chunks: list[int], passes: float, share: float = 1.0) -> list[int]:
         """As many of the chunks as ``passes`` over them leave within the minutes."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 
 from ggprune import texts
 from ggprune.chunks import hash_of
 from ggprune.collect_extra import RoutingRecorder
+from ggprune.credit import Observed
 from ggprune.evaluate import Evaluator
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.scoring import Floats
@@ -26,6 +30,8 @@ CHUNK = 512
 _SCORED_FROM = 64
 _MOST_TOKENS = 32_000
 _VALIDATION = 1 / 3
+#: Chunks that the speed is measured on.
+_TRIAL = 6
 
 
 def search_sources() -> tuple[Source, ...]:
@@ -47,6 +53,7 @@ class MaskedMeter:
         options: how to run it.
         layers: block numbers that rows of a plan stand for.
         sources: text to search on.
+        cache: folder for the base's log-probabilities, which are large; None removes them.
         journal: file that measurements are appended to and found in again, so that an
             interrupted search continues; None keeps nothing.
         progress: called with the number of tokens just computed.
@@ -62,6 +69,7 @@ class MaskedMeter:
         layers: Sequence[int],
         sources: Sequence[Source],
         *,
+        cache: Path | None = None,
         journal: Path | None = None,
         progress: Callable[[int], object] = lambda _: None,
     ) -> None:
@@ -74,11 +82,12 @@ class MaskedMeter:
             n_ctx=CHUNK,
             max_tokens=_MOST_TOKENS,
             scored_from=_SCORED_FROM,
+            cache=cache,
             progress=progress,
         )
         self.chunks = self.evaluator.chunks
         self.text_hash = hash_of(self.chunks)
-        self._known: dict[str, list[float]] = {}
+        self._known: dict[str, list[Any]] = {}
         self._read_journal()
         self.tokens = 0
 
@@ -94,14 +103,14 @@ class MaskedMeter:
         self.evaluator.close()
 
     def start(self) -> float:
-        """Compute the base's probabilities, and return the tokens a second it took.
-
-        A run that is continued computes them again: they are large, and this is when the speed is
-        measured.
-        """
-        before = time.monotonic()
+        """Compute the base's probabilities, and return how many tokens a second plans take."""
         self.evaluator.base()
-        return self.evaluator.tokens / max(time.monotonic() - before, 1e-3)
+        trial = range(min(_TRIAL, len(self.chunks)))
+        self.evaluator.evaluate_mask({}, trial[:1])
+        before = time.monotonic()
+        self.evaluator.evaluate_mask({}, trial)
+        tokens = sum(len(self.chunks[chunk].tokens) for chunk in trial)
+        return tokens / max(time.monotonic() - before, 1e-3)
 
     def kl(self, kept: Kept, chunks: Sequence[int]) -> Floats:
         """Mean KL divergence of each chunk, [chunks]."""
@@ -128,37 +137,40 @@ class MaskedMeter:
             validation.append(numbers[cut:])
         return _mixed(fitting), _mixed(validation)
 
-    def usage(self, chunks: Sequence[int]) -> Floats:
-        """Σ g of the whole model by expert over each chunk's scored tokens.
-
-        Returns:
-            [chunks, layers, experts].
-        """
-        model = self.evaluator.description
+    @contextmanager
+    def routing(self) -> Iterator[Callable[[int], Observed]]:
+        """Give a function that runs the whole model over a chunk and tells who was used."""
+        model, options = self.evaluator.description, self.evaluator.options
         recorder = RoutingRecorder(model.require_prunable(), self._layers)
-        found = np.zeros((len(chunks), len(self._layers), model.experts))
-        options = self.evaluator.options
         with (
             LlamaModel(model.gguf.path, options) as llama,
             LlamaContext(llama, n_ctx=CHUNK, observers=(recorder,)) as context,
         ):
-            for row, number in enumerate(chunks):
+
+            def of(number: int) -> Observed:
                 chunk = self.chunks[number]
                 context.clear()
                 _decode(context, chunk.tokens.tolist())
                 routing = recorder.take()
                 # The token before a scored one is where the prediction is made.
                 at = chunk.scored - 1
-                for layer in range(len(self._layers)):
-                    found[row, layer] = np.bincount(
-                        routing.experts[at, layer].ravel(),
-                        routing.gates[at, layer].ravel().astype(np.float64),
-                        minlength=model.experts,
-                    )
-        return found
+                return Observed(routing.experts[at], routing.gates[at])
+
+            yield of
+
+    def token_kl(self, kept: Kept, chunk: int) -> Floats:
+        """KL divergence of each scored token, in half precision: enough, and small to keep."""
+        key = f"{_hash(kept)}:{chunk}:tokens"
+        if key not in self._known:
+            scores = self.evaluator.evaluate_mask(self._dropped(kept), [chunk])
+            self.tokens += len(self.chunks[chunk].tokens)
+            data = np.minimum(scores.kld, 6e4).astype("<f2").tobytes()
+            self._remember(key, [base64.b64encode(data).decode()])
+        data = base64.b64decode(self._known[key][0])
+        return np.frombuffer(data, "<f2").astype(np.float64)
 
     def _measure(self, kept: Kept, chunks: Sequence[int]) -> tuple[Floats, Floats]:
-        plan = hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
+        plan = _hash(kept)
         new = [chunk for chunk in chunks if f"{plan}:{chunk}" not in self._known]
         if new:
             scores = self.evaluator.evaluate_mask(self._dropped(kept), new)
@@ -183,7 +195,7 @@ class MaskedMeter:
         identity = self.evaluator.description.identity()
         return {"router": identity.router, "text": self.text_hash}
 
-    def _remember(self, key: str, values: list[float]) -> None:
+    def _remember(self, key: str, values: list[Any]) -> None:
         self._known[key] = values
         if self._journal is not None:
             with self._journal.open("a", encoding="utf-8") as stream:
@@ -204,6 +216,10 @@ class MaskedMeter:
             except ValueError:
                 continue  # The last line of a run that was killed.
             self._known[key] = values
+
+
+def _hash(kept: Kept) -> str:
+    return hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
 
 
 def _mixed(parts: Sequence[Sequence[int]]) -> list[int]:

@@ -1,14 +1,16 @@
 """Searching for a better plan by measuring random ones, without fooling oneself.
 
-1. One-shot plans are compared on the search text; the best is what has to be beaten.
-2. Plans are drawn around it (Gumbel noise on the logarithm of its score changes a share of the
-   dropped experts in every layer at once). Each is measured on one chunk of text, another chunk
-   each time, so that as much text as possible is seen and no chunk is learned by heart.
-3. A regression credits the divergence to experts (see credit), with the one-shot score as prior.
-   Its ranking is the centre of the next round, drawn closer.
-4. The fits of all rounds, with weaker and stronger priors, compete on the validation part of the
-   text, which no fit has seen. The winner replaces the one-shot plan only if the paired
-   difference over chunks says so; otherwise the one-shot plan stays.
+1. One-shot plans are compared on the validation part of the search text; the best one is what
+   has to be beaten.
+2. Plans are drawn around it: Gumbel noise on the logarithm of its score exchanges a share of the
+   dropped experts, in every layer at once. Each is measured on one chunk of the fitting part,
+   and every chunk under several plans.
+3. A regression on the differences between plans, token by token, credits the divergence to
+   experts (see credit), with the one-shot score as prior. Its ranking is the centre that the
+   next round draws around, closer.
+4. The fits, with weaker and stronger priors, compete on the validation part, which no fit has
+   seen. The winner replaces the one-shot plan only if the paired difference over chunks is
+   significant; otherwise the one-shot plan stays.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune import credit
-from ggprune.credit import Measurements
+from ggprune.credit import Observed
 from ggprune.scoring import Floats
 
 Kept = npt.NDArray[np.int64]
@@ -29,8 +31,12 @@ Chooser = Callable[[Floats], Kept]
 
 #: Shares of the dropped experts that a drawn plan exchanges, round by round.
 EXCHANGED = (0.30, 0.20, 0.12)
-#: Strengths of the prior that compete: a coefficient of variation of 1, 1/2 and 1/4.
-STRENGTHS = (1.0, 4.0, 16.0)
+#: How far the fits that compete may leave the one-shot score: standard deviations of an
+#: expert's correction in the prior.
+DEVIATIONS = (0.2, 0.4, 0.8)
+#: Plans measured on each chunk of the fitting part: fewer leave too little to compare, more see
+#: less text.
+PLANS_A_CHUNK = 8
 #: A difference must be this many standard errors below zero (one-sided 95 %).
 SIGNIFICANT = 1.645
 _FLOOR = 1e-9
@@ -42,6 +48,9 @@ class Meter(Protocol):
     def kl(self, kept: Kept, chunks: Sequence[int]) -> Floats:
         """Mean KL divergence of each chunk when only these experts are kept, [chunks]."""
 
+    def token_kl(self, kept: Kept, chunk: int) -> Floats:
+        """KL divergence of each scored token of a chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class Text:
@@ -50,12 +59,12 @@ class Text:
     Attributes:
         fitting: for drawn plans.
         validation: for decisions.
-        usage: Σ g by expert of each chunk of the fitting part, [fitting, layers, experts].
+        routing: of a fitting chunk in the whole model, as Observed without plans.
     """
 
     fitting: Sequence[int]
     validation: Sequence[int]
-    usage: Floats
+    routing: Callable[[int], Observed]
 
 
 @dataclass(slots=True)
@@ -70,7 +79,7 @@ class Found:
         kl: mean KL on the validation part, by candidate.
         gain: relative difference to the best one-shot there; negative is better.
         gain_error: its standard error over chunks.
-        explained: share of variance that the last regression explains.
+        spread: how far the last regression corrected the one-shot score.
         plans: measured.
     """
 
@@ -81,7 +90,7 @@ class Found:
     kl: dict[str, float] = field(default_factory=dict)
     gain: float = 0.0
     gain_error: float = 0.0
-    explained: float = 0.0
+    spread: float = 0.0
     plans: int = 0
 
 
@@ -143,8 +152,8 @@ def search(
     prior = one_shot[base]
     told = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
     say(f"one-shot plans on the validation text, mean KL: {told}")
-    candidates, explained = _candidates(meter, prior, choose, text, plans, seed, say)
-    found = Found(base, prior, choose(prior), base, plans=plans, explained=explained)
+    candidates, spread = _candidates(meter, prior, choose, text, plans, seed, say)
+    found = Found(base, prior, choose(prior), base, plans=plans, spread=spread)
     different = {
         name: scores
         for name, scores in candidates.items()
@@ -185,32 +194,31 @@ def _candidates(
 ) -> tuple[dict[str, Floats], float]:
     """Draw plans round by round; the scores that each round's fits give."""
     random = np.random.default_rng(seed)
-    centre, explained = prior, 0.0
-    rows: list[npt.NDArray[np.bool_]] = []
-    used: list[int] = []
-    divergence: list[float] = []
+    used = min(len(text.fitting), max(1, plans // PLANS_A_CHUNK))
+    observed = [text.routing(chunk) for chunk in text.fitting[:used]]
+    turns = _turns(used, plans, random)
+    centre, spread = prior, 0.0
     candidates: dict[str, Floats] = {}
-    turns = _turns(len(text.fitting), plans, random)
+    rounds = len(EXCHANGED)
     for number, share in enumerate(EXCHANGED, start=1):
-        spread = spread_for(centre, choose, share, random)
-        for turn in turns[(number - 1) * plans // 3 : number * plans // 3]:
-            kept = choose(drawn(centre, spread, random))
-            rows.append(_dropped(kept, prior.shape[1]))
-            used.append(turn)
-            divergence.append(float(meter.kl(kept, [text.fitting[turn]])[0]))
-        measured = Measurements(
-            np.array(rows, np.float64), text.usage[used], np.array(divergence)
-        )
-        for strength in STRENGTHS:
-            fitted = credit.fit(measured, prior, strength)
-            candidates[f"round {number}, prior {strength:g}"] = fitted.importance
-            if strength == STRENGTHS[1]:
-                centre, explained = fitted.importance, fitted.explained
+        noise = spread_for(centre, choose, share, random)
+        total = 0.0
+        mine = turns[(number - 1) * plans // rounds : number * plans // rounds]
+        for turn in mine:
+            kept = choose(drawn(centre, noise, random))
+            kl = meter.token_kl(kept, text.fitting[turn])
+            observed[turn].dropped.append(_dropped(kept, prior.shape[1]))
+            observed[turn].divergence.append(kl)
+            total += float(kl.mean())
+        fits = credit.fit(observed, prior, DEVIATIONS)
+        for deviation, fitted in zip(DEVIATIONS, fits, strict=True):
+            candidates[f"round {number}, deviation {deviation:g}"] = fitted.scores
+        centre, spread = fits[1].scores, fits[1].spread
         say(
-            f"round {number} of {len(EXCHANGED)}: {len(rows)} plans, mean KL "
-            f"{np.mean(divergence):.4f}, the regression explains {explained:.0%}"
+            f"round {number} of {rounds}: {len(mine)} plans, mean KL "
+            f"{total / max(len(mine), 1):.4f}, scores corrected by ±{spread:.0%}"
         )
-    return candidates, explained
+    return candidates, spread
 
 
 def _turns(chunks: int, plans: int, random: np.random.Generator) -> list[int]:

@@ -9,33 +9,58 @@ import numpy as np
 import pytest
 
 from ggprune import credit, search
+from ggprune.credit import Observed
 from ggprune.scoring import choose_all
 from ggprune.search import Kept, Text
 
-LAYERS, EXPERTS, KEEP, CHUNKS = 4, 24, 12, 60
+LAYERS, EXPERTS, USED, KEEP, CHUNKS, TOKENS = 3, 24, 4, 12, 60, 48
 
 
 class World:
-    """Divergence is a noisy sum over dropped experts, by how much a chunk uses them."""
+    """Divergence of a token is what its dropped experts cost, times how hard the token is."""
 
     def __init__(self, seed: int, noise: float = 0.2) -> None:
         random = np.random.default_rng(seed)
-        self.truth = random.gamma(1.0, 1.0, (LAYERS, EXPERTS))
-        self.usage = random.gamma(2.0, 1.0, (CHUNKS, LAYERS, EXPERTS))
-        self.chunk_noise = random.lognormal(0, noise, CHUNKS)
-        self.noise, self.asked = noise, 0
+        self.cost = random.lognormal(0, 0.7, (LAYERS, EXPERTS))
+        popular = random.gumbel(size=(1, 1, LAYERS, EXPERTS))
+        router = popular + random.gumbel(size=(CHUNKS, TOKENS, LAYERS, EXPERTS))
+        self.experts = np.argsort(-router, axis=-1)[..., :USED]
+        gates = random.random((CHUNKS, TOKENS, LAYERS, USED)) + 0.2
+        self.gates = gates / gates.sum(axis=-1, keepdims=True)
+        self.hard = random.lognormal(0, 1.0, (CHUNKS, TOKENS))
+        self.noise = noise
 
-    def expected(self, kept: Kept, chunks: Sequence[int]) -> np.ndarray:
+    @property
+    def usage(self) -> np.ndarray:
+        return np.array(
+            [
+                np.bincount(
+                    self.experts[:, :, layer].ravel(), self.gates[:, :, layer].ravel(), EXPERTS
+                )
+                for layer in range(LAYERS)
+            ]
+        )
+
+    def expected(self, kept: Kept, chunk: int) -> np.ndarray:
         dropped = np.ones((LAYERS, EXPERTS))
         np.put_along_axis(dropped, kept, 0, axis=1)
-        return np.array([(dropped * self.truth * self.usage[c]).sum() for c in chunks]) / 100
+        lost = np.zeros(TOKENS)
+        for layer in range(LAYERS):
+            each = (dropped * self.cost)[layer][self.experts[chunk, :, layer]]
+            lost += (each * self.gates[chunk, :, layer]).sum(axis=1)
+        return lost * self.hard[chunk] / 10
+
+    def token_kl(self, kept: Kept, chunk: int) -> np.ndarray:
+        # The same plan on the same chunk always gives the same, as in a model.
+        seed = zlib.crc32(kept.tobytes() + bytes([chunk]))
+        noise = np.random.default_rng(seed).lognormal(0, self.noise, TOKENS)
+        return self.expected(kept, chunk) * noise
 
     def kl(self, kept: Kept, chunks: Sequence[int]) -> np.ndarray:
-        self.asked += len(chunks)
-        # The same plan on the same chunk always gives the same, as in a model.
-        seeds = [zlib.crc32(kept.tobytes() + bytes([c])) for c in chunks]
-        noise = [np.random.default_rng(s).lognormal(0, self.noise) for s in seeds]
-        return self.expected(kept, chunks) * self.chunk_noise[list(chunks)] * np.array(noise)
+        return np.array([self.token_kl(kept, chunk).mean() for chunk in chunks])
+
+    def routing(self, chunk: int) -> Observed:
+        return Observed(self.experts[chunk], self.gates[chunk])
 
 
 def choose(scores: np.ndarray) -> Kept:
@@ -43,85 +68,117 @@ def choose(scores: np.ndarray) -> Kept:
 
 
 def text_of(world: World) -> Text:
-    fitting = list(range(40))
-    return Text(fitting, list(range(40, CHUNKS)), world.usage[fitting])
+    return Text(list(range(40)), list(range(40, CHUNKS)), world.routing)
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_search_beats_a_mediocre_prior_on_chunks_it_never_saw(seed: int) -> None:
-    world = World(seed)
-    truth = world.truth * world.usage.mean(axis=0)
-    prior = truth * np.random.default_rng(seed).lognormal(0, 0.8, truth.shape)
-    fresh = World(seed)
-    fresh.usage = np.random.default_rng(99).gamma(2.0, 1.0, fresh.usage.shape)
-    found = search.search(world, {"prior": prior}, choose, text_of(world), 600, seed=seed)
-    before = fresh.expected(choose(prior), range(CHUNKS)).mean()
-    after = fresh.expected(found.kept, range(CHUNKS)).mean()
-    best = fresh.expected(choose(truth), range(CHUNKS)).mean()
+def test_search_beats_a_one_shot_score_on_text_it_never_saw(seed: int) -> None:
+    world, fresh = World(seed), World(seed + 100)
+    fresh.cost = world.cost
+    prior, truth = world.usage, world.usage * world.cost
+    found = search.search(world, {"usage": prior}, choose, text_of(world), 240, seed=seed)
+
+    def divergence(kept: Kept) -> float:
+        return float(np.mean([world.expected(kept, chunk).mean() for chunk in range(CHUNKS)]))
+
+    before, after, best = (divergence(k) for k in (choose(prior), found.kept, choose(truth)))
     assert found.name == "search"
     assert after < before - 0.4 * (before - best)
 
 
-def test_a_perfect_prior_is_left_alone() -> None:
+def test_a_perfect_score_is_left_alone() -> None:
     world = World(5)
-    truth = world.truth * world.usage.mean(axis=0)
-    found = search.search(world, {"truth": truth}, choose, text_of(world), 60, seed=1)
+    truth = world.usage * world.cost
+    found = search.search(world, {"truth": truth}, choose, text_of(world), 48, seed=1)
     assert found.name == "truth"
     assert np.array_equal(found.kept, choose(truth))
 
 
-def test_noise_alone_never_wins_without_evidence() -> None:
-    """Where plans do not matter, about one search in twenty may believe they do; not more."""
+def test_chance_alone_seldom_wins() -> None:
+    """Where plans do not matter, the test of significance stops nearly all searches."""
     believed = 0
-    for seed in range(20):
+    for seed in range(12):
         world = World(seed, noise=0.5)
-        world.truth[:] = 1
-        world.usage[:] = 1
+        world.cost[:] = 0
+        world.hard[:] = 1
+        world.expected = lambda kept, chunk: np.ones(TOKENS)  # type: ignore[method-assign]
         prior = np.random.default_rng(seed).random((LAYERS, EXPERTS)) + 0.5
-        found = search.search(world, {"prior": prior}, choose, text_of(world), 60, seed=seed)
+        found = search.search(world, {"prior": prior}, choose, text_of(world), 48, seed=seed)
         believed += found.name == "search"
     assert believed <= 4
 
 
-def test_the_same_seed_draws_the_same_plans() -> None:
+def test_the_same_seed_finds_the_same() -> None:
     results = []
     for _ in range(2):
         world = World(3)
-        prior = np.random.default_rng(0).random((LAYERS, EXPERTS))
         results.append(
-            search.search(world, {"prior": prior}, choose, text_of(world), 90, seed=7)
+            search.search(world, {"usage": world.usage}, choose, text_of(world), 48, seed=7)
         )
     assert np.array_equal(results[0].kept, results[1].kept)
     assert results[0].kl == results[1].kl
 
 
-def test_credit_recovers_the_truth() -> None:
+def observed(world: World, plans: int) -> list[Observed]:
     random = np.random.default_rng(0)
-    truth = random.gamma(1.0, 1.0, (LAYERS, EXPERTS))
-    usage = random.gamma(2.0, 1.0, (3000, LAYERS, EXPERTS))
-    dropped = random.random(usage.shape) < 0.4
-    divergence = (dropped * usage * truth).sum(axis=(1, 2)) * random.lognormal(0, 0.1, 3000)
-    measured = credit.Measurements(dropped.astype(float), usage, divergence)
-    fitted = credit.fit(measured, np.ones((LAYERS, EXPERTS)), strength=0.5)
-    expected = truth * usage.mean(axis=0)
-    assert np.corrcoef(fitted.importance.ravel(), expected.ravel())[0, 1] > 0.97
-    assert fitted.explained > 0.3
+    parts = []
+    for chunk in range(CHUNKS):
+        part = world.routing(chunk)
+        for _ in range(plans):
+            kept = choose(random.random((LAYERS, EXPERTS)))
+            dropped = np.ones((LAYERS, EXPERTS), bool)
+            np.put_along_axis(dropped, kept, False, axis=1)
+            part.dropped.append(dropped)
+            part.divergence.append(world.token_kl(kept, chunk))
+        parts.append(part)
+    return parts
+
+
+def test_credit_recovers_what_experts_cost() -> None:
+    world = World(0, noise=0.05)
+    world.hard[:] = 1
+    (fitted,) = credit.fit(observed(world, 12), world.usage, [2.0])
+    ratio = fitted.scores / world.usage
+    for layer in range(LAYERS):
+        seen = world.usage[layer] > np.median(world.usage[layer])
+        assert np.corrcoef(ratio[layer][seen], world.cost[layer][seen])[0, 1] > 0.95
+
+
+def test_credit_agrees_with_least_squares_written_out() -> None:
+    """The sums over plans and tokens apart are those over all differences together."""
+    world = World(1)
+    parts = observed(world, 4)[:6]
+    prior = world.usage
+    unit = credit._unit_costs(parts, prior)
+    equations = credit._equations(parts, unit)
+    layer = 1
+    rows, values, weights = [], [], []
+    for part in parts:
+        kl = np.array(part.divergence)
+        for plan in range(4):
+            for token in range(TOKENS):
+                gates = np.zeros(EXPERTS)
+                gates[part.experts[token, layer]] = part.gates[token, layer]
+                off = np.mean([d[layer] for d in part.dropped], axis=0)
+                rows.append(gates * unit[layer] * (part.dropped[plan][layer] - off))
+                values.append(kl[plan, token] - kl[:, token].mean())
+                weights.append(1 / (kl[:, token].mean() + kl.mean()))
+    z, w = np.array(rows), np.array(weights)
+    assert equations.gram[layer] == pytest.approx(z.T @ (z * w[:, None]), rel=1e-9, abs=1e-12)
+    assert equations.right[layer] == pytest.approx(z.T @ (w * values), rel=1e-9, abs=1e-12)
 
 
 def test_a_strong_prior_stays() -> None:
-    random = np.random.default_rng(1)
-    prior = random.random((LAYERS, EXPERTS)) + 0.2
-    usage = np.ones((50, LAYERS, EXPERTS))
-    dropped = (random.random(usage.shape) < 0.5).astype(float)
-    measured = credit.Measurements(dropped, usage, random.random(50) + 1)
-    fitted = credit.fit(measured, prior, strength=1e6).importance
-    shares = fitted / fitted.sum(axis=1, keepdims=True)
-    assert shares == pytest.approx(prior / prior.sum(axis=1, keepdims=True), rel=1e-3)
+    world = World(1)
+    none, weak, strong = credit.fit(observed(world, 3), world.usage, [0.0, 0.5, 1e-6])
+    assert np.array_equal(none.scores, world.usage)
+    assert strong.scores == pytest.approx(world.usage, rel=1e-4)
+    assert weak.spread > 0.05
 
 
 def test_halving_measures_the_winner_on_everything() -> None:
     world = World(2)
-    truth = world.truth * world.usage.mean(axis=0)
+    truth = world.usage * world.cost
     plans = {"good": choose(truth), "bad": choose(-truth), "flat": choose(np.ones_like(truth))}
     result = search.compare_one_shot(world, plans, range(20), always=["bad"])
     assert next(iter(result)) == "good"
@@ -134,3 +191,15 @@ def test_paired_difference_by_hand() -> None:
     assert gain == pytest.approx(-0.25)
     # Differences -0.5, 0, -1: standard deviation 0.5, error 0.5 / sqrt(3), over the mean of 2.
     assert error == pytest.approx(0.5 / 3**0.5 / 2)
+
+
+def test_drawn_plans_exchange_the_share_asked_for() -> None:
+    scores = np.random.default_rng(0).gamma(2, 1, (LAYERS, EXPERTS))
+    random = np.random.default_rng(1)
+    spread = search.spread_for(scores, choose, 0.2, random)
+    centre = search._dropped(choose(scores), EXPERTS)
+    changed = [
+        (centre & ~search._dropped(choose(search.drawn(scores, spread, random)), EXPERTS)).sum()
+        for _ in range(200)
+    ]
+    assert np.mean(changed) / centre.sum() == pytest.approx(0.2, abs=0.06)
