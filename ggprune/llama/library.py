@@ -73,6 +73,7 @@ class Library:
     def listening(self) -> Iterator[list[str]]:
         """Give the lines llama.cpp logs meanwhile."""
         lines: list[str] = []
+        self._log.install()
         self._log.listeners.append(lines)
         try:
             yield lines
@@ -81,6 +82,7 @@ class Library:
 
     def verbose(self, on: bool) -> None:
         """Let llama.cpp's own log through to stderr, or not."""
+        self._log.install()
         self._log.passing = on
 
     @contextmanager
@@ -118,8 +120,13 @@ class LogCatcher:
         self.passing = False
         self.last_error = ""
         self.listeners: list[list[str]] = []
+        self._api = api
         self._callback = api.llama_log_callback(self._receive)
-        api.llama_log_set(self._callback, ctypes.c_void_p(0))
+        self.install()
+
+    def install(self) -> None:
+        """Receive the log, also after another user of llama_cpp in this process has taken it."""
+        self._api.llama_log_set(self._callback, ctypes.c_void_p(0))
 
     def _receive(self, level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", "replace")
