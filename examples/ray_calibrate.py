@@ -4,9 +4,9 @@
     python ray_calibrate.py /shared/model.gguf /shared/stats.gguf --shards 16 \\
         --gpus 1 --text code=/shared/code.jsonl
 
-Options that are not this script's go to ``ggprune calibrate``. Model, texts and parts are on a file system that
-all nodes see. A task that dies with its node is started again by Ray and continues from its
-checkpoint.
+Options that are not this script's go to ``ggprune calibrate``. Model, texts and parts are on a file
+system that all nodes see. A task that dies with its node is started again by Ray and continues
+from its checkpoint.
 """
 
 from __future__ import annotations
