@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from ggprune import chat, texts
 from ggprune.checkpoint import Chunk
@@ -20,8 +20,8 @@ def sequences(
 ) -> list[Chunk]:
     """Tokenize and cut all texts.
 
-    Conversations that await an answer keep room for ``generate`` tokens; without a template, or
-    with none to generate, they are text like any other.
+    Conversations that await an answer keep room for ``generate`` tokens; one too long for that is
+    text like any other, and so are all without a template or with nothing to generate.
 
     Args:
         llama: for its vocabulary.
@@ -37,16 +37,26 @@ def sequences(
         room = max_tokens
         for document in source.documents:
             tokens = chat.tokenize(llama, template, document)
-            fits = room is None or len(tokens) + answer <= room
+            fits = len(tokens) + answer <= min(ctx, ctx if room is None else room)
             if document.awaits_answer and answer and tokens and fits:
-                tokens = tokens[: max(ctx - answer, 1)]
-                chunks.append(Chunk(index, tuple(tokens), stream=len(chunks)))
-                room = room if room is None else room - len(tokens) - answer
+                added = [Chunk(index, tuple(tokens), stream=len(chunks))]
+                taken = len(tokens) + answer
             else:
-                tokens = tokens if room is None else tokens[:room]
-                room = room if room is None else room - len(tokens)
-                chunks += _cut(index, tokens, ctx, llama)
+                added = list(_within(_cut(index, tokens, ctx, llama), room))
+                taken = sum(len(chunk.tokens) for chunk in added)
+            chunks += added
+            room = room if room is None else room - taken
     return chunks
+
+
+def _within(chunks: Iterable[Chunk], room: int | None) -> Iterator[Chunk]:
+    """The chunks that fit into ``room`` tokens, the last one shortened."""
+    for chunk in chunks:
+        kept = chunk if room is None else Chunk(chunk.domain, chunk.tokens[:room])
+        if not kept.tokens:
+            return
+        yield kept
+        room = room if room is None else room - len(kept.tokens)
 
 
 def _cut(domain: int, tokens: list[int], ctx: int, llama: LlamaModel) -> Iterator[Chunk]:
