@@ -11,7 +11,7 @@ from ggprune import drop_metadata, texts
 from ggprune.calibrate import ProgressFactory, Run
 from ggprune.errors import InputError, OutputError
 from ggprune.gguf_file import GgufModel, check_targets, write_files
-from ggprune.llama.runtime import RunOptions
+from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import Rewrite, check_result, plan_rewrite, verify_bytes
@@ -203,6 +203,16 @@ def measure(
     ):
         evaluator.progress = done
         return evaluator.model(result).as_json()
+
+
+def check_loads(path: Path, options: RunOptions) -> None:
+    """Load a model in llama.cpp and compute a few tokens.
+
+    Raises:
+        LlamaError: it does not load, or cannot compute.
+    """
+    with LlamaModel(path, options) as llama, LlamaContext(llama, n_ctx=64) as context:
+        context.decode([Tokens(0, 0, list(range(min(8, llama.n_vocab))), "last")])
 
 
 def _length(model: MoeModel, key: str) -> int:

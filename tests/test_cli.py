@@ -197,3 +197,10 @@ def test_mistakes(tmp_path: Path, model: Path, text: str, arguments, code, messa
     assert message in result.stderr
     assert len(result.stderr.splitlines()) <= 6
     assert model.read_bytes() == before
+
+
+def test_embedding_model(tmp_path: Path, text: str) -> None:
+    model = write_tiny(tmp_path / "embed.gguf", "nomic-bert-moe")
+    result = ggprune(model, "--keep", 12, "--text", text, "--generate", 0, cwd=tmp_path)
+    assert "no probabilities" in result.stderr
+    assert (tmp_path / "embed-12e.gguf").exists()

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ggprune import pipeline
+from ggprune.architectures import Kind
 from ggprune.calibrate import ProgressFactory, Run, Settings
 from ggprune.choosing import Request, Resources, choose_plan, known_count
 from ggprune.cli.common import table
@@ -171,6 +172,10 @@ class PruneRun:
         )
 
     def _measure(self, model: MoeModel, paths: Paths) -> Mapping[str, Any] | None:
+        if model.require_prunable().kind is Kind.EMBEDDING:
+            pipeline.check_loads(paths.result, self.options)
+            self.say("not measured: an embedding model gives no probabilities")
+            return None
         try:
             return pipeline.measure(
                 model,
@@ -183,6 +188,7 @@ class PruneRun:
             )
         except InputError as error:
             # Too little text to measure on is no reason to lose the result.
+            pipeline.check_loads(paths.result, self.options)
             self.say(f"not measured: {error.message}")
             return None
 
