@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 #: Methods that measure plans on the model.
 MEASURED = ("auto", "search")
 WEIGHTS = "weights"
+#: Methods that run the model over the calibration text again, see extras.
+EXTRA = ("easy-ep", "shape")
 #: Tokens an evenly used expert needs to see for its score to stand on its own.
 JUDGED = 32
 
@@ -53,6 +55,8 @@ class Request:
         protect_domains: ``NAME`` or ``NAME=0.95``: coverage that a domain keeps at least.
         always_keep: ``LAYER:EXPERT,EXPERT``.
         super_experts: keep experts with far larger outputs than all others.
+        rounds: with more than one, part of the experts is dropped and statistics are gathered
+            again before the next part is.
         search_minutes: what ``auto``, ``search`` and limits on quality may take.
         search_plans: plans that ``search`` draws, whatever the time; for runs that must repeat.
     """
@@ -64,6 +68,7 @@ class Request:
     protect_domains: tuple[str, ...] = ()
     always_keep: tuple[str, ...] = ()
     super_experts: bool = True
+    rounds: int = 1
     search_minutes: float = 10.0
     search_plans: int | None = None
 
@@ -75,6 +80,8 @@ class Resources:
     Attributes:
         model: where a rule or a method needs it.
         options: how to run it.
+        sources: text the statistics were gathered on, for what runs over it again; empty for
+            the built-in one.
         search_sources: text to measure plans on; empty for the built-in one.
         cache: folder for the base model's probabilities on the search text; None removes them.
         journal: file that keeps what a search measured, so that it continues.
@@ -84,6 +91,7 @@ class Resources:
 
     model: MoeModel | None = None
     options: RunOptions | None = None
+    sources: tuple[Source, ...] = ()
     search_sources: tuple[Source, ...] = ()
     cache: Path | None = None
     journal: Path | None = None
@@ -114,6 +122,11 @@ def choose_plan(
     keep = known_count(request.budget, statistics.identity.counts, have.model)
     if keep is None:
         keep = _count_by_quality(request.budget, ranking)
+    if request.rounds > 1:
+        from ggprune.extras import iterated
+
+        plan = iterated(ranking, request, have, keep)
+        return _noted(with_mtp(plan, have.model), have)
     return _noted(with_mtp(ranking.plan(keep, settings_of(request)), have.model), have)
 
 
@@ -128,6 +141,10 @@ def ranking_of(statistics: Statistics, request: Request, have: Resources) -> Ran
 
         scores = weight_scores(require_model(have, request.method), statistics.layers)
         return Ranking.of(statistics, request, have.say, scores=scores)
+    if request.method in EXTRA:
+        from ggprune.extras import extra_ranking
+
+        return with_trust(extra_ranking(statistics, request, have), have)
     return with_trust(Ranking.of(statistics, request, have.say), have)
 
 

@@ -31,6 +31,7 @@ ONE_SHOT = (
 _DECIDING = 8.0
 _DECIDING_SHARE = 0.35
 _FEWEST_PLANS = 30
+_FEWEST_CHUNKS = 12
 
 
 def choose_measured(statistics: Statistics, request: Request, have: Resources) -> Plan:
@@ -143,8 +144,7 @@ class _Job:
         ranking = next(iter(self.rankings.values()))
         protect.check_room(ranking.forced, keep, self.statistics.identity.counts)
         scores = {name: r.ranked(keep)[0] for name, r in self.rankings.items()}
-        validation = self._affordable(self.validation, _DECIDING, _DECIDING_SHARE)
-        plans = self._plans(len(validation))
+        validation, plans = self._divided()
         with self.meter.routing() as routing:
             found = search.search(
                 self.meter,
@@ -158,20 +158,24 @@ class _Job:
         facts = {**self._facts(found), "coverage": ranking.coverage(found.kept)}
         return _search_plan(self.statistics, ranking, found, keep, {**settings, **facts})
 
-    def _plans(self, validation: int) -> int:
-        """How many plans are drawn: what the minutes leave, or as many as the user says."""
-        if self.request.search_plans is not None:
-            return self.request.search_plans
-        left = self.budget_tokens / CHUNK - _DECIDING * validation
+    def _divided(self) -> tuple[list[int], int]:
+        """Chunks to decide on, and plans to draw, within the minutes or for a number of plans."""
+        plans = self.request.search_plans
+        if plans is not None:
+            share = _DECIDING_SHARE / (1 - _DECIDING_SHARE)
+            return self.validation[: max(_FEWEST_CHUNKS, int(plans * share / _DECIDING))], plans
+        validation = self._affordable(self.validation, _DECIDING, _DECIDING_SHARE)
+        left = self.budget_tokens / CHUNK - _DECIDING * len(validation)
         # One run of the whole model for each of the chunks that plans share.
-        return max(_FEWEST_PLANS, int(left / (1 + 1 / search.PLANS_A_CHUNK)))
+        plans = int(left / (1 + 1 / search.PLANS_A_CHUNK))
+        return validation, max(_FEWEST_PLANS, plans)
 
     def _affordable(self, chunks: list[int], passes: float, share: float = 1.0) -> list[int]:
         """As many of the chunks as ``passes`` over them leave within the minutes."""
         if self.request.search_plans is not None:
             return chunks
         room = int(share * self.budget_tokens / CHUNK / passes)
-        return chunks[: max(room, min(8, len(chunks)))]
+        return chunks[: max(room, min(_FEWEST_CHUNKS, len(chunks)))]
 
     def _facts(self, found: Found) -> dict[str, Any]:
         return {

@@ -33,7 +33,7 @@ Chooser = Callable[[Floats], Kept]
 EXCHANGED = (0.30, 0.20, 0.12)
 #: How far the fits that compete may leave the one-shot score: standard deviations of an
 #: expert's correction in the prior.
-DEVIATIONS = (0.2, 0.4, 0.8)
+DEVIATIONS = (0.1, 0.2, 0.4)
 #: Plans measured on each chunk of the fitting part: fewer leave too little to compare, more see
 #: less text.
 PLANS_A_CHUNK = 8

@@ -83,6 +83,7 @@ def test_fewest_is_minimal() -> None:
 
 def test_most_is_maximal() -> None:
     assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 777, "--target-size") == 77
+    assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 770, "--target-size") == 77
     assert budgets.most(Budget(rounding="up"), COUNTS, lambda n: n * 10, 777, "x") == 78
     assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 10**9, "x") == 128
     with pytest.raises(InputError, match="80 bytes"):

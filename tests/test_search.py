@@ -166,6 +166,7 @@ def test_credit_agrees_with_least_squares_written_out() -> None:
     z, w = np.array(rows), np.array(weights)
     assert equations.gram[layer] == pytest.approx(z.T @ (z * w[:, None]), rel=1e-9, abs=1e-12)
     assert equations.right[layer] == pytest.approx(z.T @ (w * values), rel=1e-9, abs=1e-12)
+    assert equations.squares == pytest.approx((w * np.array(values) ** 2).sum())
 
 
 def test_a_strong_prior_stays() -> None:

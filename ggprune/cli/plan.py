@@ -10,6 +10,7 @@ import click
 
 from ggprune.cli.common import (
     FILE,
+    NAMED_PATH,
     force_option,
     json_option,
     note,
@@ -32,6 +33,14 @@ if TYPE_CHECKING:
 @budget_options
 @method_options
 @click.option("--model", type=FILE, help="The model, where a budget or method needs it.")
+@click.option(
+    "--text",
+    "texts",
+    type=NAMED_PATH,
+    multiple=True,
+    metavar="NAME=PATH",
+    help="For easy-ep, shape and --rounds: the text STATS was gathered on; default: built-in.",
+)
 @output_option("The plan (JSON); without it, it is only shown.")
 @force_option
 @run_options
@@ -62,6 +71,7 @@ def command(stats: Path, **arguments: Any) -> None:
     resources = Resources(
         model=model,
         options=options,
+        sources=texts.load(arguments["texts"]),
         search_sources=texts.load(arguments["search_texts"]),
         journal=journal if request.method in MEASURED else None,
         progress=partial(progress_bar, quiet=quiet),

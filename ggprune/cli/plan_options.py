@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 _TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
 
 METHOD_HELP = (
-    "How experts are chosen: reap, contribution, frequency, gate, ean, man, msan, weights or "
-    "random by their score; auto takes the best of them on the search text; search looks further."
+    "How experts are chosen: reap, contribution, frequency, gate, ean, man, msan, easy-ep, shape, "
+    "weights or random by score; auto takes the best on the search text; search looks further."
 )
 
 
@@ -143,6 +143,13 @@ def method_options(command: Command) -> Command:
                 help="Do not protect experts with far larger outputs than all others.",
             ),
             click.option(
+                "--rounds",
+                type=click.IntRange(1),
+                default=1,
+                show_default=True,
+                help="Drop in so many parts, and gather statistics again between them.",
+            ),
+            click.option(
                 "--search-text",
                 "search_texts",
                 type=NAMED_PATH,
@@ -194,6 +201,7 @@ def request_from(arguments: dict[str, Any]) -> Request:
         protect_domains=arguments.pop("protect_domains"),
         always_keep=arguments.pop("always_keep"),
         super_experts=not arguments.pop("no_super_experts"),
+        rounds=arguments.pop("rounds"),
         search_minutes=arguments.pop("search_minutes"),
         search_plans=arguments.pop("search_plans"),
     )
@@ -201,7 +209,7 @@ def request_from(arguments: dict[str, Any]) -> Request:
 
 def needs_model(request: Request) -> bool:
     """Whether choosing runs the model, or reads its weights."""
-    measured = request.method in (*MEASURED, "weights")
-    return measured or request.budget.rule in (
+    measured = request.method in (*MEASURED, "weights", "easy-ep", "shape")
+    return measured or request.rounds > 1 or request.budget.rule in (
         *("target_size", "fit_vram", "max_kld", "max_ppl_ratio"),
     )
