@@ -1,0 +1,199 @@
+"""Compare the ways to choose experts, on text that none of them saw: `make evidence`.
+
+Calibrates on one set of texts, lets `auto` and `search` measure on a second, and evaluates every
+plan on a third, by masking. Results are kept as they come, so a run that was stopped continues.
+By default it runs on the model and texts in fixtures/; any model and texts can be named:
+
+    python benchmarks/evidence.py MODEL.gguf --texts FOLDER --keep 96 --keep 64 --out results/
+
+FOLDER holds calibration/, search/ and heldout/ with one NAME.txt for each domain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from evidence_report import write_report
+
+from ggprune import texts
+from ggprune.budget import Budget
+from ggprune.calibrate import Run, Settings
+from ggprune.choosing import Request, Resources, choose_plan, no_progress
+from ggprune.evaluate import Evaluator
+from ggprune.gguf_file import write_text
+from ggprune.llama.runtime import RunOptions
+from ggprune.masking import dropped_by
+from ggprune.model import open_model
+from ggprune.plan import Plan
+from ggprune.statistics import Statistics
+
+ROOT = Path(__file__).resolve().parent.parent
+CONTEXT = 512
+SCORED_FROM = 64
+#: Method and blend; the first ones are what auto usually chooses from.
+ONE_SHOT = (
+    *(("contribution", ""), ("gate", ""), ("reap", ""), ("contribution", "maxmin")),
+    *(("frequency", ""), ("ean", ""), ("contribution", "uniform"), ("gate", "maxmin")),
+)
+OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
+SEEDS = 5
+AUTO_MINUTES = 3.0
+
+
+class Evidence:
+    """One run: what is measured, and where it is kept."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.out: Path = arguments.out
+        self.work = self.out / "evidence-work"
+        self.work.mkdir(parents=True, exist_ok=True)
+        self.path = self.out / "evidence.json"
+        self.results: dict[str, Any] = {}
+        if self.path.exists():
+            self.results = json.loads(self.path.read_text("utf-8"))
+        self.options = RunOptions(threads=arguments.threads)
+        self.model = open_model(arguments.model)
+        self.statistics = self._statistics()
+
+    def run(self) -> None:
+        """Everything that is not there yet, cheapest first."""
+        keeps = self.arguments.keep or [
+            round(self.model.experts * share) for share in (0.5, 0.25, 0.75)
+        ]
+        self.results["model"] = {
+            "name": self.model.name,
+            "experts": self.model.experts,
+            "used": self.model.experts_used,
+            "layers": len(self.model.moe_layers),
+            "keeps": sorted(keeps, reverse=True),
+            "tokens": {d.name: d.tokens for d in self.statistics.domains},
+        }
+        self.results["search_plans"] = self.arguments.search_plans
+        with Evaluator(
+            self.arguments.model,
+            self.options,
+            self._texts("heldout"),
+            n_ctx=CONTEXT,
+            max_tokens=self.arguments.heldout_tokens,
+            scored_from=SCORED_FROM,
+            cache=self.work,
+        ) as evaluator:
+            evaluator.base()
+            self.results["heldout"] = {"tokens": evaluator.scored, "chunks": len(evaluator.chunks)}
+            for stage in (self._one_shot, self._measured, self._others):
+                for keep in keeps:
+                    for name, plan in stage(keep):
+                        self._evaluate(evaluator, keep, name, plan)
+        write_report(self.results, self.out)
+
+    def _statistics(self) -> Statistics:
+        path = self.work / "stats.gguf"
+        if not path.exists():
+            settings = Settings(ctx=CONTEXT, generate=0)
+            before = time.monotonic()
+            run = Run(
+                self.model, self._texts("calibration"), settings, self.options, no_progress
+            )
+            run.run().save(path)
+            self.results.setdefault("seconds", {})["calibrate"] = time.monotonic() - before
+        return Statistics.load(path)
+
+    def _texts(self, part: str) -> tuple[texts.Source, ...]:
+        found = sorted((self.arguments.texts / part).glob("*.txt"))
+        return texts.load((path.stem, str(path)) for path in found)
+
+    def _one_shot(self, keep: int) -> Iterator[tuple[str, Plan]]:
+        for method, blend in ONE_SHOT:
+            name = f"{method}, {blend}" if blend else method
+            yield name, self._plan(keep, name, method, blend=blend)
+
+    def _measured(self, keep: int) -> Iterator[tuple[str, Plan]]:
+        yield "auto", self._plan(keep, "auto", "auto", search_minutes=AUTO_MINUTES)
+        yield (
+            "search",
+            self._plan(keep, "search", "search", search_plans=self.arguments.search_plans),
+        )
+
+    def _others(self, keep: int) -> Iterator[tuple[str, Plan]]:
+        for seed in range(SEEDS):
+            yield f"random {seed}", self._plan(keep, f"random {seed}", "random", seed=seed)
+        for method, _ in OTHERS:
+            yield method, self._plan(keep, method, method)
+
+    def _plan(self, keep: int, name: str, method: str, **more: Any) -> Plan:
+        """Choose, or take what was chosen before."""
+        path = self.work / f"{keep} {name}.json"
+        if path.exists():
+            return Plan.load(path)
+        request = Request(
+            budget=Budget(keep=keep),
+            method=method,
+            super_experts=False,
+        )
+        resources = Resources(
+            model=self.model,
+            options=self.options,
+            search_sources=self._texts("search"),
+            cache=self.work,
+            journal=self.work / f"{keep} {name}.journal" if method == "search" else None,
+            say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+        )
+        before = time.monotonic()
+        plan = choose_plan(self.statistics, replace(request, **more), resources)
+        seconds = time.monotonic() - before
+        plan = replace(plan, settings={**plan.settings, "seconds": round(seconds, 2)})
+        plan.save(path)
+        return plan
+
+    def _evaluate(self, evaluator: Evaluator, keep: int, name: str, plan: Plan) -> None:
+        rows = self.results.setdefault("plans", {}).setdefault(str(keep), {})
+        if name in rows and rows[name]["hash"] == plan.hash:
+            return
+        same = next((row for row in rows.values() if row["hash"] == plan.hash), None)
+        rows[name] = {**(same or self._measure(evaluator, plan)), "settings": dict(plan.settings)}
+        rows[name]["method"], rows[name]["hash"] = plan.method, plan.hash
+        write_text(self.path, json.dumps(self.results, indent=1) + "\n")
+        kl = rows[name]["kld_mean"]
+        print(f"keep {keep}  {name:24} KL {kl:.4f}", file=sys.stderr, flush=True)
+
+    def _measure(self, evaluator: Evaluator, plan: Plan) -> dict[str, Any]:
+        found = evaluator.mask(dropped_by(plan))
+        row: dict[str, Any] = _numbers(found.total)
+        row["domains"] = {name: _numbers(metrics) for name, metrics in found.domains.items()}
+        # By chunk, so that plans can be compared in pairs.
+        slices = [evaluator.chunk_slice(n) for n in range(len(evaluator.chunks))]
+        row["chunks"] = [round(float(np.mean(found.scores.kld[s])), 6) for s in slices]
+        return row
+
+
+def _numbers(metrics: Any) -> dict[str, Any]:
+    names = ("ppl_ratio", "ppl_ratio_se", "kld_mean", "kld_se", "top1_agreement")
+    return {name: round(float(getattr(metrics, name)), 6) for name in names}
+
+
+def main() -> None:
+    """Read the options and run."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument(
+        "model", nargs="?", type=Path, default=ROOT / "fixtures/gemma4-moe-tiny-Q8_0.gguf"
+    )
+    parser.add_argument("--texts", type=Path, default=ROOT / "fixtures")
+    parser.add_argument("--keep", type=int, action="append", help="default: 50, 25 and 75 %%")
+    parser.add_argument("--search-plans", type=int, default=900, help="that search draws")
+    parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")
+    parser.add_argument("--threads", type=int)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    Evidence(parser.parse_args()).run()
+
+
+if __name__ == "__main__":
+    main()
