@@ -46,6 +46,7 @@ class Library:
     """
 
     def __init__(self) -> None:
+        _share_cores()
         try:
             import llama_cpp
             import llama_cpp.llama_cpp as api
@@ -169,6 +170,20 @@ def library() -> Library:
         LlamaError: it is not installed, or its tensors are laid out in another way.
     """
     return Library()
+
+
+def _share_cores() -> None:
+    """Let waiting threads sleep where other programs use the cores too.
+
+    OpenMP's threads spin at each of the thousand barriers of a graph. On free cores that is the
+    fastest; on busy ones they spin while the thread they wait for is not running (generating with
+    two threads beside two other busy processes took 46 s like that, and 6 s with sleep). To be
+    decided before the library is loaded; the user's own choice stands.
+    """
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or not hasattr(os, "getloadavg"):
+        return
+    if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
 
 
 def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
