@@ -3,7 +3,7 @@
 1. One-shot plans are compared on the validation part of the search text; the best one is what
    has to be beaten.
 2. Plans are drawn around it: Gumbel noise on the logarithm of its score exchanges a share of the
-   dropped experts, in every layer at once. Each is measured on one chunk of the fitting part,
+   experts, in every layer at once. Each is measured on one chunk of the fitting part,
    and every chunk under several plans.
 3. A regression on the differences between plans, token by token, credits the divergence to
    experts (see credit), with the one-shot score as prior. Its ranking is the centre that the
@@ -29,8 +29,9 @@ from ggprune.scoring import Floats
 Kept = npt.NDArray[np.int64]
 Chooser = Callable[[Floats], Kept]
 
-#: Shares of the dropped experts that a drawn plan exchanges, round by round.
-EXCHANGED = (0.30, 0.20, 0.12)
+#: Shares of the kept experts (of the dropped, if those are fewer) that a drawn plan exchanges,
+#: round by round.
+EXCHANGED = (0.35, 0.25, 0.15)
 #: How far the fits that compete may leave the one-shot score: standard deviations of an
 #: expert's correction in the prior.
 DEVIATIONS = (0.1, 0.2, 0.4)
@@ -238,15 +239,16 @@ def drawn(scores: Floats, spread: float, random: np.random.Generator) -> Floats:
 def spread_for(
     scores: Floats, choose: Chooser, share: float, random: np.random.Generator
 ) -> float:
-    """The noise with which drawn plans exchange this share of the dropped experts.
+    """The noise with which drawn plans exchange this share of experts.
 
     Args:
         scores: the centre.
         choose: scores -> experts kept.
-        share: of the dropped experts.
+        share: of the kept or of the dropped experts, whichever are fewer.
         random: for the trials that find it.
     """
     centre = _dropped(choose(scores), scores.shape[1])
+    fewer = max(min(int(centre.sum()), int((~centre).sum())), 1)
     low, high = 1e-3, 30.0
     for _ in range(14):
         middle = (low * high) ** 0.5
@@ -254,7 +256,7 @@ def spread_for(
             (centre & ~_dropped(choose(drawn(scores, middle, random)), scores.shape[1])).sum()
             for _ in range(4)
         ]
-        if np.mean(changed) / max(int(centre.sum()), 1) < share:
+        if np.mean(changed) / fewer < share:
             low = middle
         else:
             high = middle
