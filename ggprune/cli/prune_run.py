@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggprune import pipeline
+from ggprune import pipeline, texts
 from ggprune.architectures import Kind
 from ggprune.calibrate import ProgressFactory, Run, Settings
 from ggprune.choosing import Request, Resources, choose_plan, known_count
@@ -71,7 +71,7 @@ class PruneRun:
             text = self.text()
             statistics = self._statistics(model, text)
             assert self.request is not None
-            plan = choose_plan(statistics, self.request, Resources(model=model, say=self.say))
+            plan = choose_plan(statistics, self.request, self._resources(model, text))
         rewrite = self._rewrite(model, plan)
         paths = Paths(rewrite.files[0].path, model.gguf.stem)
         verify = not self.arguments["no_verify"]
@@ -81,6 +81,17 @@ class PruneRun:
         evaluation = self._measure(model, paths) if verify else None
         return pipeline.finish(
             model, rewrite, statistics, paths, compared=compared, evaluation=evaluation
+        )
+
+    def _resources(self, model: MoeModel, text: pipeline.TextChoice) -> Resources:
+        """What methods that run the model need."""
+        return Resources(
+            model=model,
+            options=self.options,
+            sources=text.calibration,
+            search_sources=texts.load(self.arguments["search_texts"]),
+            progress=self.bar,
+            say=self.say,
         )
 
     def summary(self, pruned: Pruned) -> list[str]:
