@@ -113,7 +113,13 @@ def choose_plan(
         InputError: an impossible budget, an unknown method or domain, or a rule that needs the
             model and has none.
     """
-    have = resources or Resources()
+    plan = _chosen(statistics, request, resources or Resources())
+    # So that whoever measures the plan on the same text is told.
+    calibration = {domain.name: domain.sha256 for domain in statistics.domains}
+    return replace(plan, settings={**plan.settings, "calibration": calibration})
+
+
+def _chosen(statistics: Statistics, request: Request, have: Resources) -> Plan:
     if request.method in MEASURED or request.budget.rule in ("max_kld", "max_ppl_ratio"):
         from ggprune.measured import choose_measured
 
