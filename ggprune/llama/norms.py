@@ -71,7 +71,8 @@ class NormReader:
         if not device and self._always:
             # The CPU's buffers do not name their device.
             device = ggml["ggml_backend_dev_by_type"](Kind.CPU)
-        if not device:
+        if not device or ggml["ggml_backend_dev_type"](device) == Kind.META:
+            # Spread over several devices (--split-mode tensor): copied to the host instead.
             return None
         if device not in self._devices:
             backend = ggml["ggml_backend_dev_init"](device, None)
