@@ -118,10 +118,9 @@ class Evidence:
 
     def _measured(self, keep: int) -> Iterator[tuple[str, Plan]]:
         yield "auto", self._plan(keep, "auto", "auto", search_minutes=AUTO_MINUTES)
-        yield (
-            "search",
-            self._plan(keep, "search", "search", search_plans=self.arguments.search_plans),
-        )
+        if self.arguments.search_plans:
+            plans = self.arguments.search_plans
+            yield "search", self._plan(keep, "search", "search", search_plans=plans)
 
     def _others(self, keep: int) -> Iterator[tuple[str, Plan]]:
         for seed in range(SEEDS):
@@ -188,7 +187,7 @@ def main() -> None:
     )
     parser.add_argument("--texts", type=Path, default=ROOT / "fixtures")
     parser.add_argument("--keep", type=int, action="append", help="default: 50, 25 and 75 %%")
-    parser.add_argument("--search-plans", type=int, default=900, help="that search draws")
+    parser.add_argument("--search-plans", type=int, default=900, help="that search draws; 0: none")
     parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
