@@ -10,7 +10,7 @@ In each round, one after the other in one process and on the same tokens:
 * nodes: as calibrate, but nothing is done with what the callback receives.
 
 What counts is the ratio within a round: the machine may be busy in one and not in another.
-``llama-imatrix`` runs between rounds; its rate is taken from the time stamps of its log.
+``llama-imatrix`` runs between rounds; its rate is without loading the model.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class Bench:
 
 
 def imatrix(program: Path, model: Path, options: RunOptions, tokens: int) -> float:
-    """Tokens a second by the time stamps in llama-imatrix's log: without loading the model."""
+    """Tokens a second, without the time to load the model, which its log tells."""
     with tempfile.TemporaryDirectory() as folder:
         text = Path(folder) / "text.txt"
         words = np.random.default_rng(1).integers(0, 20_000, tokens)
@@ -111,22 +111,18 @@ def imatrix(program: Path, model: Path, options: RunOptions, tokens: int) -> flo
         command += ["-b", str(CHUNK), "-ub", str(CHUNK), "-t", str(options.n_threads)]
         command += ["--chunks", str(tokens // CHUNK), "-o", f"{folder}/imatrix.gguf"]
         command += [] if options.repack else ["--no-repack"]
-        pipe, both = subprocess.PIPE, subprocess.STDOUT
-        result = subprocess.run(command, stdout=pipe, stderr=both, text=True)
-    stamp = r"^(\d+)\.(\d+)\.(\d+)\.(\d+) I "
-    computing = r"compute_imatrix: computing over (\d+) chunks"
-    start = re.search(stamp + computing, result.stdout, re.M)
-    output = result.stdout.partition("Final estimate")[2]
-    end = re.search(stamp, output, re.M)
-    if start is None or end is None:
-        sys.exit(f"{program}: {result.stdout[-500:]}")
-    return int(start[5]) * CHUNK / (_seconds(end) - _seconds(start))
-
-
-def _seconds(stamp: re.Match[str]) -> float:
-    """A time stamp of llama.cpp's log: minutes, seconds, milliseconds, microseconds."""
-    minutes, seconds, milli, micro = (int(stamp[i]) for i in range(1, 5))
-    return 60 * minutes + seconds + milli / 1e3 + micro / 1e6
+        begun = time.perf_counter()
+        result = subprocess.run(command, capture_output=True, text=True)
+        seconds = time.perf_counter() - begun
+    log = result.stdout + result.stderr
+    # Minutes, seconds, milliseconds, microseconds since the program was started.
+    stamp = r"^(\d+)\.(\d+)\.(\d+)\.(\d+) I compute_imatrix: computing over (\d+) chunks"
+    start = re.search(stamp, log, re.M)
+    if start is None or result.returncode:
+        sys.exit(f"{program}: {log[-500:]}")
+    minutes, whole, milli, micro, chunks = (int(group) for group in start.groups())
+    loading = 60 * minutes + whole + milli / 1e3 + micro / 1e6
+    return chunks * CHUNK / (seconds - loading)
 
 
 def measure(path: Path, options: RunOptions, args: argparse.Namespace) -> dict[str, float]:

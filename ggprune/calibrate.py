@@ -21,6 +21,7 @@ from ggprune.collect import RoutingObserver
 from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError, OutputError
 from ggprune.generate import Sampling, generate
 from ggprune.gguf_file import check_targets
+from ggprune.llama.devices import physical_memory
 from ggprune.llama.library import library
 from ggprune.llama.observing import Observer
 from ggprune.llama.runtime import (
@@ -83,6 +84,7 @@ class Run:
         self.model.require_prunable()
         checkpoint = self._resume()
         if checkpoint is None or not checkpoint.is_complete:
+            self._say_if_large()
             with LlamaModel(self.model.gguf.path, self.options) as llama:
                 checkpoint = checkpoint or self._start(llama)
                 with self._keeping(checkpoint):
@@ -136,6 +138,15 @@ class Run:
         )
         self.say(f"continuing from {self.partial}: {checkpoint.tokens_done:,} tokens are done")
         return checkpoint
+
+    def _say_if_large(self) -> None:
+        """Say what to expect of a model that does not fit into memory."""
+        memory = physical_memory()
+        if memory and self.model.gguf.size > memory and self.options.mmap:
+            self.say(
+                f"{self.model.gguf.path} is larger than this machine's memory: what does not fit "
+                "on a GPU is read from the disk again for every ubatch; a larger --ubatch helps"
+            )
 
     def _settings(self) -> dict[str, str | int]:
         return {**self.settings.recorded(), "model_bytes": self.model.gguf.size}

@@ -199,6 +199,15 @@ def test_max_tokens_holds_for_prompts_and_answers(
     assert found.domains[1].tokens >= 70
 
 
+def test_a_model_larger_than_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    run(path, sources=[SHORT], said=said)
+    assert said == []
+    monkeypatch.setattr(calibrate, "physical_memory", lambda: path.stat().st_size - 1)
+    run(path, sources=[SHORT], said=said)
+    assert "larger than this machine's memory" in said[0] and "--ubatch" in said[0]
+
+
 def test_without_text(path: Path) -> None:
     with pytest.raises(InputError, match="no text"):
         run(path, sources=[Source("empty", ())])

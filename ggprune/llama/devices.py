@@ -79,6 +79,11 @@ def devices() -> list[Device]:
     return found
 
 
+def physical_memory() -> int:
+    """Bytes of this machine's memory; 0 where the system does not say."""
+    return next((device.total for device in devices() if device.kind is Kind.CPU), 0)
+
+
 def offload_devices() -> list[Device]:
     """Devices that layers are put on by default, in llama.cpp's order: RPC servers first."""
     found = devices()
