@@ -204,3 +204,20 @@ def test_embedding_model(tmp_path: Path, text: str) -> None:
     result = ggprune(model, "--keep", 12, "--text", text, "--generate", 0, cwd=tmp_path)
     assert "no probabilities" in result.stderr
     assert (tmp_path / "embed-12e.gguf").exists()
+
+
+def test_importance_matrix_in_the_same_pass(tmp_path: Path, model: Path, text: str) -> None:
+    import gguf
+    import numpy as np
+
+    same = ["--text", text, "--ctx", 64, "--generate", 0]
+    ggprune("calibrate", model, "-o", "s.gguf", *same, "--imatrix", "i.gguf", cwd=tmp_path)
+    ggprune("calibrate", model, "-o", "t.gguf", *same, cwd=tmp_path)
+    found = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "i.gguf").tensors}
+    tensors = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "s.gguf").tensors}
+    alone = {t.name: t.data for t in gguf.GGUFReader(tmp_path / "t.gguf").tensors}
+    # How often an expert's matrix was used is how often the expert was chosen.
+    counts = found["blk.1.ffn_down_exps.weight.counts"].ravel()
+    assert np.array_equal(counts, tensors["domain.0.count"][1])
+    # The graph is computed to its end then, and the sums are the same.
+    assert all(np.allclose(tensors[name], alone[name], rtol=1e-6) for name in alone)

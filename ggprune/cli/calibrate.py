@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ggprune.cli.common import (
+    FILE,
     force_option,
     note,
     output_option,
@@ -69,6 +70,12 @@ class Shard(click.ParamType):  # type: ignore[type-arg]
     metavar="I/N",
     help="Do the I-th of N equal parts only; `ggprune merge` puts them together.",
 )
+@click.option(
+    "--imatrix",
+    "imatrix_path",
+    type=FILE,
+    help="Gather an importance matrix for `quantize` in the same pass; cannot be continued.",
+)
 @run_options
 @force_option
 @verbosity_options
@@ -79,10 +86,16 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     """
     from ggprune import texts
     from ggprune.calibrate import Run, Settings
+    from ggprune.gguf_file import check_targets
+    from ggprune.importance import ImatrixObserver
     from ggprune.model import open_model
 
     quiet = arguments["quiet"]
     named, say = arguments["texts"], partial(note, quiet=quiet)
+    imatrix_path = arguments["imatrix_path"]
+    imatrix = ImatrixObserver() if imatrix_path else None
+    if imatrix_path:
+        check_targets([imatrix_path], 0, force=arguments["force"])
     names = ("ctx", "max_tokens", "generate", "parallel", "seed", "shard")
     run = Run(
         open_model(model),
@@ -90,10 +103,14 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
         Settings(**{name: arguments[name] for name in names}),
         run_options_from(arguments, verbose=arguments["verbose"]),
         partial(progress_bar, quiet=quiet),
+        observers=[imatrix] if imatrix else [],
         say=say,
     )
     statistics = run.run_into(output, force=arguments["force"])
     tokens = sum(domain.tokens for domain in statistics.domains)
+    if imatrix:
+        datasets = [path for _, path in named] or ["ggprune's built-in calibration prompts"]
+        imatrix.save(imatrix_path, datasets, tokens // arguments["ctx"], arguments["ctx"])
     note(f"{output}: {tokens:,} tokens in {len(statistics.domains)} domains", quiet=quiet)
     following = f"plan {output} --keep N -o PLAN.json"
     if arguments["shard"] != (1, 1):
