@@ -33,7 +33,12 @@ def reference() -> str:
 def _section(title: str, command: click.Command, parent: click.Context | None) -> list[str]:
     name = title.rpartition(" ")[2]
     context = click.Context(
-        command, info_name=name, parent=parent, terminal_width=WIDTH, max_content_width=WIDTH
+        command,
+        info_name=name,
+        parent=parent,
+        terminal_width=WIDTH,
+        max_content_width=WIDTH,
+        help_option_names=cli.context_settings["help_option_names"],
     )
     return [f"## {title}", "", "```text", command.get_help(context).rstrip(), "```", ""]
 
