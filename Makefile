@@ -34,7 +34,8 @@ HELD_OUT := $(foreach d,$(DOMAINS),--eval-text $(d)=$(ROOT)fixtures/heldout/$(d)
 
 demo: $(BIN)/ggprune
 	@mkdir -p $(OUT)
-	cd $(OUT) && $(BIN)/ggprune $(FIXTURE) --keep 48 --force \
+	@echo "ggprune $(notdir $(FIXTURE)) --keep 48 --text NAME=PATH … --eval-text NAME=PATH …"
+	@cd $(OUT) && $(BIN)/ggprune $(FIXTURE) --keep 48 --force \
 		$(CALIBRATION) $(HELD_OUT) --ctx 512 --max-tokens 4096
 
 test: $(BIN)/ggprune

@@ -107,16 +107,16 @@ class PruneRun:
             command=self.command_line,
         )
         report = write_report(paths.report, given)
-        files = [["result", str(pruned.path)]]
+        checked = f"{human_size(pruned.compared)} equal the source's bytes; it loads and computes"
+        files = [["verified", checked]] if pruned.compared else []
+        files.append(["result", str(pruned.path)])
         if pruned.statistics is not None:
             files.append(["statistics", str(self.arguments["stats_path"] or paths.statistics)])
         files += [["metadata", str(paths.metadata)], ["report", str(paths.report)]]
         if self.arguments["modelfile"]:
             files.append(["Modelfile", str(self._modelfile(pruned))])
-        checked = f"{human_size(pruned.compared)} equal the source's bytes; it loads and computes"
         return [
             *summary_lines(report, 16),
-            *([f"verified  {checked}"] if pruned.compared else []),
             "",
             table(files),
             "",
