@@ -90,8 +90,8 @@ def command(model: Path, **arguments: Any) -> None:
         click.echo(table([[str(f["path"]), human_size(int(str(f["size_bytes"])))] for f in files]))
         return
     pruned = run.run()
+    lines = run.summary(pruned)
     if arguments["as_json"]:
         print_json(dict(pruned.metadata))
-        return
-    for line in run.summary(pruned):
-        click.echo(line)
+    else:
+        click.echo("\n".join(lines))
