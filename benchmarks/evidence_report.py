@@ -183,9 +183,10 @@ def _coverage(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
 def _costs(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
     lines = [
         "One-shot methods cost one calibration (and `weights` none); scoring takes well under a "
-        "second. Seconds depend on the machine and on what else it does; tokens do not.\n",
-        "| kept | method | seconds | tokens run | took |",
-        "|---|---|---|---|---|",
+        "second. `auto` and `search` run the model over the search text, masked; what counts is "
+        "the number of tokens:\n",
+        "| kept | method | tokens run | took |",
+        "|---|---|---|---|",
     ]
     for keep in sizes:
         for name in MEASURED:
@@ -197,7 +198,7 @@ def _costs(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
                 won = "" if name == "auto" else (", won" if told.get("search_won") else ", stayed")
                 shown = f"{tokens:,}" if tokens else ""
                 lines.append(
-                    f"| {keep} | {name} | {told.get('seconds', 0):.0f} | {shown} | {taken}{won} |"
+                    f"| {keep} | {name} | {shown} | {taken}{won} |"
                 )
     return "\n".join(lines) + "\n"
 

@@ -136,7 +136,7 @@ class _Job:
             "chosen_by": self.request.method,
             "search_kl": measured,
             "search_text": self.meter.text_hash,
-            "search_chunks": len(chunks),
+            "search_tokens": self.meter.tokens,
         }
         return self.rankings[best].plan(keep, {**settings, **facts})
 

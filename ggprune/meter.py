@@ -89,7 +89,7 @@ class MaskedMeter:
         self.text_hash = hash_of(self.chunks)
         self._known: dict[str, list[Any]] = {}
         self._read_journal()
-        self.tokens = 0
+        self._asked: set[str] = set()
 
     def __enter__(self) -> MaskedMeter:
         return self
@@ -111,6 +111,12 @@ class MaskedMeter:
         self.evaluator.evaluate_mask({}, trial)
         tokens = sum(len(self.chunks[chunk].tokens) for chunk in trial)
         return tokens / max(time.monotonic() - before, 1e-3)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that plans were asked about, each plan and chunk once, journal included."""
+        chunks = (int(key.split(":")[1]) for key in self._asked)
+        return sum(len(self.chunks[chunk].tokens) for chunk in chunks)
 
     def kl(self, kept: Kept, chunks: Sequence[int]) -> Floats:
         """Mean KL divergence of each chunk, [chunks]."""
@@ -161,9 +167,9 @@ class MaskedMeter:
     def token_kl(self, kept: Kept, chunk: int) -> Floats:
         """KL divergence of each scored token, in half precision: enough, and small to keep."""
         key = f"{_hash(kept)}:{chunk}:tokens"
+        self._asked.add(key)
         if key not in self._known:
             scores = self.evaluator.evaluate_mask(self._dropped(kept), [chunk])
-            self.tokens += len(self.chunks[chunk].tokens)
             data = np.minimum(scores.kld, 6e4).astype("<f2").tobytes()
             self._remember(key, [base64.b64encode(data).decode()])
         data = base64.b64decode(self._known[key][0])
@@ -171,10 +177,10 @@ class MaskedMeter:
 
     def _measure(self, kept: Kept, chunks: Sequence[int]) -> tuple[Floats, Floats]:
         plan = _hash(kept)
+        self._asked.update(f"{plan}:{chunk}" for chunk in chunks)
         new = [chunk for chunk in chunks if f"{plan}:{chunk}" not in self._known]
         if new:
             scores = self.evaluator.evaluate_mask(self._dropped(kept), new)
-            self.tokens += sum(len(self.chunks[chunk].tokens) for chunk in new)
             at = 0
             for chunk in new:
                 part = slice(at, at + len(self.chunks[chunk].scored))
