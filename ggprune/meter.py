@@ -19,6 +19,7 @@ from ggprune.chunks import hash_of
 from ggprune.collect_extra import RoutingRecorder
 from ggprune.credit import Observed
 from ggprune.evaluate import Evaluator
+from ggprune.gguf_file import write_text
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.scoring import Floats
 from ggprune.search import Kept
@@ -216,12 +217,17 @@ class MaskedMeter:
         if not lines or lines[0] != head:
             self._journal.write_text(head + "\n", "utf-8")
             return
+        whole = [head]
         for line in lines[1:]:
             try:
                 key, *values = json.loads(line)
             except ValueError:
                 continue  # The last line of a run that was killed.
             self._known[key] = values
+            whole.append(line)
+        if len(whole) < len(lines):
+            # Otherwise the next line would be joined to what is left of the damaged one.
+            write_text(self._journal, "\n".join(whole) + "\n")
 
 
 def _hash(kept: Kept) -> str:

@@ -96,8 +96,8 @@ def test_search_repeats_exactly_and_goes_on_from_its_journal(
     assert again.layers == first.layers
     assert again.settings["search_kl"] == first.settings["search_kl"]
     assert again.settings["search_tokens"] == first.settings["search_tokens"]
-    # What was known was not measured again: as many lines as before, and the damaged one.
-    assert len(journal.read_text("utf-8").splitlines()) == len(lines) + 1
+    # What was known was not measured again, and the damaged line is gone.
+    assert sorted(journal.read_text("utf-8").splitlines()) == sorted(lines)
     other = choose_plan(statistics, replace(asked("search", keep=8), seed=5), resources)
     assert other.settings["search_plans"] == 24
 
