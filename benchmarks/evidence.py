@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from evidence_report import write_report
 
-from ggprune import texts
-from ggprune.budget import Budget
-from ggprune.calibrate import Run, Settings
-from ggprune.choosing import Request, Resources, choose_plan, no_progress
-from ggprune.evaluate import Evaluator
+from ggprune.calibration import texts
+from ggprune.calibration.calibrate import Run, Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.evaluation.evaluate import Evaluator
+from ggprune.evaluation.masking import dropped_by
 from ggprune.gguf_file import write_text
 from ggprune.llama.runtime import RunOptions
-from ggprune.masking import dropped_by
 from ggprune.model import open_model
-from ggprune.plan import Plan
-from ggprune.statistics import Statistics
+from ggprune.planning.budget import Budget
+from ggprune.planning.choosing import Request, Resources, choose_plan, no_progress
+from ggprune.planning.plan import Plan
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 512

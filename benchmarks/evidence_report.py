@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ggprune.gguf_file import write_text
-from ggprune.search import paired
+from ggprune.planning.search import paired
 
 Row = Mapping[str, Any]
 MEASURED = ("auto", "search")

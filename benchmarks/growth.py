@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 from generated import Shape, Type, generate
 
-from ggprune.checkpoint import Chunk
-from ggprune.collect import RoutingObserver
+from ggprune.calibration.checkpoint import Chunk
+from ggprune.calibration.collect import RoutingObserver
+from ggprune.calibration.sequences import replay
+from ggprune.calibration.statistics import ExpertSums
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions
 from ggprune.model import open_model
-from ggprune.sequences import replay
-from ggprune.statistics import ExpertSums
 
 BASE = Shape(layers=4, experts=32, used=4, width=512, inner=256, vocabulary=4096, type=Type.Q8_0)
 CHUNK = 512

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import ray
 
-from ggprune.merging import merge
-from ggprune.statistics import Statistics
+from ggprune.calibration.merging import merge
+from ggprune.calibration.statistics import Statistics
 
 
 def calibrate(model: str, part: str, shard: str, options: list[str]) -> str:

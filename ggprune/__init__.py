@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ggprune.api import apply_plan, evaluate_plan, run_calibration
-    from ggprune.calibrate import Settings
+    from ggprune.calibration.calibrate import Settings
+    from ggprune.calibration.merging import merge
+    from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
     from ggprune.errors import GgpruneError
-    from ggprune.evaluate import Evaluation, Evaluator
+    from ggprune.evaluation.evaluate import Evaluation, Evaluator
     from ggprune.llama.runtime import RunOptions
-    from ggprune.merging import merge
     from ggprune.model import Identity, MoeModel, open_model
-    from ggprune.plan import LayerPlan, Plan, make_plan
-    from ggprune.scoring import METHODS, score
-    from ggprune.statistics import Domain, ExpertSums, Statistics
+    from ggprune.planning.plan import LayerPlan, Plan, make_plan
+    from ggprune.planning.scoring import METHODS, score
     from ggprune.version import VERSION
 
 __all__ = [
@@ -56,15 +56,15 @@ __all__ = [
 
 _HOME = {
     "api": ("apply_plan", "evaluate_plan", "run_calibration"),
-    "calibrate": ("Settings",),
+    "calibration.calibrate": ("Settings",),
     "errors": ("GgpruneError",),
-    "evaluate": ("Evaluation", "Evaluator"),
+    "evaluation.evaluate": ("Evaluation", "Evaluator"),
     "llama.runtime": ("RunOptions",),
-    "merging": ("merge",),
+    "calibration.merging": ("merge",),
     "model": ("Identity", "MoeModel", "open_model"),
-    "plan": ("LayerPlan", "Plan", "make_plan"),
-    "scoring": ("METHODS", "score"),
-    "statistics": ("Domain", "ExpertSums", "Statistics"),
+    "planning.plan": ("LayerPlan", "Plan", "make_plan"),
+    "planning.scoring": ("METHODS", "score"),
+    "calibration.statistics": ("Domain", "ExpertSums", "Statistics"),
     "version": ("VERSION",),
 }
 

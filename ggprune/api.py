@@ -6,14 +6,15 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from ggprune import pipeline, texts
-from ggprune.calibrate import Run, Settings
-from ggprune.evaluate import Evaluation, Evaluator
+from ggprune import pipeline
+from ggprune.calibration import texts
+from ggprune.calibration.calibrate import Run, Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.evaluation.evaluate import Evaluation, Evaluator
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import open_model
-from ggprune.plan import Plan
+from ggprune.planning.plan import Plan
 from ggprune.rewrite import plan_rewrite
-from ggprune.statistics import Statistics
 
 
 def run_calibration(

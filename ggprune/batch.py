@@ -18,7 +18,7 @@ from pathlib import Path
 from ggprune.batch_config import BatchConfig
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import replacing, stem_of, write_text
-from ggprune.quantize_names import result_stem
+from ggprune.quantization.quantize_names import result_stem
 
 CHECKSUMS = "SHA256SUMS"
 _METADATA = ".expert_drop_metadata.json"

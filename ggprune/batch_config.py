@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
-from ggprune.quantize_names import file_type
+from ggprune.quantization.quantize_names import file_type
 
 _STAGES = ("calibrate", "plan", "apply", "imatrix", "quantize", "evaluate", "modelfile", "card")
 _SWITCHES = ("evaluate", "modelfile", "card", "checksums")

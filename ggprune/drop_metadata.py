@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ggprune.calibration.statistics import Statistics
 from ggprune.gguf_file import GgufModel, write_text
 from ggprune.model import MoeModel
-from ggprune.plan import Plan
-from ggprune.statistics import Statistics
+from ggprune.planning.plan import Plan
 from ggprune.version import VERSION
 
 FORMAT = "ggprune-drop-metadata"

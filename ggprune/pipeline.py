@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggprune import drop_metadata, texts
-from ggprune.calibrate import ProgressFactory, Run
+from ggprune import drop_metadata
+from ggprune.calibration import texts
+from ggprune.calibration.calibrate import ProgressFactory, Run
+from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError, OutputError
 from ggprune.gguf_file import GgufModel, check_targets, write_files
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel
-from ggprune.plan import LayerPlan, Plan
+from ggprune.planning.plan import LayerPlan, Plan
 from ggprune.rewrite import Rewrite, check_result, plan_rewrite, verify_bytes
-from ggprune.statistics import Statistics
 
 #: Room for log-probabilities while measuring: 2 bytes for each token in the vocabulary, for each
 #: token of text (4,000 tokens of text for a vocabulary of 262,144).
@@ -192,7 +193,7 @@ def measure(
     Raises:
         LlamaError: the result does not load, or its logits are not finite.
     """
-    from ggprune.evaluate import Evaluator
+    from ggprune.evaluation.evaluate import Evaluator
 
     vocabulary = max(_length(model, "tokenizer.ggml.tokens"), 1)
     most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), ctx)

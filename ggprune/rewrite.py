@@ -25,7 +25,7 @@ from ggprune.gguf_file import (
     whole,
 )
 from ggprune.model import MoeModel, describe
-from ggprune.plan import LayerPlan, Plan
+from ggprune.planning.plan import LayerPlan, Plan
 from ggprune.version import VERSION
 
 PROVENANCE = "ggprune."

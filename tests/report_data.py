@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
 from ggprune.model import Identity
-from ggprune.plan import make_plan
+from ggprune.planning.plan import make_plan
 from ggprune.report import ReportInput
-from ggprune.statistics import Domain, ExpertSums, Statistics
 
 DOMAINS = ("chat", "code", "math", "multilingual", "reasoning", "writing")
 

@@ -12,9 +12,9 @@ import pytest
 from click.testing import CliRunner
 from tiny import write_tiny
 
-from ggprune.bench_tasks import MMLU, Settings, read_results, script
 from ggprune.cli import cli
 from ggprune.errors import InputError
+from ggprune.evaluation.bench_tasks import MMLU, Settings, read_results, script
 
 
 def commands(text: str, program: str) -> list[list[str]]:

@@ -7,10 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from ggprune import blend, protect
 from ggprune.errors import InputError
 from ggprune.model import ExpertCounts
-from ggprune.scoring import choose_all
+from ggprune.planning import blend, protect
+from ggprune.planning.scoring import choose_all
 
 #: Two domains, one layer, four experts.
 TWO = np.array([[[6.0, 3.0, 1.0, 0.0]], [[0.0, 1.0, 2.0, 7.0]]])

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny import write_tiny
 
-from ggprune import budget as budgets
-from ggprune.budget import Budget
 from ggprune.errors import InputError
 from ggprune.gguf_file import write_files
 from ggprune.model import ExpertCounts, MoeModel, open_model
-from ggprune.plan import LayerPlan, Plan
+from ggprune.planning import budget as budgets
+from ggprune.planning.budget import Budget
+from ggprune.planning.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
 
 COUNTS = ExpertCounts(128, 8)

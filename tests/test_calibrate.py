@@ -15,16 +15,16 @@ import numpy as np
 import pytest
 from tiny import write_tiny
 
-from ggprune import calibrate, texts
-from ggprune.calibrate import Run, Settings, partial_path
-from ggprune.chat import ChatTemplate
-from ggprune.checkpoint import Checkpoint
+from ggprune.calibration import calibrate, texts
+from ggprune.calibration.calibrate import Run, Settings, partial_path
+from ggprune.calibration.chat import ChatTemplate
+from ggprune.calibration.checkpoint import Checkpoint
+from ggprune.calibration.merging import merge
+from ggprune.calibration.statistics import FIELDS, Statistics
+from ggprune.calibration.texts import Document, Message, Source
 from ggprune.errors import InputError, Interrupted, LlamaError, MismatchError, OutputError
 from ggprune.llama.runtime import LlamaModel, RunOptions
-from ggprune.merging import merge
 from ggprune.model import open_model
-from ggprune.statistics import FIELDS, Statistics
-from ggprune.texts import Document, Message, Source
 
 # A cache in F16 rounds, and so does flash attention on a CPU: a token may then choose another one
 # of two experts that are as good.
@@ -139,7 +139,7 @@ def test_packed_equals_one_by_one(
 ) -> None:
     path = write_tiny(tmp_path / "m.gguf", architecture)
     packed = run(path)
-    monkeypatch.setattr("ggprune.checkpoint.SEQUENCES", 1)
+    monkeypatch.setattr("ggprune.calibration.checkpoint.SEQUENCES", 1)
     assert_same(packed, run(path), 1e-4)
 
 
@@ -165,7 +165,7 @@ def test_interrupted_and_continued_equals_uninterrupted(
 def test_interrupted_while_answering(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ggprune.calibrate.chat.template_of", template)
+    monkeypatch.setattr("ggprune.calibration.calibrate.chat.template_of", template)
     chat = {"sources": [PROMPTS, SHORT], "generate": 12, "parallel": 2}
     whole = run(path, **chat)
     partial = tmp_path / "s.partial"
@@ -181,7 +181,7 @@ def template(llama: LlamaModel, _: object) -> ChatTemplate:
 
 
 def test_answers_are_replayed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggprune.calibrate.chat.template_of", template)
+    monkeypatch.setattr("ggprune.calibration.calibrate.chat.template_of", template)
     without = run(path, sources=[PROMPTS]).domains[0].tokens
     answered = run(path, sources=[PROMPTS], generate=12).domains[0].tokens
     assert without < answered <= without + 12 * len(PROMPTS.documents)
@@ -193,7 +193,7 @@ def test_answers_are_replayed(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 def test_max_tokens_holds_for_prompts_and_answers(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ggprune.calibrate.chat.template_of", template)
+    monkeypatch.setattr("ggprune.calibration.calibrate.chat.template_of", template)
     found = run(path, sources=[PROMPTS, LONG], generate=12, max_tokens=70)
     assert all(domain.tokens <= 72 for domain in found.domains)
     assert found.domains[1].tokens >= 70
@@ -287,8 +287,8 @@ def test_the_output_appears_when_it_is_complete(path: Path, tmp_path: Path) -> N
 
 _SLOW = """
 import os, signal, sys, time
-import ggprune.calibrate as calibrate
-from ggprune import collect
+import ggprune.calibration.calibrate as calibrate
+from ggprune.calibration import collect
 calibrate._CHECKPOINT_SECONDS = 0.0
 receive = collect.RoutingObserver.receive
 seen = 0

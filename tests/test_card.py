@@ -15,14 +15,15 @@ import yaml
 from click.testing import CliRunner
 from tiny import write_tiny
 
-from ggprune import card_sources, drop_metadata
-from ggprune.card import Request, gather, render
+from ggprune import drop_metadata
 from ggprune.cli.main import cli
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import GgufModel, write_files
-from ggprune.markdown import clean, table
+from ggprune.hub import card_sources
+from ggprune.hub.card import Request, gather, render
+from ggprune.hub.markdown import clean, table
 from ggprune.model import describe, open_model
-from ggprune.plan import LayerPlan, Plan
+from ggprune.planning.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
 
 EXPERTS, KEEP = 16, 11

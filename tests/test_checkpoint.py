@@ -8,10 +8,10 @@ import gguf
 import numpy as np
 import pytest
 
-from ggprune.checkpoint import SEQUENCES, Checkpoint, Chunk
+from ggprune.calibration.checkpoint import SEQUENCES, Checkpoint, Chunk
+from ggprune.calibration.statistics import FIELDS, Domain, ExpertSums, Statistics
 from ggprune.errors import InputError, MismatchError
 from ggprune.model import Identity
-from ggprune.statistics import FIELDS, Domain, ExpertSums, Statistics
 
 IDENTITY = Identity("qwen3moe", 2, 4, 2, tokenizer="t", router="r", name="Model")
 

@@ -18,15 +18,15 @@ from llama_ctypes import loaded
 from numpy.typing import NDArray
 from tiny import write_tiny
 
-from ggprune import texts
-from ggprune.collect import RoutingObserver
+from ggprune.calibration import texts
+from ggprune.calibration.collect import RoutingObserver
+from ggprune.calibration.statistics import PER_EXPERT, ExpertSums
 from ggprune.errors import LlamaError
 from ggprune.llama.library import TENSOR_NB
 from ggprune.llama.norms import NormReader
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
-from ggprune.statistics import PER_EXPERT, ExpertSums
 
 TOKENS = np.random.default_rng(7).integers(3, 259, 60).tolist()
 Array = NDArray[np.float64]

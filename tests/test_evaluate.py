@@ -14,10 +14,9 @@ from llama_ctypes import loaded
 from test_masking import OPTIONS, TEXT, random_plan
 from tiny import write_tiny
 
-from ggprune import texts
-from ggprune.candidate import Candidate
-from ggprune.chat import ChatTemplate
-from ggprune.chunks import chunks_of
+from ggprune.calibration import texts
+from ggprune.calibration.chat import ChatTemplate
+from ggprune.calibration.texts import Document, Message, Source
 from ggprune.cli import cli
 from ggprune.errors import (
     InputError,
@@ -26,16 +25,17 @@ from ggprune.errors import (
     OutputError,
     UnsupportedModelError,
 )
-from ggprune.evaluate import Evaluator
+from ggprune.evaluation.candidate import Candidate
+from ggprune.evaluation.chunks import chunks_of
+from ggprune.evaluation.evaluate import Evaluator
+from ggprune.evaluation.logprobs import BaseLog, TokenScores, compare, record
+from ggprune.evaluation.metrics import Metrics, mean_and_error
+from ggprune.evaluation.verdict import verdict
 from ggprune.gguf_file import write_files
 from ggprune.llama.runtime import LlamaModel
-from ggprune.logprobs import BaseLog, TokenScores, compare, record
-from ggprune.metrics import Metrics, mean_and_error
 from ggprune.model import open_model
-from ggprune.plan import LayerPlan, Plan
+from ggprune.planning.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
-from ggprune.texts import Document, Message, Source
-from ggprune.verdict import verdict
 
 TOKENS = 48
 SOURCES = [Source("text", (Document(text=TEXT),))]
@@ -148,7 +148,7 @@ def test_base_is_computed_once(base: Path, tmp_path: Path, monkeypatch: pytest.M
         first = measured.plan(random_plan(model, 8)).as_json()
     (file,) = (tmp_path / "cache").iterdir()
     assert file.name.startswith("base-") and file.suffix == ".logprobs"
-    monkeypatch.setattr("ggprune.evaluate.record", None)  # Would raise if it were used.
+    monkeypatch.setattr("ggprune.evaluation.evaluate.record", None)  # Would raise if it were used.
     with evaluator(base, cache=tmp_path / "cache") as measured:
         assert measured.base_is_known
         assert measured.plan(random_plan(model, 8)).as_json() == first

@@ -16,13 +16,13 @@ from llama_ctypes import loaded
 from test_architectures import CASES, TOKENS, choose, make, read, reference_slice
 
 from ggprune.architectures import Kind
-from ggprune.collect import RoutingObserver
+from ggprune.calibration.collect import RoutingObserver
+from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
 from ggprune.gguf_file import write_files
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel, open_model
-from ggprune.plan import LayerPlan, Plan, make_plan
+from ggprune.planning.plan import LayerPlan, Plan, make_plan
 from ggprune.rewrite import LAST_LAYER_RULE, check_result, plan_rewrite, verify_bytes
-from ggprune.statistics import Domain, ExpertSums, Statistics
 
 OPTIONS = RunOptions(threads=1, repack=False, gpu_layers=0)
 UNREFUSED = {name: case for name, case in CASES.items() if name != "dflash"}

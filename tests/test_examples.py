@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from tiny import write_tiny
 
-from ggprune.statistics import Statistics
+from ggprune.calibration.statistics import Statistics
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OPTIONS = ["--ctx", "64", "--generate", "0", "--no-repack", "--threads", "1"]

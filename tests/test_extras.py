@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from tiny import write_tiny
 
-from ggprune.budget import Budget
-from ggprune.calibrate import Run, Settings
-from ggprune.choosing import Request, Resources, choose_plan, no_progress
-from ggprune.collect_extra import turned
+from ggprune.calibration.calibrate import Run, Settings
+from ggprune.calibration.collect_extra import turned
+from ggprune.calibration.statistics import Statistics
+from ggprune.calibration.texts import Document, Source
 from ggprune.errors import InputError
-from ggprune.extras import shapley
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import MoeModel, open_model
-from ggprune.statistics import Statistics
-from ggprune.texts import Document, Source
+from ggprune.planning.budget import Budget
+from ggprune.planning.choosing import Request, Resources, choose_plan, no_progress
+from ggprune.planning.extras import shapley
 
 OPTIONS = RunOptions(threads=1)
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another one. " * 4

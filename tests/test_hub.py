@@ -17,9 +17,9 @@ from hub_server import TOKEN, Fault, HubServer
 
 from ggprune.cli.model_argument import MODEL, output_folder
 from ggprune.errors import GgpruneError, HubError
-from ggprune.hub_download import parse, resolve_model, resolve_text, with_tag
-from ggprune.hub_errors import redacted
-from ggprune.hub_files import LocalFile, Repo
+from ggprune.hub.download import parse, resolve_model, resolve_text, with_tag
+from ggprune.hub.errors import redacted
+from ggprune.hub.files import LocalFile, Repo
 
 MODEL_BYTES = bytes(range(256)) * 4096
 
@@ -259,7 +259,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_counts_as_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ggprune.hub_upload._OWN_COMMIT", 100_000)
+    monkeypatch.setattr("ggprune.hub.upload._OWN_COMMIT", 100_000)
 
 
 def run_push(*arguments: str) -> tuple[int, str, str]:

@@ -14,16 +14,16 @@ import pytest
 from click.testing import CliRunner
 from tiny import write_tiny
 
+from ggprune.calibration.collect import RoutingObserver
 from ggprune.cli.slice_imatrix import command as slice_command
-from ggprune.collect import RoutingObserver
 from ggprune.errors import FormatError, InputError, LlamaError, MismatchError
 from ggprune.gguf_file import GgufModel, write_files
-from ggprune.imatrix import Entry, Imatrix
-from ggprune.importance import ImatrixObserver, gather
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
-from ggprune.plan import LayerPlan, Plan
+from ggprune.planning.plan import LayerPlan, Plan
+from ggprune.quantization.imatrix import Entry, Imatrix
+from ggprune.quantization.importance import ImatrixObserver, gather
 from ggprune.rewrite import plan_rewrite
 
 OPTIONS = RunOptions(threads=1, gpu_layers=0, repack=False)

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from tiny import write_tiny
 
-from ggprune.collect import RoutingObserver
+from ggprune.calibration.collect import RoutingObserver
+from ggprune.calibration.texts import Document, Source
 from ggprune.errors import InputError
-from ggprune.evaluate import Evaluator
+from ggprune.evaluation.evaluate import Evaluator
+from ggprune.evaluation.masking import MaskObserver, dropped_by
 from ggprune.gguf_file import write_files
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
-from ggprune.masking import MaskObserver, dropped_by
 from ggprune.model import MoeModel, open_model
-from ggprune.plan import LayerPlan, Plan
+from ggprune.planning.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
-from ggprune.texts import Document, Source
 
 OPTIONS = RunOptions(threads=1, repack=False, gpu_layers=0)
 TEXT = "the theory of the rain and the sun is that one is often not in the other's place. " * 8

@@ -8,18 +8,18 @@ import numpy as np
 import pytest
 from tiny import write_tiny
 
-from ggprune.budget import Budget
-from ggprune.calibrate import Run, Settings
-from ggprune.choosing import Request, Resources, choose_plan, no_progress
+from ggprune.calibration.calibrate import Run, Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.calibration.texts import Document, Source
 from ggprune.errors import InputError
-from ggprune.evaluate import Evaluator
+from ggprune.evaluation.evaluate import Evaluator
+from ggprune.evaluation.masking import dropped_by
 from ggprune.llama.runtime import RunOptions
-from ggprune.masking import dropped_by
-from ggprune.meter import CHUNK, MaskedMeter
 from ggprune.model import open_model
-from ggprune.plan import Plan
-from ggprune.statistics import Statistics
-from ggprune.texts import Document, Source
+from ggprune.planning.budget import Budget
+from ggprune.planning.choosing import Request, Resources, choose_plan, no_progress
+from ggprune.planning.meter import CHUNK, MaskedMeter
+from ggprune.planning.plan import Plan
 
 OPTIONS = RunOptions(threads=1)
 

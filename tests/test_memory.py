@@ -12,8 +12,8 @@ from tiny import write_tiny
 
 from ggprune.errors import InputError
 from ggprune.llama.library import library
-from ggprune.memory import KV_TYPES, Use, cache_bytes, planned, weight_bytes
 from ggprune.model import open_model
+from ggprune.planning.memory import KV_TYPES, Use, cache_bytes, planned, weight_bytes
 
 MIB = 1 << 20
 #: llama.cpp prints two decimals of MiB for each of up to two caches.

@@ -13,11 +13,11 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggprune.calibration.merging import merge, missing_shards
+from ggprune.calibration.statistics import FIELDS, Domain, ExpertSums, Statistics
 from ggprune.cli.merge import command
 from ggprune.errors import InputError, MismatchError
-from ggprune.merging import merge, missing_shards
 from ggprune.model import Identity
-from ggprune.statistics import FIELDS, Domain, ExpertSums, Statistics
 
 IDENTITY = Identity("qwen3moe", 2, 4, 2, tokenizer="t", router="r", name="Model")
 LAYERS, EXPERTS = 2, 4

@@ -10,7 +10,7 @@ from test_cli import ggprune
 from tiny import write_tiny
 
 from ggprune.errors import InputError
-from ggprune.modelfile import parse_parameters
+from ggprune.ollama.modelfile import parse_parameters
 
 
 def test_written_beside_the_model(tmp_path: Path) -> None:

@@ -15,11 +15,11 @@ from go_template import render as render_go
 from modelfile_reader import ModelfileError, read
 
 from ggprune.errors import InputError, OutputError
-from ggprune.ollama import Modelfile, create, create_commands, describe
-from ggprune.ollama_families import PARAMETERS, RENDERERS, SAMPLING
-from ggprune.ollama_metadata import DEFAULT_NUM_CTX
-from ggprune.ollama_templates import FAMILIES, family_of
-from ggprune.ollama_text import quote
+from ggprune.ollama.describe import Modelfile, create, create_commands, describe
+from ggprune.ollama.families import PARAMETERS, RENDERERS, SAMPLING
+from ggprune.ollama.metadata import DEFAULT_NUM_CTX
+from ggprune.ollama.templates import FAMILIES, family_of
+from ggprune.ollama.text import quote
 
 EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"
 USER, ASSISTANT = "<\uff5cUser\uff5c>", "<\uff5cAssistant\uff5c>"

@@ -11,15 +11,15 @@ import pytest
 from click.testing import CliRunner
 from tiny import write_tiny
 
-from ggprune.budget import Budget
-from ggprune.choosing import JUDGED, Request, Resources, choose_plan, trust_of
+from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
 from ggprune.cli.main import cli
 from ggprune.errors import InputError
 from ggprune.model import Identity, open_model
-from ggprune.plan import Plan
-from ggprune.scoring import METHODS
-from ggprune.statistics import Domain, ExpertSums, Statistics
-from ggprune.weights import MTP_RULE
+from ggprune.planning.budget import Budget
+from ggprune.planning.choosing import JUDGED, Request, Resources, choose_plan, trust_of
+from ggprune.planning.plan import Plan
+from ggprune.planning.scoring import METHODS
+from ggprune.planning.weights import MTP_RULE
 
 LAYERS, EXPERTS = 3, 16
 ONE_SHOT = sorted(METHODS)

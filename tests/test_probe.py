@@ -11,13 +11,9 @@ from click.testing import CliRunner
 from test_masking import OPTIONS, random_plan
 from tiny import write_tiny
 
+from ggprune.calibration.generate import Sampling
 from ggprune.cli import cli
-from ggprune.generate import Sampling
-from ggprune.gguf_file import GgufModel
-from ggprune.llama.runtime import LlamaModel
-from ggprune.model import open_model
-from ggprune.plan import LayerPlan, Plan
-from ggprune.probe import (
+from ggprune.evaluation.probe import (
     LOOP_RATIO,
     builtin_probes,
     decode,
@@ -28,7 +24,11 @@ from ggprune.probe import (
     own_sampling,
     side_by_side,
 )
-from ggprune.verdict import verdict
+from ggprune.evaluation.verdict import verdict
+from ggprune.gguf_file import GgufModel
+from ggprune.llama.runtime import LlamaModel
+from ggprune.model import open_model
+from ggprune.planning.plan import LayerPlan, Plan
 
 STORY = [*range(100), 5, 9, 4, 5, 9, 7, *range(100, 180)]
 
@@ -133,7 +133,7 @@ def test_own_sampling(path: Path, tmp_path: Path) -> None:
 def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = [p for p in builtin_probes() if len(p.messages[-1].content) < 250]
     assert len(short) > 5
-    monkeypatch.setattr("ggprune.probe.builtin_probes", lambda: short)
+    monkeypatch.setattr("ggprune.evaluation.probe.builtin_probes", lambda: short)
     model = open_model(path)
     identity = Plan(16, {layer: LayerPlan(tuple(range(16))) for layer in model.moe_layers})
     identity.save(tmp_path / "identity.json")

@@ -25,13 +25,13 @@ from ggprune.errors import (
     UnsupportedModelError,
 )
 from ggprune.gguf_file import GgufModel, KeyEdits, lay_out, whole, write_files
-from ggprune.imatrix import Entry, Imatrix
 from ggprune.llama.library import library
 from ggprune.llama.quantizing import ALIASES, FILE_TYPES, QuantizeJob, run_job
 from ggprune.model import open_model
-from ggprune.plan import LayerPlan, Plan
-from ggprune.quantize import QuantizeOptions, Quantizer
-from ggprune.quantize_names import file_type, result_stem, tensor_type
+from ggprune.planning.plan import LayerPlan, Plan
+from ggprune.quantization.imatrix import Entry, Imatrix
+from ggprune.quantization.quantize import QuantizeOptions, Quantizer
+from ggprune.quantization.quantize_names import file_type, result_stem, tensor_type
 from ggprune.rewrite import plan_rewrite
 
 EXPERTS = "blk.1.ffn_down_exps.weight"

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 from hub_server import TOKEN, HubServer
 
-from ggprune import recipes, texts
+from ggprune.calibration import texts
 from ggprune.cli.common import NAMED_PATH
 from ggprune.errors import InputError
-from ggprune.recipe_table import RECIPES, Part, Recipe
+from ggprune.hub import recipes
+from ggprune.hub.recipe_table import RECIPES, Part, Recipe
 
 
 @pytest.fixture

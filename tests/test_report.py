@@ -17,9 +17,10 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
 from ggprune.cli.main import cli
 from ggprune.errors import InputError, MismatchError
-from ggprune.plan import LayerPlan, Plan, make_plan
+from ggprune.planning.plan import LayerPlan, Plan, make_plan
 from ggprune.report import (
     ReportInput,
     build,
@@ -29,7 +30,6 @@ from ggprune.report import (
     view,
     write_report,
 )
-from ggprune.statistics import Domain, ExpertSums, Statistics
 
 # --- concentration, worked by hand -------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from tiny import write_tiny
 from ggprune.errors import InputError, MismatchError, VerificationError
 from ggprune.gguf_file import GgufModel, write_files
 from ggprune.model import open_model
-from ggprune.plan import Plan
+from ggprune.planning.plan import Plan
 from ggprune.rewrite import plan_rewrite, restate, verify_bytes
 
 

@@ -22,10 +22,10 @@ import numpy as np
 import pytest
 from tiny import write_tiny
 
-from ggprune.checkpoint import Checkpoint
+from ggprune.calibration.checkpoint import Checkpoint
+from ggprune.calibration.statistics import FIELDS, Statistics
 from ggprune.errors import InputError, LlamaError
 from ggprune.llama import rpc
-from ggprune.statistics import FIELDS, Statistics
 
 built_in = pytest.mark.skipif(not rpc.is_built_in(), reason="llama-cpp-python without RPC")
 RUN = [sys.executable, "-c", "from ggprune.cli.main import main; main()"]
@@ -174,8 +174,8 @@ def test_norms_are_reduced_on_the_server(path: Path, tmp_path: Path) -> None:
 
 _SLOW = """
 import time
-import ggprune.calibrate as calibrate
-from ggprune import collect
+import ggprune.calibration.calibrate as calibrate
+from ggprune.calibration import collect
 calibrate._CHECKPOINT_SECONDS = 0.0
 receive = collect.RoutingObserver.receive
 seen = 0

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 from llama_ctypes import loaded
 from tiny import write_tiny
 
+from ggprune.calibration.generate import Sampling, generate
 from ggprune.cli.common import run_options, run_options_from
 from ggprune.errors import InputError, LlamaError
-from ggprune.generate import Sampling, generate
 from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
 from ggprune.llama.devices import Device, Kind, Offload

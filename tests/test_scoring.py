@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggprune import scoring
+from ggprune.calibration.statistics import PER_EXPERT, ExpertSums
 from ggprune.errors import InputError
-from ggprune.statistics import PER_EXPERT, ExpertSums
+from ggprune.planning import scoring
 
 #: Three tokens in a layer of four experts, top-2: (expert, gate, norm of the output).
 TOKENS = [[(0, 0.75, 4.0), (1, 0.25, 8.0)], [(0, 0.5, 2.0), (2, 0.5, 6.0)], [(0, 1.0, 1.0)]]

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from ggprune import credit, search
-from ggprune.credit import Observed
-from ggprune.scoring import choose_all
-from ggprune.search import Kept, Text
+from ggprune.planning import credit, search
+from ggprune.planning.credit import Observed
+from ggprune.planning.scoring import choose_all
+from ggprune.planning.search import Kept, Text
 
 LAYERS, EXPERTS, USED, KEEP, CHUNKS, TOKENS = 3, 24, 4, 12, 60, 48
 

@@ -11,21 +11,21 @@ from click.testing import CliRunner
 from test_masking import OPTIONS, TEXT, random_plan
 from tiny import write_tiny
 
-from ggprune import texts
+from ggprune.calibration import texts
+from ggprune.calibration.collect import RoutingObserver
+from ggprune.calibration.generate import Sampling, generate
+from ggprune.calibration.statistics import Domain, Statistics
+from ggprune.calibration.texts import Document, Message, Source
 from ggprune.cli import cli
-from ggprune.collect import RoutingObserver
 from ggprune.errors import InputError, MismatchError
-from ggprune.evaluate import Evaluator
-from ggprune.generate import Sampling, generate
+from ggprune.evaluation.evaluate import Evaluator
+from ggprune.evaluation.masking import MaskObserver, dropped_by
+from ggprune.evaluation.probe import Answer, Probe, measure, side_by_side
+from ggprune.evaluation.sweep import Tolerance, default_counts, find_cliff, sweep
+from ggprune.evaluation.verdict import cliff_of, verdict
 from ggprune.llama.runtime import LlamaContext, LlamaModel, Tokens
-from ggprune.masking import MaskObserver, dropped_by
 from ggprune.model import open_model
-from ggprune.plan import LayerPlan, Plan, make_plan
-from ggprune.probe import Answer, Probe, measure, side_by_side
-from ggprune.statistics import Domain, Statistics
-from ggprune.sweep import Tolerance, default_counts, find_cliff, sweep
-from ggprune.texts import Document, Message, Source
-from ggprune.verdict import cliff_of, verdict
+from ggprune.planning.plan import LayerPlan, Plan, make_plan
 
 SOURCES = [Source("text", (Document(text=TEXT),))]
 

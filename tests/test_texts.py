@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ggprune import texts
-from ggprune.chat import ChatTemplate
+from ggprune.calibration import texts
+from ggprune.calibration.chat import ChatTemplate
+from ggprune.calibration.texts import Message
 from ggprune.errors import InputError
-from ggprune.texts import Message
 
 GEMMA = (
     "{{ bos_token }}{% for m in messages %}"

@@ -10,7 +10,7 @@ import pytest
 from tiny import write_tiny
 
 from ggprune.model import open_model
-from ggprune.weights import weight_scores
+from ggprune.planning.weights import weight_scores
 
 
 def independent(path: Path, layer: int, experts: int) -> list[float]:

@@ -51,7 +51,7 @@ def command(
     """
     from ggprune import pipeline
     from ggprune.model import open_model
-    from ggprune.plan import Plan
+    from ggprune.planning.plan import Plan
     from ggprune.rewrite import plan_rewrite
 
     chosen = Plan.load(plan)

@@ -36,8 +36,8 @@ def command(
     thought, GSM8K and seven MMLU subjects, with the same settings for both. It takes hours, and
     ggprune does not run it.
     """
-    from ggprune.bench_tasks import Settings, read_results, scores, script, write_script
     from ggprune.errors import InputError, OutputError
+    from ggprune.evaluation.bench_tasks import Settings, read_results, scores, script, write_script
 
     if results:
         found = read_results(results)
@@ -69,8 +69,8 @@ def command(
 
 def _check_models(*paths: Path) -> None:
     """Both are models llama-server can load: a plan must be applied first."""
-    from ggprune.candidate import Candidate
     from ggprune.errors import InputError
+    from ggprune.evaluation.candidate import Candidate
 
     for path in paths:
         if Candidate.load(path).plan is not None:

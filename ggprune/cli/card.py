@@ -11,7 +11,7 @@ from ggprune.cli.common import FILE, force_option, note
 from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
-    from ggprune.card import Card
+    from ggprune.hub.card import Card
 
 
 @click.command("card")
@@ -52,9 +52,9 @@ def command(
     It holds what the GGUF header, the drop metadata and evaluations say, and names what was not
     measured.
     """
-    from ggprune.card import Request, gather, render
     from ggprune.gguf_file import check_targets, write_text
-    from ggprune.hub_upload import repository
+    from ggprune.hub.card import Request, gather, render
+    from ggprune.hub.upload import repository
 
     if repo:
         repository(repo)

@@ -23,9 +23,9 @@ from ggprune.cli.common import (
 from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
-    from ggprune.candidate import Candidate
-    from ggprune.evaluate import Evaluation, Evaluator
-    from ggprune.verdict import Finding
+    from ggprune.evaluation.candidate import Candidate
+    from ggprune.evaluation.evaluate import Evaluation, Evaluator
+    from ggprune.evaluation.verdict import Finding
 
 
 def cache_option(command: Any) -> Any:
@@ -53,7 +53,7 @@ def command(base: Path, candidate: Path, **arguments: Any) -> None:
     held-out conversations that ship with ggprune and are never used for calibration. What the base
     model says is kept in a cache, so a second candidate costs half.
     """
-    from ggprune.candidate import Candidate
+    from ggprune.evaluation.candidate import Candidate
 
     wanted = Candidate.load(candidate)
     with evaluator(base, arguments) as measured:
@@ -76,11 +76,11 @@ def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
     Raises:
         UnsupportedModelError: an embedding model, which predicts no tokens.
     """
-    from ggprune import texts
     from ggprune.architectures import Kind
+    from ggprune.calibration import texts
     from ggprune.errors import UnsupportedModelError
-    from ggprune.evaluate import Evaluator
-    from ggprune.logcache import default_folder
+    from ggprune.evaluation.evaluate import Evaluator
+    from ggprune.evaluation.logcache import default_folder
 
     rest = dict(arguments)
     options = run_options_from(rest, verbose=arguments["verbose"])
@@ -126,7 +126,7 @@ def warn_of_calibration_text(
 
 def findings(candidate: Candidate, result: Evaluation) -> list[Finding]:
     """What is bad."""
-    from ggprune.verdict import verdict
+    from ggprune.evaluation.verdict import verdict
 
     return verdict(evaluation=result.as_json(), keep=candidate.keep, retained=candidate.retained)
 

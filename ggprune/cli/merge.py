@@ -21,9 +21,9 @@ def command(parts: tuple[Path, ...], output: Path, force: bool, quiet: bool) -> 
     Parts are the shards of one run (`calibrate --shard 3/16`), or runs of one model over different
     texts.
     """
+    from ggprune.calibration.merging import merge, missing_shards
+    from ggprune.calibration.statistics import Statistics
     from ggprune.gguf_file import check_targets
-    from ggprune.merging import merge, missing_shards
-    from ggprune.statistics import Statistics
 
     say = partial(note, quiet=quiet)
     check_targets([output], 0, force=force)

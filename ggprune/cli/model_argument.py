@@ -28,7 +28,7 @@ class Model(click.ParamType):  # type: ignore[type-arg]
         local = ":" not in text or os.path.lexists(text)
         if local or (ctx is not None and ctx.resilient_parsing):
             return Path(text)
-        from ggprune.hub_download import resolve_model
+        from ggprune.hub.download import resolve_model
 
         quiet = bool(ctx and ctx.params.get("quiet"))
         return resolve_model(text, quiet=quiet, say=lambda text: note(text, quiet=quiet))
@@ -39,7 +39,7 @@ MODEL = Model()
 
 def output_folder(model: Path) -> Path:
     """Where results go by default: beside the model, but never into the Hub's cache."""
-    from ggprune.hub import cache_folder
+    from ggprune.hub.client import cache_folder
 
     # Not resolved: in the cache, a model's path is a link to a blob, which is in the cache too.
     folder = Path(os.path.abspath(model)).parent

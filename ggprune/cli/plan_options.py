@@ -10,7 +10,7 @@ import click
 from ggprune.cli.common import NAMED_PATH, SIZE, Command
 
 if TYPE_CHECKING:
-    from ggprune.choosing import Request
+    from ggprune.planning.choosing import Request
 
 _TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
 
@@ -181,8 +181,8 @@ def request_from(arguments: dict[str, Any]) -> Request:
     Raises:
         InputError: no budget, or several.
     """
-    from ggprune.budget import Budget
-    from ggprune.choosing import Request
+    from ggprune.planning.budget import Budget
+    from ggprune.planning.choosing import Request
 
     names = (
         *("keep", "ratio", "retain", "target_size", "fit_vram"),

@@ -27,11 +27,11 @@ from ggprune.cli.common import (
 from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
-    from ggprune.candidate import Candidate
+    from ggprune.evaluation.candidate import Candidate
+    from ggprune.evaluation.probe import Answer
     from ggprune.llama.runtime import RunOptions
     from ggprune.model import MoeModel
-    from ggprune.plan import Plan
-    from ggprune.probe import Answer
+    from ggprune.planning.plan import Plan
 
 MODES = ("greedy", "sampled")
 
@@ -74,10 +74,10 @@ def command(base: Path, candidate: Path, **arguments: Any) -> None:
     repetition, tool calls as JSON, other languages. What is counted: words, distinct 4-grams,
     loops, collapses, answers that end by themselves, JSON that parses.
     """
-    from ggprune.candidate import Candidate
     from ggprune.errors import OutputError
+    from ggprune.evaluation.candidate import Candidate
+    from ggprune.evaluation.verdict import verdict
     from ggprune.gguf_file import write_text
-    from ggprune.verdict import verdict
 
     output = arguments["output"]
     if output and output.exists() and not arguments["force"]:
@@ -96,9 +96,8 @@ def command(base: Path, candidate: Path, **arguments: Any) -> None:
 
 
 def _run(base: Path, candidate: Candidate, arguments: dict[str, Any]) -> dict[str, Any]:
-    from ggprune.generate import Sampling
-    from ggprune.model import open_model
-    from ggprune.probe import (
+    from ggprune.calibration.generate import Sampling
+    from ggprune.evaluation.probe import (
         GREEDY,
         SAMPLED,
         answer_all,
@@ -106,6 +105,7 @@ def _run(base: Path, candidate: Candidate, arguments: dict[str, Any]) -> dict[st
         own_sampling,
         side_by_side,
     )
+    from ggprune.model import open_model
 
     options = run_options_from(arguments, verbose=arguments["verbose"])
     probes = builtin_probes()
@@ -136,8 +136,8 @@ def _both(
     ask: Callable[..., dict[str, list[Answer]]],
 ) -> tuple[dict[str, list[Answer]], dict[str, list[Answer]]]:
     """Answers of both sides; one model is loaded at a time, a plan needs no other."""
+    from ggprune.evaluation.masking import MaskObserver, dropped_by
     from ggprune.llama.runtime import LlamaModel
-    from ggprune.masking import MaskObserver, dropped_by
 
     with LlamaModel(model.gguf.path, options) as llama:
         base = ask(llama)

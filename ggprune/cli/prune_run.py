@@ -8,20 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ggprune import pipeline, texts
+from ggprune import pipeline
 from ggprune.architectures import Kind
-from ggprune.calibrate import ProgressFactory, Run, Settings
-from ggprune.choosing import Request, Resources, choose_plan, known_count
+from ggprune.calibration import texts
+from ggprune.calibration.calibrate import ProgressFactory, Run, Settings
+from ggprune.calibration.statistics import Statistics
 from ggprune.cli.common import table
 from ggprune.errors import InputError
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import MoeModel, open_model
 from ggprune.pipeline import Paths, Pruned
-from ggprune.plan import Plan
+from ggprune.planning.choosing import Request, Resources, choose_plan, known_count
+from ggprune.planning.plan import Plan
 from ggprune.report.page import write_report
 from ggprune.report.summary import summary_lines
 from ggprune.rewrite import Rewrite, plan_rewrite
-from ggprune.statistics import Statistics
 from ggprune.units import human_size
 
 
@@ -204,6 +205,6 @@ class PruneRun:
             return None
 
     def _modelfile(self, pruned: Pruned) -> Path:
-        from ggprune import modelfile
+        from ggprune.ollama import modelfile
 
         return modelfile.write(pruned.path, pruned.path.with_name("Modelfile"), force=True)

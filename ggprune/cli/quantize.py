@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ggprune.errors import GgpruneError
-    from ggprune.quantize import Forecast, QuantizeOptions, Quantizer
+    from ggprune.quantization.quantize import Forecast, QuantizeOptions, Quantizer
 
 
 class TensorTypePair(click.ParamType):  # type: ignore[type-arg]
@@ -103,8 +103,8 @@ def _source(
 ) -> Iterator[tuple[Quantizer, list[str]]]:
     """The file to quantize, pruned first with --from-plan, and the types."""
     from ggprune.gguf_file import GgufModel
-    from ggprune.quantize import Quantizer
-    from ggprune.quantize_names import file_type
+    from ggprune.quantization.quantize import Quantizer
+    from ggprune.quantization.quantize_names import file_type
 
     plan, source = arguments["from_plan"], arguments["source"]
     if (plan is None) != (source is None):
@@ -137,7 +137,7 @@ def _source(
 
 @contextlib.contextmanager
 def _pruned(plan: Path, source: Path, folder: Path, arguments: dict[str, Any]) -> Iterator[Any]:
-    from ggprune.quantize_source import pruned_source
+    from ggprune.quantization.quantize_source import pruned_source
 
     quiet = arguments["quiet"]
     with contextlib.ExitStack() as stack:
@@ -163,7 +163,7 @@ def _pruned(plan: Path, source: Path, folder: Path, arguments: dict[str, Any]) -
 
 
 def _options(arguments: dict[str, Any]) -> QuantizeOptions:
-    from ggprune.quantize import QuantizeOptions
+    from ggprune.quantization.quantize import QuantizeOptions
 
     names = (
         "imatrix",

@@ -39,10 +39,10 @@ def command(
     Every part may be missing. The page needs no network and opens from the disk; the same
     numbers are printed with --json, the essential ones without.
     """
+    from ggprune.calibration.statistics import Statistics
     from ggprune.gguf_file import check_targets
-    from ggprune.plan import Plan
+    from ggprune.planning.plan import Plan
     from ggprune.report import ReportInput, build, summary_lines, write_report
-    from ggprune.statistics import Statistics
 
     target = output or (None if as_json else Path("report.html"))
     if target:

@@ -10,7 +10,7 @@ import click
 from ggprune.cli.common import FILE, json_option, print_json, table
 
 if TYPE_CHECKING:
-    from ggprune.statistics import Statistics
+    from ggprune.calibration.statistics import Statistics
 
 
 @click.command("stats")
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @json_option
 def command(statistics: Path, as_json: bool) -> None:
     """Show what a statistics file holds: model, text, and how evenly experts are used."""
-    from ggprune.statistics import Statistics
+    from ggprune.calibration.statistics import Statistics
 
     found = Statistics.load(statistics)
     if as_json:

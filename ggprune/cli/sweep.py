@@ -26,7 +26,7 @@ from ggprune.cli.evaluate import cache_option, evaluator
 from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
-    from ggprune.sweep import Planner, Sweep
+    from ggprune.evaluation.sweep import Planner, Sweep
 
 
 class CommaList(click.ParamType):  # type: ignore[type-arg]
@@ -93,8 +93,8 @@ def command(model: Path, stats: Path, **arguments: Any) -> None:
 
 
 def _measure(model: Path, stats: Path, arguments: dict[str, Any]) -> Sweep:
-    from ggprune.statistics import Statistics
-    from ggprune.sweep import Tolerance, default_counts, sweep
+    from ggprune.calibration.statistics import Statistics
+    from ggprune.evaluation.sweep import Tolerance, default_counts, sweep
 
     statistics = Statistics.load(stats)
     quiet = arguments["quiet"]
@@ -123,8 +123,8 @@ def _measure(model: Path, stats: Path, arguments: dict[str, Any]) -> Sweep:
 
 def _planner(statistics: Any, model: Any, seed: int) -> Planner:
     """Plans as ``ggprune plan --method METHOD --keep N`` makes them."""
-    from ggprune.budget import Budget
-    from ggprune.choosing import Request, Resources, choose_plan
+    from ggprune.planning.budget import Budget
+    from ggprune.planning.choosing import Request, Resources, choose_plan
 
     def plan(method: str, keep: int) -> Any:
         request = Request(budget=Budget(keep=keep), method=method, seed=seed)

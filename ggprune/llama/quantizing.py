@@ -207,7 +207,7 @@ def _add_imatrix(api: Any, params: Any, job: QuantizeJob) -> Any:
 
     import numpy as np
 
-    from ggprune.imatrix import Imatrix
+    from ggprune.quantization.imatrix import Imatrix
 
     means = [(n, e.means()) for n, e in Imatrix.load(Path(job.imatrix)).entries.items()]
     table = (api.llama_model_imatrix_data * (len(means) + 1))()

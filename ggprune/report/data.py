@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError
-from ggprune.plan import LayerPlan, Plan
+from ggprune.evaluation.verdict import verdict
+from ggprune.planning.plan import LayerPlan, Plan
 from ggprune.report import sections
-from ggprune.statistics import Statistics
-from ggprune.verdict import verdict
 from ggprune.version import VERSION
 
 FORMAT = "ggprune-report"

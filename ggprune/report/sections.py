@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from ggprune import blend, scoring
-from ggprune.plan import Plan
-from ggprune.ranking import scores_by_domain
+from ggprune.calibration.statistics import Statistics
+from ggprune.planning import blend, scoring
+from ggprune.planning.plan import Plan
+from ggprune.planning.ranking import scores_by_domain
+from ggprune.planning.scoring import Floats
 from ggprune.report import concentration as measures
-from ggprune.scoring import Floats
-from ggprune.statistics import Statistics
 
 MEASURE = "Σ g‖f‖"
 _TOP = 8

@@ -1,0 +1,1 @@
+"""Text, the run over it, and the statistics it gives."""

@@ -1,0 +1,232 @@
+"""A calibration run that can be continued: its tokens, and the sums so far, in one file."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from ggprune.calibration.statistics import ExpertSums, Statistics
+from ggprune.errors import FormatError, InputError, MismatchError
+from ggprune.model import Identity
+
+#: Sequences in one context: enough to fill batches with short prompts.
+SEQUENCES = 32
+
+_PREFIX = "checkpoint."
+_ANSWERED = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens of one sequence.
+
+    Attributes:
+        domain: index of the text it comes from.
+        tokens: of the sequence.
+        stream: a prompt that the model has still to answer, and which random numbers its answer
+            is drawn with; None: complete.
+    """
+
+    domain: int
+    tokens: tuple[int, ...]
+    stream: int | None = None
+
+
+class _State(NamedTuple):
+    statistics: Statistics
+    chunks: Sequence[Chunk]
+    done: int
+
+
+class Checkpoint:
+    """How far a run has come.
+
+    The chunks are kept as tokens, answers of the model included, so that continuing neither
+    tokenizes nor generates again, and gives the same sums as a run without a break.
+
+    A signal may arrive between any two steps, so all that changes is one attribute: whenever the
+    checkpoint is saved, its sums belong to exactly the groups that count as done.
+
+    Args:
+        statistics: sums over the groups that are done.
+        chunks: all of the run.
+        done: number of finished groups.
+        capacity: tokens in one group.
+    """
+
+    def __init__(
+        self, statistics: Statistics, chunks: Sequence[Chunk], done: int, capacity: int
+    ) -> None:
+        self.capacity = capacity
+        self._state = _State(statistics, tuple(chunks), done)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Sums over the groups that are done."""
+        return self._state.statistics
+
+    @property
+    def chunks(self) -> Sequence[Chunk]:
+        """All sequences of the run."""
+        return self._state.chunks
+
+    @property
+    def done(self) -> int:
+        """Number of finished groups."""
+        return self._state.done
+
+    @property
+    def unanswered(self) -> list[int]:
+        """Indices of the prompts that the model has still to answer."""
+        return [i for i, chunk in enumerate(self.chunks) if chunk.stream is not None]
+
+    @property
+    def groups(self) -> list[list[Chunk]]:
+        """Chunks that share a context; final once every prompt is answered."""
+        return list(_grouped(self.chunks, self.capacity))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the run."""
+        return sum(len(chunk.tokens) for chunk in self.chunks)
+
+    @property
+    def tokens_done(self) -> int:
+        """Tokens of the finished groups."""
+        return sum(domain.tokens for domain in self.statistics.domains)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing is left to do."""
+        return not self.unanswered and self.tokens_done == self.tokens
+
+    def answer(self, answers: Mapping[int, Sequence[int]]) -> None:
+        """Add the model's answers to prompts, by index of the chunk."""
+        chunks = list(self.chunks)
+        for index, tokens in answers.items():
+            chunk = chunks[index]
+            chunks[index] = Chunk(chunk.domain, chunk.tokens + tuple(tokens))
+        self._state = self._state._replace(chunks=tuple(chunks))
+
+    def finish(self, group: Sequence[Chunk], sums: ExpertSums) -> None:
+        """Add a finished group; one that was interrupted never gets here."""
+        statistics, chunks, done = self._state
+        domains = list(statistics.domains)
+        domain = domains[group[0].domain]
+        total = domain.sums.copy()
+        total.add(sums)
+        tokens = domain.tokens + sum(len(chunk.tokens) for chunk in group)
+        domains[group[0].domain] = replace(domain, tokens=tokens, sums=total)
+        self._state = _State(replace(statistics, domains=tuple(domains)), chunks, done + 1)
+
+    def check_same(
+        self,
+        identity: Identity,
+        settings: Mapping[str, str | int],
+        hashes: Mapping[str, str],
+        name: str,
+    ) -> None:
+        """Raise MismatchError, naming what differs, unless this run may be continued."""
+        check_same_run(self.statistics, identity, settings, hashes, name)
+
+    def save(self, path: Path) -> None:
+        """Write the checkpoint, whole or not at all.
+
+        Raises:
+            OutputError: it cannot be written; an older one stays.
+        """
+        statistics, chunks, done = self._state
+        tokens = itertools.chain.from_iterable(chunk.tokens for chunk in chunks)
+        streams = [_ANSWERED if chunk.stream is None else chunk.stream for chunk in chunks]
+        arrays = {
+            "tokens": list(tokens),
+            "lengths": [len(chunk.tokens) for chunk in chunks],
+            "domains": [chunk.domain for chunk in chunks],
+            "streams": streams,
+            "progress": [done, self.capacity],
+        }
+        statistics.save(
+            path, {_PREFIX + name: np.array(array, np.int32) for name, array in arrays.items()}
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Checkpoint:
+        """Read a checkpoint.
+
+        Raises:
+            InputError: it is damaged; its sums are not to be trusted then.
+        """
+        extra: dict[str, npt.NDArray[np.int32]] = {}
+        try:
+            statistics = Statistics.load(path, extra)
+            arrays = {name.removeprefix(_PREFIX): array for name, array in extra.items()}
+            ends = np.cumsum(arrays["lengths"])
+            columns = (arrays[name] for name in ("domains", "streams", "lengths"))
+            chunks = [
+                Chunk(
+                    int(domain),
+                    tuple(arrays["tokens"][end - length : end].tolist()),
+                    None if stream == _ANSWERED else int(stream),
+                )
+                for domain, stream, length, end in zip(*columns, ends, strict=True)
+            ]
+            done, capacity = (int(number) for number in arrays["progress"])
+        except (InputError, FormatError, KeyError, ValueError) as error:
+            raise InputError(
+                f"{path}: is not a sound checkpoint: {error}",
+                remedy=f"Remove {path} to start again.",
+            ) from error
+        return cls(statistics, chunks, done, capacity)
+
+
+def _grouped(chunks: Sequence[Chunk], capacity: int) -> Iterator[list[Chunk]]:
+    """Chunks that share a context: of one domain, since a batch's tokens may be reordered."""
+    for _, same in itertools.groupby(sorted(chunks, key=_by_domain), key=_by_domain):
+        group: list[Chunk] = []
+        filled = 0
+        for chunk in same:
+            if group and (filled + len(chunk.tokens) > capacity or len(group) == SEQUENCES):
+                yield group
+                group, filled = [], 0
+            group.append(chunk)
+            filled += len(chunk.tokens)
+        if group:
+            yield group
+
+
+def _by_domain(chunk: Chunk) -> int:
+    return chunk.domain
+
+
+def check_same_run(
+    statistics: Statistics,
+    identity: Identity,
+    settings: Mapping[str, str | int],
+    hashes: Mapping[str, str],
+    name: str,
+) -> None:
+    """Compare statistics with what a run would gather.
+
+    Raises:
+        MismatchError: they are of another model, text or setting; names what differs.
+    """
+    statistics.identity.check_same(identity, name, "this model")
+    remedy = f"Use the same options to continue, or remove {name} to start again."
+    mine = statistics.settings
+    for key in (*mine, *(key for key in settings if key not in mine)):
+        if settings.get(key) != mine.get(key):
+            raise MismatchError(
+                f"{name}: was made with {key} {mine.get(key, 'not set')}, "
+                f"now it is {settings.get(key, 'not set')}",
+                remedy=remedy,
+            )
+    known = {domain.name: domain.sha256 for domain in statistics.domains}
+    different = sorted({text for text, _ in set(known.items()) ^ set(hashes.items())})
+    if different:
+        raise MismatchError(f"{name}: the text of {different[0]!r} differs", remedy=remedy)

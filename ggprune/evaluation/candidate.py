@@ -1,0 +1,87 @@
+"""A candidate as a user names it: a plan, or a model file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggprune.calibration.texts import Source
+from ggprune.drop_metadata import metadata_path
+from ggprune.errors import InputError
+from ggprune.model import describe
+from ggprune.planning.plan import Plan
+
+_GGUF_MAGIC = b"GGUF"
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is compared with the base model.
+
+    Attributes:
+        path: as given.
+        plan: the plan in it; None for a model file.
+        keep: experts a layer; None where a model file does not say.
+        retained: share of Σ g‖f‖ by layer, as far as known.
+        calibration: hashes of the texts that chose the experts, as far as known.
+    """
+
+    path: Path
+    plan: Plan | None
+    keep: int | None
+    retained: Mapping[int, float | None]
+    calibration: frozenset[str]
+
+    @classmethod
+    def load(cls, path: Path) -> Candidate:
+        """Find out what a path is.
+
+        Raises:
+            InputError, FormatError: it is neither a model nor a plan, or damaged.
+        """
+        try:
+            with open(path, "rb") as stream:
+                magic = stream.read(len(_GGUF_MAGIC))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        if magic != _GGUF_MAGIC:
+            plan = Plan.load(path)
+            shares = {layer: part.retained for layer, part in plan.layers.items()}
+            return cls(path, plan, plan.keep, shares, _hashes(plan.settings))
+        return _model_file(path)
+
+    def calibrated_on(self, sources: Iterable[Source]) -> list[str]:
+        """Domains of text that the experts were chosen on: measuring on it flatters."""
+        return [source.domain for source in sources if source.sha256 in self.calibration]
+
+
+def _model_file(path: Path) -> Candidate:
+    from ggprune.gguf_file import GgufModel
+
+    with GgufModel(path) as gguf:
+        keep = describe(gguf).experts or None
+    try:
+        metadata = json.loads(metadata_path(path).read_text(encoding="utf-8"))
+        shares = {int(layer): part.get("retained") for layer, part in metadata["layers"].items()}
+        return Candidate(path, None, keep, shares, _hashes(metadata))
+    except (OSError, ValueError, KeyError, AttributeError, TypeError):
+        # Without the file beside it, less is known of a model; it can be measured all the same.
+        return Candidate(path, None, keep, {}, frozenset())
+
+
+def _hashes(record: Mapping[str, Any]) -> frozenset[str]:
+    """All SHA-256 under ``calibration``, whichever way they are nested there."""
+    found: set[str] = set()
+    pending: list[Any] = [record.get("calibration")]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, Mapping):
+            pending += value.values()
+        elif isinstance(value, Sequence) and not isinstance(value, str):
+            pending += value
+        elif isinstance(value, str):
+            found.update(value.split("+"))
+    return frozenset(found)

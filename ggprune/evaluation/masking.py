@@ -1,0 +1,71 @@
+"""Masking: a pruned model without a file, by taking experts out of the router's choice."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ggprune.architectures import Architecture
+from ggprune.errors import InputError
+from ggprune.llama.observing import layer_node
+from ggprune.llama.tensor import TensorView
+from ggprune.planning.plan import Plan
+
+#: A softmax gives exactly 0 for it, and no bias or scale brings it back. Finite, because
+#: llama.cpp's own arithmetic (a group's score is a sum) would make NaN of infinities.
+MASKED = np.float32(-1e30)
+
+Dropped = Mapping[int, Sequence[int]]
+
+
+class MaskObserver:
+    """Takes experts out of the choice while the graph runs.
+
+    Writes a large negative number into the dropped experts' entries of the router's logits and of
+    the selection scores (``architecture.mask_nodes``, [n_expert, tokens] F32), before llama.cpp
+    chooses. What follows is what the pruned model computes: the same experts chosen, the same
+    gates. It composes with other observers, and what they see is the masked model.
+
+    Args:
+        architecture: names the nodes.
+        dropped: experts by layer; a layer that is not named stays whole.
+    """
+
+    def __init__(self, architecture: Architecture, dropped: Dropped | None = None) -> None:
+        self._nodes = frozenset(architecture.mask_nodes)
+        self._dropped: dict[int, npt.NDArray[np.intp]] = {}
+        self.set_plan(dropped or {})
+
+    def set_plan(self, dropped: Dropped) -> None:
+        """Mask other experts from the next decode on; nothing else has to be made anew."""
+        self._dropped = {
+            layer: np.array(experts, np.intp) for layer, experts in dropped.items() if len(experts)
+        }
+
+    def wants(self, name: str) -> bool:
+        """The nodes of every layer: it is asked once, and the mask may change later."""
+        node = layer_node(name)
+        return node is not None and node[0] in self._nodes
+
+    def receive(self, name: str, tensor: TensorView) -> bool:
+        """Write into a node."""
+        node = layer_node(name)
+        experts = self._dropped.get(node[1]) if node else None
+        if experts is None:
+            return True
+        values = tensor.array()
+        if experts.max() >= values.shape[-1]:
+            raise InputError(
+                f"{name}: there is no expert {experts.max()}, the layer has {values.shape[-1]}"
+            )
+        values[..., experts] = MASKED
+        if not tensor.on_host:
+            tensor.write(values)
+        return True
+
+
+def dropped_by(plan: Plan) -> dict[int, tuple[int, ...]]:
+    """What a plan (complete, see Plan.for_model) drops, by layer."""
+    return {layer: plan.dropped(layer) for layer in plan.layers}

@@ -1,0 +1,278 @@
+"""Generation side by side: what the base model and a candidate write when asked the same."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from typing import Any
+
+from ggprune.calibration import chat, texts
+from ggprune.calibration.generate import Sampling, generate
+from ggprune.calibration.texts import Document, Message
+from ggprune.gguf_file import GgufModel
+from ggprune.llama.observing import Observer
+from ggprune.llama.runtime import LlamaModel
+
+FORMAT = "ggprune-probe"
+_VERSION = 1
+GREEDY = "greedy"
+SAMPLED = "sampled"
+#: Below this share of distinct 4-grams a text goes round in circles.
+LOOP_RATIO = 0.55
+#: A text shorter than this many 4-grams says nothing about its variety.
+_FEWEST_GRAMS = 32
+#: A suffix counts as repeated if a piece stands at the end this often, and this many tokens long.
+_REPEATS = 4
+_REPEATED_TOKENS = 24
+#: Used where a model states no settings of its own: those of the seed card's comparison.
+DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9)
+_THOUGHT = re.compile(
+    r"<think>.*?</think>|<\|channel>thought.*?<channel\|>|"
+    r"<\|channel\|>analysis.*?<\|channel\|>final<\|message\|>",
+    re.DOTALL,
+)
+_FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
+_SPECIAL = re.compile(r"<\|?[a-z_]+\|?>")
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A prompt.
+
+    Attributes:
+        name: its identifier.
+        kind: code, math, philosophy, long_context, repetition, tools or language.
+        messages: the conversation to continue.
+        expect_json: whether the answer must be one JSON object.
+    """
+
+    name: str
+    kind: str
+    messages: tuple[Message, ...]
+    expect_json: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model wrote, measured.
+
+    Attributes:
+        text: with the special tokens in it.
+        tokens: how many.
+        words: separated by white space.
+        distinct4: distinct 4-grams of tokens over all of them; 1 for a short text.
+        loop: distinct4 below 0.55, or the text ends in a piece that is repeated.
+        collapse: empty, one token over and over, or bytes that are not UTF-8.
+        ended: by itself, not by the limit.
+        json: whether it is JSON; None where that was not asked for.
+    """
+
+    text: str
+    tokens: int
+    words: int
+    distinct4: float
+    loop: bool
+    collapse: bool
+    ended: bool
+    json: bool | None = None
+
+
+def builtin_probes() -> list[Probe]:
+    """The prompts that ship with ggprune."""
+    data = resources.files("ggprune.data").joinpath(texts.PROBES).read_text(encoding="utf-8")
+    probes = []
+    for line in data.splitlines():
+        record = json.loads(line)
+        messages = tuple(Message(turn["role"], turn["content"]) for turn in record["messages"])
+        probes.append(Probe(record["id"], record["kind"], messages, bool(record["expect_json"])))
+    return probes
+
+
+def own_sampling(gguf: GgufModel) -> Sampling:
+    """The settings a model's file states (``general.sampling.*``), or the seed card's."""
+    temperature = gguf.get("general.sampling.temp")
+    if temperature is None:
+        return DEFAULT_SAMPLING
+    # 0 means no limit to llama.cpp; what lies beyond the default's 64 tokens is noise.
+    top_k = int(gguf.get("general.sampling.top_k", 0)) or Sampling().top_k
+    top_p = float(gguf.get("general.sampling.top_p", 1.0))
+    return Sampling(temperature=float(temperature), top_p=top_p, top_k=top_k)
+
+
+def answer_all(
+    model: LlamaModel,
+    probes: Sequence[Probe],
+    modes: Mapping[str, Sampling],
+    *,
+    max_tokens: int,
+    parallel: int,
+    observers: Sequence[Observer] = (),
+    progress: Callable[[int], object] = lambda _: None,
+) -> dict[str, list[Answer]]:
+    """Let a model answer every probe in every mode, many at a time.
+
+    Args:
+        model: loaded.
+        probes: the prompts.
+        modes: settings by name.
+        max_tokens: of each answer.
+        parallel: sequences at the same time.
+        observers: a mask.
+        progress: called with the number of tokens just generated.
+    """
+    with GgufModel(model.path) as gguf:
+        template = chat.template_of(model, gguf.get("tokenizer.chat_template"))
+    prompts = [chat.tokenize(model, template, Document(messages=p.messages)) for p in probes]
+    found = {}
+    for mode, sampling in modes.items():
+        answers = generate(
+            model,
+            prompts,
+            max_tokens=max_tokens,
+            parallel=parallel,
+            sampling=sampling,
+            observers=observers,
+            progress=progress,
+        )
+        found[mode] = [
+            measure(model, ids, expect_json=probe.expect_json)
+            for probe, ids in zip(probes, answers, strict=True)
+        ]
+    return found
+
+
+def measure(model: LlamaModel, ids: Sequence[int], *, expect_json: bool = False) -> Answer:
+    """Measure one answer."""
+    ended = bool(ids) and model.ends_generation(ids[-1])
+    said = list(ids[:-1]) if ended else list(ids)
+    data = b"".join(model.piece(token) for token in said)
+    text, valid = decode(data, cut=not ended)
+    ratio = distinct_ratio(said)
+    return Answer(
+        text=text,
+        tokens=len(said),
+        words=len(_SPECIAL.sub(" ", text).split()),
+        distinct4=ratio,
+        loop=ratio < LOOP_RATIO or ends_in_repetition(said),
+        collapse=not text.strip() or len(set(said)) == 1 or not valid,
+        ended=ended,
+        json=is_json(text) if expect_json else None,
+    )
+
+
+def decode(data: bytes, *, cut: bool) -> tuple[str, bool]:
+    """Text, and whether it is valid UTF-8; ``cut``: it may end within a character."""
+    try:
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=not cut), True
+    except UnicodeDecodeError:
+        return data.decode("utf-8", "replace"), False
+
+
+def distinct_ratio(ids: Sequence[int]) -> float:
+    """Distinct 4-grams over all 4-grams; 1 where there are too few to say."""
+    grams = [tuple(ids[i : i + 4]) for i in range(len(ids) - 3)]
+    return len(set(grams)) / len(grams) if len(grams) >= _FEWEST_GRAMS else 1.0
+
+
+def ends_in_repetition(ids: Sequence[int]) -> bool:
+    """Whether the same piece stands at the end at least four times, 24 tokens or more in all."""
+    for period in range(1, len(ids) // _REPEATS + 1):
+        length = period * max(_REPEATS, -(-_REPEATED_TOKENS // period))
+        tail = list(ids[-length:])
+        if len(ids) >= length and tail[period:] == tail[:-period]:
+            return True
+    return False
+
+
+def is_json(text: str) -> bool:
+    """Whether an answer, without thoughts and code fences, is one JSON object."""
+    rest = _THOUGHT.sub("", text)
+    fenced = _FENCE.search(rest)
+    try:
+        return isinstance(json.loads(fenced[1] if fenced else rest), dict)
+    except ValueError:
+        return False
+
+
+def summary(answers: Sequence[Answer]) -> dict[str, float | int | None]:
+    """Means and rates over answers."""
+    count = max(len(answers), 1)
+    asked = [answer.json for answer in answers if answer.json is not None]
+    return {
+        "probes": len(answers),
+        "mean_words": sum(answer.words for answer in answers) / count,
+        "mean_tokens": sum(answer.tokens for answer in answers) / count,
+        "distinct4": sum(answer.distinct4 for answer in answers) / count,
+        "loop_rate": sum(answer.loop for answer in answers) / count,
+        "collapse_rate": sum(answer.collapse for answer in answers) / count,
+        "ended_rate": sum(answer.ended for answer in answers) / count,
+        "json_rate": sum(asked) / len(asked) if asked else None,
+    }
+
+
+def side_by_side(
+    probes: Sequence[Probe],
+    base: Mapping[str, Sequence[Answer]],
+    candidate: Mapping[str, Sequence[Answer]],
+    *,
+    names: tuple[str, str],
+    settings: Mapping[str, Any],
+    modes: Mapping[str, Sampling],
+) -> dict[str, Any]:
+    """The form that ``ggprune probe`` writes.
+
+    Args:
+        probes: the prompts.
+        base, candidate: answers by mode, in the order of the probes.
+        names: of both models.
+        settings: how it was run.
+        modes: settings by name.
+    """
+    return {
+        "format": FORMAT,
+        "version": _VERSION,
+        "base": names[0],
+        "candidate": names[1],
+        "settings": dict(settings),
+        "modes": {
+            mode: {
+                "sampling": asdict(sampling),
+                **_mode(probes, base[mode], candidate[mode]),
+            }
+            for mode, sampling in modes.items()
+        },
+    }
+
+
+def _mode(
+    probes: Sequence[Probe], base: Sequence[Answer], candidate: Sequence[Answer]
+) -> dict[str, Any]:
+    rows = list(zip(probes, base, candidate, strict=True))
+    kinds = dict.fromkeys(probe.kind for probe in probes)
+    return {
+        "base": summary(base),
+        "candidate": summary(candidate),
+        "kinds": {
+            kind: {
+                "base": summary([b for p, b, _ in rows if p.kind == kind]),
+                "candidate": summary([c for p, _, c in rows if p.kind == kind]),
+            }
+            for kind in kinds
+        },
+        "loops_in_candidate_only": [p.name for p, b, c in rows if c.loop and not b.loop],
+        "loops_in_base_only": [p.name for p, b, c in rows if b.loop and not c.loop],
+        "probes": [
+            {
+                "id": p.name,
+                "kind": p.kind,
+                "prompt": p.messages[-1].content,
+                "base": asdict(b),
+                "candidate": asdict(c),
+            }
+            for p, b, c in rows
+        ],
+    }

@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: models, texts, cards, publishing."""

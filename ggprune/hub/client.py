@@ -1,0 +1,272 @@
+"""The Hugging Face Hub: list, download, commit. The only module that imports huggingface_hub.
+
+Every call goes through ``_attempt``: it tries again what may work later (429 after the time the
+Hub asks for, server errors, dropped connections) and turns the rest into HubError with a remedy.
+No token ever reaches a message or a log: see ``redacted``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ggprune.errors import GgpruneError, HubError
+from ggprune.hub.errors import LOGIN, Failure, redacted
+from ggprune.hub.files import LocalFile, RemoteFile, Repo
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+Result = TypeVar("Result")
+
+ENDPOINT = "https://huggingface.co"
+#: Seconds before the second, third, ... attempt, where the Hub names no time itself. The library
+#: tries single requests again too; this is for those it does not (commits, first connections).
+_WAITS = (1.0, 4.0, 15.0)
+#: A longer Retry-After than this is reported instead of waited for.
+_LONGEST_WAIT = 600.0
+
+
+class Hub:
+    """A connection to the Hub that HF_ENDPOINT names, with the token huggingface_hub finds.
+
+    Args:
+        quiet: no progress bars.
+        say: called with notes for the user, such as how long the Hub wants us to wait.
+    """
+
+    def __init__(self, *, quiet: bool = False, say: Callable[[str], object] = lambda _: None):
+        self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
+        self._quiet = quiet or not sys.stderr.isatty()
+        self._say = say
+        self._api: HfApi | None = None
+
+    def url(self, repo: Repo) -> str:
+        """Where a person sees the repository."""
+        prefix = "" if repo.kind == "model" else f"{repo.kind}s/"
+        tail = f"/tree/{repo.revision}" if repo.revision else ""
+        return f"{self.endpoint}/{prefix}{repo.name}{tail}"
+
+    def require_token(self) -> None:
+        """Raise HubError unless there is a token: writing needs one."""
+        if not _token():
+            raise HubError("the Hub takes files only from someone it knows", remedy=LOGIN)
+
+    def files(self, repo: Repo) -> list[RemoteFile]:
+        """All files of a repository at its revision, by path.
+
+        Raises:
+            HubError: there is no such repository or revision, or it cannot be read.
+        """
+
+        def listing(api: HfApi) -> list[RemoteFile]:
+            entries = api.list_repo_tree(
+                repo.name, recursive=True, revision=repo.revision, repo_type=repo.kind
+            )
+            return [_remote(entry) for entry in entries if hasattr(entry, "blob_id")]
+
+        found = self._attempt(f"listing {repo}", listing, reading=True)
+        return sorted(found, key=lambda file: file.path)
+
+    def exists(self, repo: Repo) -> bool:
+        """Whether the repository (and its revision) can be seen."""
+        try:
+            self._attempt(
+                f"looking for {repo}",
+                lambda api: api.repo_info(repo.name, revision=repo.revision, repo_type=repo.kind),
+                reading=True,
+            )
+        except Failure as failure:
+            if failure.missing:
+                return False
+            raise
+        return True
+
+    def download(self, repo: Repo, path: str) -> Path:
+        """Download a file into huggingface_hub's cache, or find it there; resumes.
+
+        Raises:
+            HubError: it is not there, may not be read, or the connection keeps breaking.
+        """
+        from huggingface_hub import hf_hub_download
+
+        def fetch(_: HfApi) -> str:
+            return hf_hub_download(
+                repo.name,
+                path,
+                repo_type=repo.kind,
+                revision=repo.revision,
+                endpoint=self.endpoint,
+                cache_dir=os.environ.get("HF_HUB_CACHE") or None,
+            )
+
+        return Path(self._attempt(f"downloading {path} of {repo}", fetch))
+
+    def create(self, repo: Repo, *, private: bool) -> None:
+        """Make the repository and its branch unless they exist."""
+        self._attempt(
+            f"creating {repo.name}",
+            lambda api: api.create_repo(
+                repo.name, private=private, repo_type=repo.kind, exist_ok=True
+            ),
+        )
+        if repo.revision:
+            branch = repo.revision
+            self._attempt(
+                f"creating the branch {branch} of {repo.name}",
+                lambda api: api.create_branch(
+                    repo.name, branch=branch, repo_type=repo.kind, exist_ok=True
+                ),
+            )
+
+    def commit(self, repo: Repo, files: Sequence[LocalFile], message: str) -> None:
+        """Upload files as one commit; what the Hub's storage has already is not sent again.
+
+        Raises:
+            HubError: refused, or the connection keeps breaking.
+        """
+        from huggingface_hub import CommitOperationAdd
+
+        def send(api: HfApi) -> object:
+            operations = []
+            for file in files:
+                operation = CommitOperationAdd(file.name, str(file.path))
+                # Saves reading a large file a second time.
+                operation.upload_info.sha256 = bytes.fromhex(file.sha256)
+                operations.append(operation)
+            return api.create_commit(
+                repo.name,
+                operations,
+                commit_message=message,
+                revision=repo.revision,
+                repo_type=repo.kind,
+            )
+
+        names = files[0].name if len(files) == 1 else f"{len(files)} files"
+        self._attempt(f"uploading {names} to {repo}", send)
+
+    def stored(self, repo: Repo, names: Sequence[str]) -> dict[str, RemoteFile]:
+        """What the Hub has under these paths."""
+
+        def look(api: HfApi) -> list[RemoteFile]:
+            found = api.get_paths_info(
+                repo.name, list(names), revision=repo.revision, repo_type=repo.kind
+            )
+            return [_remote(entry) for entry in found if hasattr(entry, "blob_id")]
+
+        return {file.path: file for file in self._attempt(f"checking {repo}", look, reading=True)}
+
+    def _attempt(
+        self, action: str, call: Callable[[HfApi], Result], *, reading: bool = False
+    ) -> Result:
+        """Call the library, again where that may help, with errors made readable.
+
+        Args:
+            action: for messages ("listing o/r").
+            call: what to do.
+            reading: the library itself connects again and again; doing so several times over
+                would keep someone without a network waiting for minutes.
+        """
+        for wait in (*_WAITS, None):
+            try:
+                with self._bars():
+                    return call(self._connect())
+            except GgpruneError:
+                raise
+            except Exception as error:
+                failure = Failure.of(error, action, token=bool(_token()))
+                if failure is None:
+                    raise
+                pause = failure.retry_after if failure.retry_after is not None else wait
+                final = not failure.transient or (reading and not failure.status)
+                if final or wait is None or pause is None or pause > _LONGEST_WAIT:
+                    # Not chained: what the library raised may hold a signed address.
+                    raise failure from None
+                self._say(f"{failure.message}; trying again in {pause:.0f} s")
+                time.sleep(pause)
+        raise AssertionError("unreachable")
+
+    def _connect(self) -> HfApi:
+        if self._api is None:
+            from huggingface_hub import HfApi
+
+            from ggprune.version import VERSION
+
+            _guard_logs()
+            self._api = HfApi(
+                endpoint=self.endpoint, library_name="ggprune", library_version=VERSION
+            )
+        return self._api
+
+    @contextlib.contextmanager
+    def _bars(self) -> Iterator[None]:
+        """The library's progress bars: off if quiet, and as they were afterwards."""
+        from huggingface_hub.utils.tqdm import (
+            are_progress_bars_disabled,
+            disable_progress_bars,
+            enable_progress_bars,
+        )
+
+        if not self._quiet or are_progress_bars_disabled():
+            yield
+            return
+        disable_progress_bars()
+        try:
+            yield
+        finally:
+            enable_progress_bars()
+
+
+def metadata_block(fields: Mapping[str, Any]) -> str:
+    """A model card's metadata as YAML between ``---`` lines, made by huggingface_hub.
+
+    Args:
+        fields: the Hub's names (base_model, license, tags, ...); None is left out.
+    """
+    from huggingface_hub import ModelCardData
+
+    return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n"
+
+
+def cache_folder() -> Path:
+    """Where huggingface_hub keeps downloads."""
+    from huggingface_hub import constants
+
+    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser()
+
+
+def _remote(entry: Any) -> RemoteFile:
+    lfs = entry.lfs
+    # An old release gives a dict, later ones an object.
+    sha256 = (lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else ""
+    return RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
+
+
+def _token() -> str | None:
+    from huggingface_hub import get_token
+
+    return get_token()
+
+
+class _Redact(logging.Filter):
+    """Takes tokens and signed addresses out of the library's own messages."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.msg = redacted(record.getMessage(), _token())
+        record.args = ()
+        return True
+
+
+def _guard_logs() -> None:
+    from huggingface_hub.utils import logging as library
+
+    library.get_logger("huggingface_hub")  # Gives the library's root logger its handler.
+    for handler in logging.getLogger("huggingface_hub").handlers:
+        if not any(isinstance(present, _Redact) for present in handler.filters):
+            handler.addFilter(_Redact())

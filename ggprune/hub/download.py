@@ -1,0 +1,182 @@
+"""Models and texts by their name on the Hub, as local paths in huggingface_hub's cache."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ggprune.errors import HubError
+from ggprune.hub.client import Hub
+from ggprune.hub.errors import Failure
+from ggprune.hub.files import RemoteFile, Repo
+
+Say = Callable[[str], object]
+
+_PART = r"[A-Za-z0-9][\w.-]*"
+_NAME = rf"{_PART}/{_PART}"
+#: hf://[datasets/]owner/repo[@revision]/file[@revision]; the revision may have slashes only when
+#: it stands last.
+_ADDRESS = re.compile(
+    rf"hf://(?P<kind>datasets/|models/)?(?P<name>{_NAME})(?:@(?P<early>[^/@]+))?"
+    r"/(?P<file>[^@]+)(?:@(?P<late>.+))?"
+)
+_SHORTHAND = re.compile(rf"(?:hf://)?(?P<name>{_NAME}):(?P<tag>[\w.-]+)(?:@(?P<revision>.+))?")
+_SHARD = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+#: llama.cpp's rule (common/download.cpp): files with these in their name are not models.
+_SIDECARS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A model or text on the Hub: a ``file`` of a repository, or a quantization's ``tag``."""
+
+    repo: Repo
+    file: str = ""
+    tag: str = ""
+
+
+def parse(reference: str) -> Reference | None:
+    """Read ``hf://owner/repo/file[@revision]`` or ``owner/repo:TAG``; None for anything else."""
+    match = _SHORTHAND.fullmatch(reference)
+    if match:
+        return Reference(Repo(match["name"], revision=match["revision"]), tag=match["tag"])
+    match = _ADDRESS.fullmatch(reference)
+    if match:
+        kind = "dataset" if match["kind"] == "datasets/" else "model"
+        repo = Repo(match["name"], kind, match["late"] or match["early"])
+        return Reference(repo, file=match["file"])
+    if reference.startswith("hf://"):
+        raise HubError(
+            f"{reference}: is not an address on the Hub",
+            remedy="Write hf://OWNER/REPO/FILE.gguf[@REVISION], or OWNER/REPO:Q4_K_M.",
+        )
+    return None
+
+
+def resolve_model(
+    reference: str, *, quiet: bool = False, say: Say = lambda _: None, hub: Hub | None = None
+) -> Path:
+    """The local path of a model: downloaded if it is named by its place on the Hub.
+
+    Args:
+        reference: ``hf://owner/repo/file.gguf[@revision]``, ``owner/repo:Q4_K_M`` (as llama.cpp
+            has it), or a path. A path that exists always wins, and what looks like neither is
+            returned as a path, so that opening it says what is missing.
+        quiet: no progress bars.
+        say: called with notes for the user.
+        hub: the connection to use.
+
+    Returns:
+        The (first shard's) path; all shards are there.
+
+    Raises:
+        HubError: it is not there, may not be read, or the connection keeps breaking.
+    """
+    found = None if os.path.lexists(reference) else parse(reference)
+    if found is None:
+        return Path(reference)
+    hub = hub or Hub(quiet=quiet, say=say)
+    files = [file.path for file in _listing(hub, found, reference)]
+    shards = shards_of(_named(files, found, reference), files, reference)
+    say(f"{reference} is {found.repo.name}/{shards[0]}" + _more(shards))
+    paths = [hub.download(found.repo, shard) for shard in shards]
+    return paths[0]
+
+
+def resolve_text(
+    reference: str, *, quiet: bool = False, say: Say = lambda _: None, hub: Hub | None = None
+) -> Path:
+    """The local path of a text file: ``hf://datasets/owner/repo/file.jsonl``, or a path.
+
+    Raises:
+        HubError: it is not there, may not be read, or the connection keeps breaking.
+    """
+    found = None if os.path.lexists(reference) else parse(reference)
+    if found is None or found.tag:
+        return Path(reference)
+    hub = hub or Hub(quiet=quiet, say=say)
+    return hub.download(found.repo, found.file)
+
+
+def shards_of(file: str, files: Sequence[str], reference: str) -> list[str]:
+    """All shards of the model that ``file`` is (one of), in order.
+
+    Raises:
+        HubError: a shard is missing from the repository.
+    """
+    match = _SHARD.fullmatch(file)
+    if match is None:
+        return [file]
+    count = int(match["count"])
+    wanted = [f"{match['prefix']}-{n:05d}-of-{match['count']}.gguf" for n in range(1, count + 1)]
+    missing = sorted(set(wanted) - set(files))
+    if missing:
+        raise HubError(
+            f"{reference}: the repository has no {missing[0]} ({len(missing)} of {count} shards "
+            "are missing)",
+            remedy="Its upload may not be finished; choose another quantization.",
+        )
+    return wanted
+
+
+def with_tag(files: Sequence[str], tag: str) -> str | None:
+    """The model file that llama.cpp's ``owner/repo:TAG`` means, if any.
+
+    As in llama.cpp: the tag, in any case, followed by ``.`` or ``-`` in the path; not a sidecar;
+    the first shard. Of several, one whose name ends with the tag is preferred, so that Q4_K_M is
+    not IQ4_K_M.
+    """
+    models = [file for file in sorted(files) if _is_model(file)]
+    for before in (r"(?:^|[-._/])", ""):
+        pattern = re.compile(before + re.escape(tag) + "[.-]", re.IGNORECASE)
+        for file in models:
+            if pattern.search(file):
+                return file
+    return None
+
+
+def _is_model(file: str) -> bool:
+    name = PurePosixPath(file).name
+    shard = _SHARD.fullmatch(file)
+    return (
+        name.endswith(".gguf")
+        and not any(sidecar in name for sidecar in _SIDECARS)
+        and (shard is None or int(shard["number"]) == 1)
+    )
+
+
+def _listing(hub: Hub, found: Reference, reference: str) -> list[RemoteFile]:
+    try:
+        return hub.files(found.repo)
+    except Failure as failure:
+        # Without a connection what is in the cache is still good, if it is named by file.
+        if failure.status or not found.file:
+            raise
+        match = _SHARD.fullmatch(found.file)
+        count = int(match["count"]) if match else 1
+        prefix = match["prefix"] if match else ""
+        names = [f"{prefix}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
+        return [RemoteFile(name, 0, "", "") for name in (names if match else [found.file])]
+
+
+def _named(files: Sequence[str], found: Reference, reference: str) -> str:
+    """The file that is meant, among those of the repository."""
+    file = found.file if found.file in files else None
+    if found.tag:
+        file = with_tag(files, found.tag)
+    if file is not None:
+        return file
+    models = [name for name in files if _is_model(name)]
+    wanted = f"quantization {found.tag}" if found.tag else f"file {found.file}"
+    listed = ", ".join(models[:12]) + (", …" if len(models) > 12 else "")
+    raise HubError(
+        f"{reference}: {found.repo} has no {wanted}",
+        remedy=f"It has: {listed}." if models else "It has no GGUF model at all.",
+    )
+
+
+def _more(shards: Sequence[str]) -> str:
+    return f" and {len(shards) - 1} more shards" if len(shards) > 1 else ""

@@ -1,0 +1,223 @@
+"""Publishing a folder on the Hub: what to send, what is there already, sending and checking it."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+from ggprune.errors import HubError, InputError
+from ggprune.gguf_file import shard_name, write_text
+from ggprune.hub.client import Hub
+from ggprune.hub.files import LocalFile, RemoteFile, Repo
+
+#: The Hub's limit for one file (https://huggingface.co/docs/hub/storage-limits), in bytes.
+LARGEST_FILE = 50 * 1000**3
+CHECKSUMS = "SHA256SUMS"
+CARD = "README.md"
+
+#: A file from this size on is a commit of its own, so that a push that breaks keeps what it sent.
+_OWN_COMMIT = 10 * 1000**2
+_SUFFIXES = frozenset(
+    {".gguf", ".md", ".json", ".jsonl", ".html", ".txt", ".dat", ".imatrix", ".png", ".toml"}
+)
+_NAMES = re.compile(r"(Modelfile|LICENSE|LICENCE|NOTICE|SHA256SUMS)([-.].*)?")
+_REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_SHARD = re.compile(r"(?P<prefix>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
+
+Say = Callable[[str], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Push:
+    """What a push does.
+
+    Attributes:
+        repo: where to.
+        creates: the repository (or its branch) is not there yet.
+        upload: files to send.
+        present: files that the Hub has with the same hash.
+        left_out: files of the folder that are of no kind that belongs to a model, by name.
+        checksums: the text of SHA256SUMS.
+    """
+
+    repo: Repo
+    creates: bool
+    upload: tuple[LocalFile, ...]
+    present: tuple[LocalFile, ...]
+    left_out: tuple[str, ...]
+    checksums: str
+
+    @property
+    def bytes_to_send(self) -> int:
+        """Size of all files to send."""
+        return sum(file.size for file in self.upload)
+
+
+def repository(name: str, revision: str | None = None) -> Repo:
+    """Check ``owner/name``.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if not _REPO.fullmatch(name):
+        raise InputError(
+            f"{name}: is not a repository's name",
+            remedy="Write OWNER/NAME, for instance me/my-model-GGUF.",
+        )
+    return Repo(name, revision=revision)
+
+
+def contents(folder: Path) -> tuple[list[Path], list[str]]:
+    """The files of a folder that belong to a model, and the names of those that do not.
+
+    Models, cards, reports, plans, Modelfiles, licences and pictures belong to it; hidden files
+    and all others (which may hold anything) do not. The checksums are made anew.
+
+    Raises:
+        InputError: there is no such folder, no model in it, a shard is missing, or a file is too
+            large for the Hub.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: is not a folder", remedy="Give the folder with the models.")
+    files, left_out = [], []
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if not path.is_file() or name == CHECKSUMS:
+            continue
+        hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+        known = path.suffix.lower() in _SUFFIXES or _NAMES.fullmatch(path.name)
+        if known and not hidden:
+            files.append(path)
+        else:
+            left_out.append(name)
+    if not any(path.suffix == ".gguf" for path in files):
+        raise InputError(f"{folder}: has no .gguf file", remedy="Give the folder with the models.")
+    _check_sizes(files)
+    _check_shards(files)
+    return files, left_out
+
+
+def prepare(
+    folder: Path, repo: Repo, hub: Hub, *, progress: Callable[[int], object] = lambda _: None
+) -> Push:
+    """Compare a folder with the repository; sends nothing.
+
+    Args:
+        progress: called with the number of bytes just hashed.
+
+    Raises:
+        InputError: see contents.
+        HubError: the Hub cannot be asked.
+    """
+    paths, left_out = contents(folder)
+    there, creates = _present(repo, hub)
+    files = [LocalFile.of(path, path.relative_to(folder).as_posix(), progress) for path in paths]
+    sums = "".join(f"{file.sha256}  {file.name}\n" for file in files if _is_model(file.name))
+    files.append(_from_text(folder / CHECKSUMS, sums))
+    same = {file.name for file in files if file.name in there and there[file.name].holds(file)}
+    return Push(
+        repo=repo,
+        creates=creates,
+        upload=tuple(file for file in files if file.name not in same),
+        present=tuple(file for file in files if file.name in same),
+        left_out=tuple(left_out),
+        checksums=sums,
+    )
+
+
+def carry_out(
+    push: Push, folder: Path, hub: Hub, *, private: bool = False, say: Say = lambda _: None
+) -> None:
+    """Do what ``prepare`` found, large files first, and check what the Hub then has.
+
+    Raises:
+        HubError: refused, broken off for good, or the Hub has other bytes than were sent.
+    """
+    if push.creates:
+        hub.create(push.repo, private=private)
+        say(f"created {push.repo}")
+    if any(file.name == CHECKSUMS for file in push.upload):
+        write_text(folder / CHECKSUMS, push.checksums)
+    small = [file for file in push.upload if file.size < _OWN_COMMIT]
+    batches = [[file] for file in push.upload if file.size >= _OWN_COMMIT] + [small]
+    for batch in filter(None, batches):
+        names = ", ".join(file.name for file in batch[:4]) + (", …" if len(batch) > 4 else "")
+        say(f"uploading {names}")
+        hub.commit(push.repo, batch, f"Upload {names}")
+        check(push.repo, batch, hub)
+
+
+def check(repo: Repo, files: Sequence[LocalFile], hub: Hub) -> None:
+    """Compare the hashes that the Hub reports with our own.
+
+    Raises:
+        HubError: a file differs or is not there.
+    """
+    stored = hub.stored(repo, [file.name for file in files])
+    for file in files:
+        found = stored.get(file.name)
+        if found is None or not found.holds(file):
+            what = _difference(file, found)
+            raise HubError(
+                f"{repo}: checksum mismatch after the upload of {file.name}: {what}",
+                remedy="Delete the file on the Hub and push again; do not use what is there.",
+            )
+
+
+def _difference(file: LocalFile, found: RemoteFile | None) -> str:
+    if found is None:
+        return "the Hub does not have it"
+    mine, theirs = (file.sha256, found.sha256) if found.sha256 else (file.blob, found.blob)
+    return f"the Hub has {theirs[:16]}… ({found.size:,} bytes), sent {mine[:16]}… ({file.size:,})"
+
+
+def _present(repo: Repo, hub: Hub) -> tuple[dict[str, RemoteFile], bool]:
+    """What the repository holds by path, and whether it has to be made."""
+    if not hub.exists(replace(repo, revision=None)):
+        return {}, True
+    if repo.revision and not hub.exists(repo):
+        # The new branch starts as a copy of main.
+        return {file.path: file for file in hub.files(replace(repo, revision=None))}, True
+    return {file.path: file for file in hub.files(repo)}, False
+
+
+def _check_sizes(files: Iterable[Path]) -> None:
+    for path in files:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            stem = path.name.removesuffix(".gguf")
+            raise InputError(
+                f"{path}: {size:,} bytes, the Hub takes files of up to {LARGEST_FILE:,}",
+                remedy="Write it as shards: repeat the ggprune command that made it with "
+                "--split-max-size 50G, or: "
+                f"llama-gguf-split --split --split-max-size 50G {path} {path.with_name(stem)}",
+            )
+
+
+def _check_shards(files: Iterable[Path]) -> None:
+    paths = set(files)
+    for path in sorted(paths):
+        match = _SHARD.fullmatch(path.name)
+        if match is None:
+            continue
+        count = int(match["count"])
+        for number in range(count):
+            wanted = path.with_name(shard_name(match["prefix"], number, count))
+            if wanted not in paths:
+                raise InputError(
+                    f"{wanted}: shard {number + 1} of {count} is missing",
+                    remedy="Put all shards into the folder, or none.",
+                )
+
+
+def _from_text(path: Path, text: str) -> LocalFile:
+    data = text.encode()
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+    return LocalFile(path, path.name, len(data), hashlib.sha256(data).hexdigest(), blob)
+
+
+def _is_model(name: str) -> bool:
+    return name.endswith(".gguf")

@@ -1,0 +1,1 @@
+"""Which experts stay: scores, budgets, search, plans."""

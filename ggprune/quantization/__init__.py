@@ -1,0 +1,1 @@
+"""Requantizing and importance matrices."""
