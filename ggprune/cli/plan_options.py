@@ -114,7 +114,7 @@ def method_options(command: Command) -> Command:
     """Which experts stay; see request_from."""
     for option in reversed(
         (
-            click.option("--method", default="reap", show_default=True, help=METHOD_HELP),
+            click.option("--method", default="contribution", show_default=True, help=METHOD_HELP),
             click.option(
                 "--seed", default=0, show_default=True, help="For what is drawn at random."
             ),

@@ -56,7 +56,7 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--methods",
     type=CommaList(str),
-    default="reap",
+    default="contribution",
     show_default=True,
     metavar="NAME,…",
     help="How experts are chosen; random is the control.",

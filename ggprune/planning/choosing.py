@@ -62,7 +62,7 @@ class Request:
     """
 
     budget: Budget
-    method: str = "reap"
+    method: str = scoring.DEFAULT_METHOD
     seed: int = 0
     blend: str = ""
     protect_domains: tuple[str, ...] = ()

@@ -14,7 +14,7 @@ from ggprune.errors import InputError, MismatchError
 from ggprune.gguf_file import write_text
 from ggprune.model import Identity, MoeModel
 from ggprune.planning import scoring
-from ggprune.planning.scoring import Floats
+from ggprune.planning.scoring import DEFAULT_METHOD, Floats
 
 FORMAT = "ggprune-plan"
 VERSION = 1
@@ -190,7 +190,7 @@ class Plan:
 def make_plan(
     statistics: Statistics,
     keep: int,
-    method: str = "reap",
+    method: str = DEFAULT_METHOD,
     *,
     scores: Floats | None = None,
     seed: int = 0,
