@@ -121,8 +121,3 @@ class RoutingObserver:
                 f"layer {layer}: experts compute values that are not finite",
                 remedy="The model file is damaged, or its quantization is; try another one.",
             )
-
-
-def norms(rows: npt.NDArray[np.float32]) -> Floats:
-    """Euclidean norm along the last axis of float32 rows, [tokens, used, n_embd]."""
-    return NormReader().in_place(rows)

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.architectures import CHOSEN_NODE, Architecture
-from ggprune.calibration.collect import norms
+from ggprune.llama.norms import NormReader
 from ggprune.llama.observing import layer_node
 from ggprune.llama.tensor import TensorView
 
@@ -46,6 +46,7 @@ class RoutingRecorder:
     def __init__(
         self, architecture: Architecture, layers: Sequence[int], *, cut: bool = True
     ) -> None:
+        self._norms = NormReader()
         self._contribution = architecture.contribution_nodes
         self._layers = tuple(layers)
         self._last = layers[-1] if cut else None
@@ -97,7 +98,7 @@ class RoutingRecorder:
             gates.append(values.reshape(values.shape[1], values.shape[2]).astype(np.float32))
         if base not in self._contribution:
             return True
-        contributions.append(norms(tensor.array()[0]).astype(np.float32))
+        contributions.append(self._norms(tensor).astype(np.float32))
         return layer != self._last
 
 
