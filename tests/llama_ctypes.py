@@ -94,8 +94,10 @@ class Model:
         params.n_ctx = max(tokens, 256)
         params.n_batch = params.n_ubatch = tokens
         params.n_threads = params.n_threads_batch = 1
-        # F16 in the cache would turn the last bit of a sum into a visible difference.
+        # F16 in the cache, or inside flash attention, would turn the last bit of a sum into a
+        # visible difference.
         params.type_k = params.type_v = 0
+        params.flash_attn_type = llama.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.embeddings = self._embedding
         if self._embedding:
             params.pooling_type = llama.LLAMA_POOLING_TYPE_NONE

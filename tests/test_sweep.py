@@ -129,7 +129,8 @@ def test_command(tmp_path: Path) -> None:
     ]  # fmt: skip
     # The same plan as `ggprune plan` makes, measured as `ggprune evaluate` does.
     plan = tmp_path / "plan.json"
-    run = CliRunner().invoke(cli, ["plan", str(stats), "--keep", "8", "-o", str(plan)])
+    chosen = ["--keep", "8", "--method", "reap", "-o", str(plan)]
+    run = CliRunner().invoke(cli, ["plan", str(stats), *chosen])
     assert run.exit_code == 0, run.output
     common = ["--text", f"x={text}", "--ctx", "64", "-t", "1", "--json"]
     run = CliRunner().invoke(cli, ["evaluate", str(path), str(plan), *common])
