@@ -11,6 +11,7 @@ from ggprune.errors import FormatError, InputError
 #: Bytes asked of the kernel at once: large enough to be fast, small enough for progress and Ctrl-C.
 CHUNK = 64 << 20
 _BUFFER = 4 << 20
+_PAGE = 4096
 #: The target is full, whatever the method. Any other complaint of the kernel (two file systems, an
 #: old kernel, a network folder) is answered with the next method; the last one, which reads and
 #: writes apart, tells which of the two files is at fault.
@@ -22,8 +23,8 @@ Progress = Callable[[int], object]
 class RangeCopier:
     """Appends byte ranges of source files to a target file, the fastest way that works.
 
-    ``copy_file_range`` first (it shares extents on file systems that can), then ``sendfile``,
-    then a plain buffer. A method that fails once is not tried again.
+    ``copy_file_range`` (it shares extents on file systems that can), ``sendfile``, or a plain
+    buffer. A method that fails once is not tried again.
 
     Args:
         target: descriptor of the target, at the position to write to.
@@ -33,7 +34,7 @@ class RangeCopier:
     def __init__(self, target: int, progress: Progress) -> None:
         self._target = target
         self._progress = progress
-        self._methods = [
+        self._methods: list[Callable[[int, int, int], int]] = [
             method
             for name, method in (
                 ("copy_file_range", self._copy_file_range),
@@ -69,9 +70,9 @@ class RangeCopier:
             self._progress(len(data))
 
     def _some(self, source: int, offset: int, length: int, name: object) -> int:
-        while self._methods:
+        for method in self._in_order(offset):
             try:
-                done = self._methods[0](source, offset, length)
+                done = method(source, offset, length)
             except OSError as error:
                 if error.errno in _FULL:
                     raise
@@ -79,8 +80,19 @@ class RangeCopier:
             # 0 should mean the end of the source, but some file systems answer it for "cannot".
             if done:
                 return done
-            self._methods.pop(0)
+            self._methods.remove(method)
         return self._buffered(source, offset, min(length, _BUFFER), name)
+
+    def _in_order(self, offset: int) -> list[Callable[[int, int, int], int]]:
+        """The ways that still work, the fastest for this place first.
+
+        ``copy_file_range`` shares extents or moves whole pages where source and target lie alike
+        within a page. Where they do not (most slices), each page costs it two partial writes, and
+        ``sendfile`` takes two thirds of the time.
+        """
+        position = os.lseek(self._target, 0, os.SEEK_CUR)
+        alike = (position - offset) % _PAGE == 0
+        return list(self._methods if alike else reversed(self._methods))
 
     def _buffered(self, source: int, offset: int, length: int, name: object) -> int:
         try:
