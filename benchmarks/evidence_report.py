@@ -100,11 +100,16 @@ def summary(plans: Mapping[str, Row]) -> dict[str, dict[str, float]]:
 def _setting(results: Mapping[str, Any]) -> str:
     model, held = results["model"], results["heldout"]
     tokens = ", ".join(f"{name} {count:,}" for name, count in model["tokens"].items())
+    search = (
+        f"`search` draws {results['search_plans']} plans of one chunk (512 tokens) each, and "
+        "decides on the validation part of the search text."
+        if results["search_plans"]
+        else "`search` was left out of this run (`--search-plans 0`)."
+    )
     return (
         f"Model: {model['name']}, {model['layers']} layers of {model['experts']} experts, "
         f"{model['used']} used. Calibration tokens: {tokens}. Measured on {held['tokens']:,} "
-        f"tokens in {held['chunks']} chunks. `search` draws {results['search_plans']} plans of "
-        "one chunk (512 tokens) each, and decides on the validation part of the search text.\n"
+        f"tokens in {held['chunks']} chunks. {search}\n"
     )
 
 
