@@ -51,7 +51,7 @@ class Watching:
 
 
 def decode(path: Path, *observers: Watching, ubatch: int = 512) -> np.ndarray:
-    options = replace(OPTIONS, ubatch=ubatch, flash_attn="auto")
+    options = replace(OPTIONS, ubatch=ubatch, flash_attn="off")
     with (
         LlamaModel(path, options) as model,
         LlamaContext(model, n_ctx=256, n_batch=64, observers=observers) as context,
