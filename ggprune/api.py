@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from ggprune import pipeline
@@ -13,6 +12,7 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.evaluation.evaluate import Evaluation, Evaluator
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import open_model
+from ggprune.planning.choosing import no_progress
 from ggprune.planning.plan import Plan
 from ggprune.rewrite import plan_rewrite
 
@@ -38,8 +38,8 @@ def run_calibration(
     sources = texts.load(text) if text else texts.builtin()
     description = open_model(model)
     try:
-        run = Run(description, sources, settings or Settings(), options or RunOptions(), _silent)
-        return run.run()
+        how = settings or Settings(), options or RunOptions(), no_progress
+        return Run(description, sources, *how).run()
     finally:
         description.gguf.close()
 
@@ -74,7 +74,7 @@ def apply_plan(
     description = open_model(model)
     try:
         rewrite = plan_rewrite(description, plan, output, mtp=mtp, split_max_size=split_max_size)
-        pipeline.write(description, rewrite, _silent, force=force, verify=verify)
+        pipeline.write(description, rewrite, no_progress, force=force, verify=verify)
     finally:
         description.gguf.close()
     return tuple(file.path for file in rewrite.files)
@@ -103,10 +103,3 @@ def evaluate_plan(
     sources = texts.load(text) if text else None
     with Evaluator(model, options or RunOptions(), sources, n_ctx=ctx) as evaluator:
         return evaluator.plan(plan)
-
-
-@contextlib.contextmanager
-def _silent(
-    total: int, what: str, unit: str, *, initial: int = 0
-) -> Iterator[Callable[[int], object]]:
-    yield lambda _: None

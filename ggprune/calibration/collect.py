@@ -47,7 +47,6 @@ class RoutingObserver:
         self._experts = experts
         self._rows = {layer: row for row, layer in enumerate(layers)}
         self._contribution = architecture.contribution_nodes
-        self._before = architecture.weights_before_ffn
         self._last = layers[-1] if cut else None
         self._norms = norms or NormReader()
         self._chosen: dict[int, npt.NDArray[np.int32]] = {}

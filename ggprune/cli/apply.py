@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import click
@@ -12,7 +13,7 @@ from ggprune.cli.common import (
     force_option,
     human_size,
     output_option,
-    progress_bars,
+    progress_bar,
     verbosity_options,
 )
 from ggprune.cli.model_argument import MODEL
@@ -66,7 +67,7 @@ def command(
         plan_name=str(plan),
     )
 
-    bars = progress_bars(quiet=quiet)
+    bars = partial(progress_bar, quiet=quiet)
     pipeline.write(description, rewrite, bars, force=force, verify=not no_verify)
     paths = pipeline.Paths(rewrite.files[0].path, description.gguf.stem)
     pipeline.finish(description, rewrite, None, paths)

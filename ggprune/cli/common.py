@@ -162,15 +162,6 @@ def progress_bar(
         yield bar.update
 
 
-def progress_bars(*, quiet: bool) -> Callable[..., Any]:
-    """What the library takes to make its bars: see calibrate.ProgressFactory."""
-
-    def bar(total: int, what: str, unit: str, *, initial: int = 0) -> Any:
-        return progress_bar(total, what, unit, quiet=quiet, initial=initial)
-
-    return bar
-
-
 def note(text: str, *, quiet: bool = False) -> None:
     """Say something on stderr."""
     if not quiet:
