@@ -29,6 +29,8 @@ TENSOR_DATA = 248
 TENSOR_NAME = 256
 _TENSOR_SIZE = 336
 _OBJECT_HEADER = 32
+#: Rounds of waiting before a thread sleeps: about a tenth of a millisecond.
+_SPINS = 5000
 
 #: Numbers of the matrix products in ``enum ggml_op`` (ggml 0.25), checked by name at start.
 OP_MUL_MAT = 29
@@ -173,17 +175,15 @@ def library() -> Library:
 
 
 def _share_cores() -> None:
-    """Let waiting threads sleep where other programs use the cores too.
+    """Let waiting threads spin for a moment and then sleep.
 
-    OpenMP's threads spin at each of the thousand barriers of a graph. On free cores that is the
-    fastest; on busy ones they spin while the thread they wait for is not running (generating with
-    two threads beside two other busy processes took 46 s like that, and 6 s with sleep). To be
+    OpenMP's threads wait at each of the thousand barriers of a graph. Left alone they spin, also
+    while the thread they wait for is not running because another program is; told to sleep at
+    once they need most of the time to wake up. See docs/scaling.md for what was measured. To be
     decided before the library is loaded; the user's own choice stands.
     """
-    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys() or not hasattr(os, "getloadavg"):
-        return
-    if os.getloadavg()[0] > (os.cpu_count() or 1) / 2:
-        os.environ["OMP_WAIT_POLICY"] = "passive"
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
 
 
 def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
