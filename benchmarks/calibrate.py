@@ -2,15 +2,16 @@
 
     python benchmarks/calibrate.py [--llama-imatrix PATH/llama-imatrix]
 
-In each round, one after the other in one process and on the same tokens:
+In each round, chunk by chunk, one after the other in one process and on the same tokens:
 
 * last: a prefill without a callback that computes the last token's logits only;
 * all: the same with the logits of every token;
 * calibrate: what ``ggprune calibrate`` runs;
 * nodes: as calibrate, but nothing is done with what the callback receives.
 
-What counts is the ratio within a round: the machine may be busy in one and not in another.
-``llama-imatrix`` runs between rounds; its rate is without loading the model.
+What counts is the ratio within a chunk: the machine may be faster at one moment than at another.
+Ratios are medians over chunks, with their standard error. ``llama-imatrix`` runs between rounds;
+its rate is without loading the model.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +49,12 @@ class Receiving(RoutingObserver):
         return name != f"ffn_moe_weighted-{self._last}"
 
 
-def prefill(context: LlamaContext, chunks: Sequence[Chunk], logits: str) -> None:
-    """Chunk by chunk, as llama-imatrix reads a text."""
-    for chunk in chunks:
-        context.clear()
-        for at in range(0, len(chunk.tokens), context.n_batch):
-            part = chunk.tokens[at : at + context.n_batch]
-            context.decode([Tokens(0, at, part, logits)])
+def prefill(context: LlamaContext, chunk: Chunk, logits: str) -> None:
+    """Read a chunk as llama-imatrix does."""
+    context.clear()
+    for at in range(0, len(chunk.tokens), context.n_batch):
+        part = chunk.tokens[at : at + context.n_batch]
+        context.decode([Tokens(0, at, part, logits)])
 
 
 class Bench:
@@ -74,26 +75,30 @@ class Bench:
             for each in (self.observer, self.receiving)
         )
         self.contexts = (plain, observing, nodes)
-        self.ways: dict[str, Callable[[], None]] = {
-            "last": lambda: prefill(plain, self.chunks, "last"),
-            "all": lambda: prefill(plain, self.chunks, "all"),
-            "calibrate": lambda: self._replay(observing),
-            "nodes": lambda: self._replay(nodes),
+        self.ways: dict[str, Callable[[Chunk], None]] = {
+            "last": lambda chunk: prefill(plain, chunk, "last"),
+            "all": lambda chunk: prefill(plain, chunk, "all"),
+            "calibrate": lambda chunk: self._replay(observing, chunk),
+            "nodes": lambda chunk: self._replay(nodes, chunk),
         }
 
-    def _replay(self, context: LlamaContext) -> None:
-        for chunk in self.chunks:
-            replay(context, [chunk])
-            self.observer.take()
+    def _replay(self, context: LlamaContext, chunk: Chunk) -> None:
+        replay(context, [chunk])
+        self.observer.take()
 
-    def round(self, backwards: bool, clock: Callable[[], float]) -> dict[str, float]:
-        """Seconds of each way."""
-        seconds = {}
-        for name in list(self.ways)[:: -1 if backwards else 1]:
-            start = clock()
-            self.ways[name]()
-            seconds[name] = clock() - start
-        return seconds
+    def round(self, clock: Callable[[], float]) -> list[dict[str, float]]:
+        """Seconds of each way, by chunk; another way is the first each time."""
+        found = []
+        for number, chunk in enumerate(self.chunks):
+            seconds = {}
+            names = list(self.ways)
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                start = clock()
+                self.ways[name](chunk)
+                seconds[name] = clock() - start
+            found.append(seconds)
+        return found
 
     def close(self) -> None:
         for context in self.contexts:
@@ -125,29 +130,57 @@ def imatrix(program: Path, model: Path, options: RunOptions, tokens: int) -> flo
     return chunks * CHUNK / (seconds - loading)
 
 
-def measure(path: Path, options: RunOptions, args: argparse.Namespace) -> dict[str, float]:
-    """Medians over the rounds: rates, and ratios of rates within a round."""
+@dataclass(frozen=True)
+class Ratio:
+    """A median with its standard error."""
+
+    median: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Ratio:
+        """From ratios; their scatter is taken from the median deviation, so stalls count little."""
+        median = statistics.median(values)
+        scatter = 1.4826 * statistics.median(abs(value - median) for value in values)
+        return cls(median, 1.2533 * scatter / len(values) ** 0.5)
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} ± {self.error:.2f}"
+
+
+def measure(path: Path, options: RunOptions, args: argparse.Namespace) -> list[str]:
+    """A row of the table: median rates, and ratios of rates within a chunk."""
     model = open_model(path)
     bench = Bench(model, options, args.tokens)
     clock = time.process_time if args.cpu_time else time.perf_counter
-    bench.round(False, clock)  # Pages in, caches warm.
-    rounds, others = [], []
-    for number in range(args.rounds):
-        rounds.append(bench.round(bool(number % 2), clock))
+    bench.round(clock)  # Pages in, caches warm.
+    chunks: list[dict[str, float]] = []
+    others, against = [], []
+    for _ in range(args.rounds):
+        mine = bench.round(clock)
+        chunks += mine
         if args.llama_imatrix:
             others.append(imatrix(args.llama_imatrix, path, options, args.tokens))
+            against.append(args.tokens / sum(each["calibrate"] for each in mine) / others[-1])
     bench.close()
     model.gguf.close()
-    rate = {name: [args.tokens / each[name] for each in rounds] for name in rounds[0]}
-    found = {name: statistics.median(rates) for name, rates in rate.items()}
-    for name in ("last", "all", "nodes"):
-        pairs = zip(rate["calibrate"], rate[name], strict=True)
-        found[f"/{name}"] = statistics.median(mine / other for mine, other in pairs)
-    if others:
-        found["imatrix"] = statistics.median(others)
-        pairs = zip(rate["calibrate"], others, strict=True)
-        found["/imatrix"] = statistics.median(mine / other for mine, other in pairs)
-    return found
+
+    def rate(way: str) -> str:
+        return f"{CHUNK / statistics.median(each[way] for each in chunks):.0f}"
+
+    def ratio(way: str) -> Ratio:
+        return Ratio.of([each[way] / each["calibrate"] for each in chunks])
+
+    added = Ratio.of([each["calibrate"] / each["nodes"] - 1 for each in chunks])
+    return [
+        path.stem,
+        f"{path.stat().st_size / 1e6:.0f} MB",
+        *(rate(way) for way in ("last", "all", "calibrate")),
+        *(str(ratio(way)) for way in ("last", "all")),
+        f"{added.median:+.1%} ± {added.error:.1%}",
+        f"{statistics.median(others):.0f}" if others else "-",
+        str(Ratio.of(against)) if others else "-",
+    ]
 
 
 def peak_memory() -> float:
@@ -159,8 +192,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", type=Path, action="append", help="instead of the usual ones")
     parser.add_argument("--llama-imatrix", type=Path, help="compare with this program too")
-    parser.add_argument("--tokens", type=int, default=2048, help="in a round")
+    parser.add_argument("--tokens", type=int, default=4096, help="in a round")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--vocabulary", type=int, default=32_768, help="of the generated models")
     parser.add_argument("--threads", type=int)
     parser.add_argument(
         "--cpu-time", action="store_true", help="per CPU second: for a busy machine (not imatrix)"
@@ -172,23 +206,14 @@ def main() -> None:
         if not args.model:
             for kind in (Type.Q4_K, Type.Q8_0):
                 path = Path(folder) / f"generated-{kind.name}.gguf"
-                paths.append(generate(path, Shape(type=kind)))
+                paths.append(generate(path, Shape(type=kind, vocabulary=args.vocabulary)))
         unit = "CPU second" if args.cpu_time else "second"
-        print(f"tokens a {unit}, median of {args.rounds} rounds of {args.tokens} tokens; "
+        print(f"tokens a {unit}; {args.rounds} rounds of {args.tokens} tokens; chunks of {CHUNK}; "
               f"{options.n_threads} threads")  # fmt: skip
         print("| model | size | last | all | calibrate | of last | of all | observing adds "
               "| llama-imatrix | times |\n|---|---|---|---|---|---|---|---|---|---|")  # fmt: skip
         for path in paths:
-            found = measure(path, options, args)
-            cells = [
-                path.stem,
-                f"{path.stat().st_size / 1e6:.0f} MB",
-                *(f"{found[name]:.0f}" for name in ("last", "all", "calibrate")),
-                *(f"{found[name]:.2f}" for name in ("/last", "/all")),
-                f"{1 / found['/nodes'] - 1:+.1%}",
-                f"{found['imatrix']:.0f}" if "imatrix" in found else "-",
-                f"{found['/imatrix']:.2f}" if "/imatrix" in found else "-",
-            ]
+            cells = measure(path, options, args)
             print(f"| {' | '.join(cells)} |", flush=True)
     print(f"peak memory, mapped models included: {peak_memory():.0f} MB")
 
