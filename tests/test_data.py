@@ -1,4 +1,4 @@
-"""The built-in prompts have the promised shape, and the three files share no text."""
+"""The built-in prompts have the promised shape, and the files share no text."""
 
 import hashlib
 import importlib.resources
@@ -9,7 +9,8 @@ from collections import Counter
 import pytest
 
 DOMAINS = {"math", "logic", "code", "science", "creative", "tools", "multilingual", "knowledge"}
-FILES = ("calibration", "heldout", "probes")
+ANSWERED = ("search", "heldout")
+FILES = ("calibration", *ANSWERED, "probes")
 PROBES = {
     "code": 3,
     "math": 3,
@@ -55,10 +56,13 @@ def test_messages_are_well_formed(name):
             roles = roles[1:]
         assert roles
         assert all(r == ("user", "assistant")[i % 2] for i, r in enumerate(roles))
-        assert roles[-1] == ("assistant" if name == "heldout" else "user")
+        assert roles[-1] == ("assistant" if name in ANSWERED else "user")
 
 
-@pytest.mark.parametrize(("name", "each", "total"), [("calibration", 10, 80), ("heldout", 6, 48)])
+@pytest.mark.parametrize(
+    ("name", "each", "total"),
+    [("calibration", 10, 80), ("search", 3, 26), ("heldout", 3, 25)],
+)
 def test_domain_counts(name, each, total):
     rows = load(name)
     assert all(set(row) == {"domain", "messages"} for row in rows)
@@ -97,14 +101,16 @@ def test_calibration_has_many_scripts():
     assert len(rows) >= 12
 
 
-def test_heldout_answers_are_full():
-    for row in load("heldout"):
+@pytest.mark.parametrize("name", ANSWERED)
+def test_answers_are_full(name):
+    for row in load(name):
         words = sum(size(answer) for answer in said_by(row, "assistant"))
         assert 120 <= words <= 350, row["messages"][-1]["content"][:60]
 
 
-def test_heldout_tool_calls_are_json():
-    rows = [row for row in load("heldout") if row["domain"] == "tools"]
+@pytest.mark.parametrize("name", ANSWERED)
+def test_tool_calls_are_json(name):
+    rows = [row for row in load(name) if row["domain"] == "tools"]
     for row in rows:
         call, answer = said_by(row, "assistant")
         assert isinstance(json.loads(call), dict)
@@ -112,16 +118,17 @@ def test_heldout_tool_calls_are_json():
             json.loads(answer)
 
 
-def test_heldout_python_compiles():
+@pytest.mark.parametrize("name", ANSWERED)
+def test_python_compiles(name):
     blocks = [
         block
-        for row in load("heldout")
+        for row in load(name)
         for answer in said_by(row, "assistant")
         for block in re.findall(r"```python\n(.*?)```", answer, re.DOTALL)
     ]
     assert blocks
     for block in blocks:
-        compile(block, "heldout", "exec")
+        compile(block, name, "exec")
 
 
 def test_probe_counts():

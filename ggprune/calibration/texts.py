@@ -13,6 +13,7 @@ from typing import Any
 from ggprune.errors import InputError
 
 CALIBRATION = "calibration.jsonl"
+SEARCH = "search.jsonl"
 HELD_OUT = "heldout.jsonl"
 PROBES = "probes.jsonl"
 
@@ -65,7 +66,8 @@ def builtin(name: str = CALIBRATION) -> tuple[Source, ...]:
     """The prompts that ship with ggprune, by domain.
 
     Args:
-        name: CALIBRATION, or the disjoint HELD_OUT (conversations with answers).
+        name: CALIBRATION, or one of the disjoint SEARCH and HELD_OUT (conversations with
+            answers).
     """
     data = resources.files("ggprune.data").joinpath(name).read_text(encoding="utf-8")
     domains: dict[str, list[Document]] = {}
