@@ -9,46 +9,46 @@ import numpy as np
 import pytest
 
 from ggprune.planning import credit, search
+from ggprune.planning.cover import Kept, Shares, cover_scores
 from ggprune.planning.credit import Observed
 from ggprune.planning.scoring import choose_all
-from ggprune.planning.search import Kept, Text
+from ggprune.planning.search import Rules, Text
 
 LAYERS, EXPERTS, USED, KEEP, CHUNKS, TOKENS = 3, 24, 4, 12, 60, 48
 
 
 class World:
-    """Divergence of a token is what its dropped experts cost, times how hard the token is."""
+    """Divergence grows exponentially with what is lost, and is larger where a token is hard."""
 
     def __init__(self, seed: int, noise: float = 0.2) -> None:
         random = np.random.default_rng(seed)
-        self.cost = random.lognormal(0, 0.7, (LAYERS, EXPERTS))
+        self.worth = random.lognormal(0, 0.7, (LAYERS, EXPERTS))
         popular = random.gumbel(size=(1, 1, LAYERS, EXPERTS))
         router = popular + random.gumbel(size=(CHUNKS, TOKENS, LAYERS, EXPERTS))
         self.experts = np.argsort(-router, axis=-1)[..., :USED]
-        gates = random.random((CHUNKS, TOKENS, LAYERS, USED)) + 0.2
-        self.gates = gates / gates.sum(axis=-1, keepdims=True)
+        shares = random.random((CHUNKS, TOKENS, LAYERS, USED)) + 0.2
+        self.shares = shares / shares.sum(axis=-1, keepdims=True)
         self.hard = random.lognormal(0, 1.0, (CHUNKS, TOKENS))
         self.noise = noise
 
     @property
     def usage(self) -> np.ndarray:
-        return np.array(
-            [
-                np.bincount(
-                    self.experts[:, :, layer].ravel(), self.gates[:, :, layer].ravel(), EXPERTS
-                )
-                for layer in range(LAYERS)
-            ]
-        )
+        return self.text().sums(EXPERTS)
+
+    def text(self) -> Shares:
+        return Shares.joined([self.routing(chunk) for chunk in range(CHUNKS)])
+
+    def best(self) -> np.ndarray:
+        return cover_scores(self.text(), KEEP, EXPERTS, worth=self.worth, beta=4.0)
 
     def expected(self, kept: Kept, chunk: int) -> np.ndarray:
         dropped = np.ones((LAYERS, EXPERTS))
         np.put_along_axis(dropped, kept, 0, axis=1)
         lost = np.zeros(TOKENS)
         for layer in range(LAYERS):
-            each = (dropped * self.cost)[layer][self.experts[chunk, :, layer]]
-            lost += (each * self.gates[chunk, :, layer]).sum(axis=1)
-        return lost * self.hard[chunk] / 10
+            each = (dropped * self.worth)[layer][self.experts[chunk, :, layer]]
+            lost += (each * self.shares[chunk, :, layer]).sum(axis=1)
+        return np.exp(4.0 * lost / LAYERS) * self.hard[chunk] / 10
 
     def token_kl(self, kept: Kept, chunk: int) -> np.ndarray:
         # The same plan on the same chunk always gives the same, as in a model.
@@ -59,12 +59,15 @@ class World:
     def kl(self, kept: Kept, chunks: Sequence[int]) -> np.ndarray:
         return np.array([self.token_kl(kept, chunk).mean() for chunk in chunks])
 
-    def routing(self, chunk: int) -> Observed:
-        return Observed(self.experts[chunk], self.gates[chunk])
+    def routing(self, chunk: int) -> Shares:
+        return Shares(self.experts[chunk].astype(np.int16), self.shares[chunk].astype(np.float32))
 
 
 def choose(scores: np.ndarray) -> Kept:
     return choose_all(scores, KEEP)
+
+
+RULES = Rules(KEEP, choose, np.zeros((LAYERS, EXPERTS), bool))
 
 
 def text_of(world: World) -> Text:
@@ -73,23 +76,22 @@ def text_of(world: World) -> Text:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_search_beats_a_one_shot_score_on_text_it_never_saw(seed: int) -> None:
-    world, fresh = World(seed), World(seed + 100)
-    fresh.cost = world.cost
-    prior, truth = world.usage, world.usage * world.cost
-    found = search.search(world, {"usage": prior}, choose, text_of(world), 240, seed=seed)
+    world = World(seed)
+    prior = world.usage
+    found = search.search(world, {"usage": prior}, RULES, text_of(world), 240, seed=seed)
 
     def divergence(kept: Kept) -> float:
         return float(np.mean([world.expected(kept, chunk).mean() for chunk in range(CHUNKS)]))
 
-    before, after, best = (divergence(k) for k in (choose(prior), found.kept, choose(truth)))
+    before, after, best = (divergence(k) for k in (choose(prior), found.kept, choose(world.best())))
     assert found.name == "search"
     assert after < before - 0.4 * (before - best)
 
 
 def test_a_perfect_score_is_left_alone() -> None:
     world = World(5)
-    truth = world.usage * world.cost
-    found = search.search(world, {"truth": truth}, choose, text_of(world), 48, seed=1)
+    truth = world.best()
+    found = search.search(world, {"truth": truth}, RULES, text_of(world), 48, seed=1)
     assert found.name == "truth"
     assert np.array_equal(found.kept, choose(truth))
 
@@ -99,11 +101,11 @@ def test_chance_alone_seldom_wins() -> None:
     believed = 0
     for seed in range(12):
         world = World(seed, noise=0.5)
-        world.cost[:] = 0
+        world.worth[:] = 0
         world.hard[:] = 1
         world.expected = lambda kept, chunk: np.ones(TOKENS)  # type: ignore[method-assign]
         prior = np.random.default_rng(seed).random((LAYERS, EXPERTS)) + 0.5
-        found = search.search(world, {"prior": prior}, choose, text_of(world), 48, seed=seed)
+        found = search.search(world, {"prior": prior}, RULES, text_of(world), 48, seed=seed)
         believed += found.name == "search"
     assert believed <= 4
 
@@ -113,7 +115,7 @@ def test_the_same_seed_finds_the_same() -> None:
     for _ in range(2):
         world = World(3)
         results.append(
-            search.search(world, {"usage": world.usage}, choose, text_of(world), 48, seed=7)
+            search.search(world, {"usage": world.usage}, RULES, text_of(world), 48, seed=7)
         )
     assert np.array_equal(results[0].kept, results[1].kept)
     assert results[0].kl == results[1].kl
@@ -123,7 +125,7 @@ def observed(world: World, plans: int) -> list[Observed]:
     random = np.random.default_rng(0)
     parts = []
     for chunk in range(CHUNKS):
-        part = world.routing(chunk)
+        part = Observed(world.routing(chunk))
         for _ in range(plans):
             kept = choose(random.random((LAYERS, EXPERTS)))
             dropped = np.ones((LAYERS, EXPERTS), bool)
@@ -134,35 +136,34 @@ def observed(world: World, plans: int) -> list[Observed]:
     return parts
 
 
-def test_credit_recovers_what_experts_cost() -> None:
+def test_credit_recovers_what_experts_are_worth() -> None:
     world = World(0, noise=0.05)
     world.hard[:] = 1
-    (fitted,) = credit.fit(observed(world, 12), world.usage, [2.0])
-    ratio = fitted.scores / world.usage
+    world.worth /= 10  # Close enough to a straight line.
+    (fitted,) = credit.fit(observed(world, 12), (LAYERS, EXPERTS), [2.0])
     for layer in range(LAYERS):
         seen = world.usage[layer] > np.median(world.usage[layer])
-        assert np.corrcoef(ratio[layer][seen], world.cost[layer][seen])[0, 1] > 0.95
+        assert np.corrcoef(fitted[layer][seen], world.worth[layer][seen])[0, 1] > 0.9
 
 
 def test_credit_agrees_with_least_squares_written_out() -> None:
     """The sums over plans and tokens apart are those over all differences together."""
     world = World(1)
     parts = observed(world, 4)[:6]
-    prior = world.usage
-    unit = credit._unit_costs(parts, prior)
-    equations = credit._equations(parts, unit)
+    equations = credit._equations(parts, LAYERS, EXPERTS)
+    everything = np.mean([np.mean(part.divergence) for part in parts])
     layer = 1
     rows, values, weights = [], [], []
     for part in parts:
         kl = np.array(part.divergence)
         for plan in range(4):
             for token in range(TOKENS):
-                gates = np.zeros(EXPERTS)
-                gates[part.experts[token, layer]] = part.gates[token, layer]
+                shares, mean = np.zeros(EXPERTS), kl[:, token].mean()
+                shares[part.routing.experts[token, layer]] = part.routing.shares[token, layer]
                 off = np.mean([d[layer] for d in part.dropped], axis=0)
-                rows.append(gates * unit[layer] * (part.dropped[plan][layer] - off))
-                values.append(kl[plan, token] - kl[:, token].mean())
-                weights.append(1 / (kl[:, token].mean() + kl.mean()))
+                rows.append(mean * shares * (part.dropped[plan][layer] - off))
+                values.append(kl[plan, token] - mean)
+                weights.append(1 / (mean + 0.3 * everything) ** 2)
     z, w = np.array(rows), np.array(weights)
     assert equations.gram[layer] == pytest.approx(z.T @ (z * w[:, None]), rel=1e-9, abs=1e-12)
     assert equations.right[layer] == pytest.approx(z.T @ (w * values), rel=1e-9, abs=1e-12)
@@ -171,15 +172,16 @@ def test_credit_agrees_with_least_squares_written_out() -> None:
 
 def test_a_strong_prior_stays() -> None:
     world = World(1)
-    none, weak, strong = credit.fit(observed(world, 3), world.usage, [0.0, 0.5, 1e-6])
-    assert np.array_equal(none.scores, world.usage)
-    assert strong.scores == pytest.approx(world.usage, rel=1e-4)
-    assert weak.spread > 0.05
+    none, weak, strong = credit.fit(observed(world, 3), (LAYERS, EXPERTS), [0.0, 0.5, 1e-6])
+    assert (none == none[:, :1]).all()
+    assert none.mean() == pytest.approx(1)
+    assert strong == pytest.approx(none, rel=1e-4)
+    assert weak.std() > 0.05
 
 
 def test_halving_measures_the_winner_on_everything() -> None:
     world = World(2)
-    truth = world.usage * world.cost
+    truth = world.best()
     plans = {"good": choose(truth), "bad": choose(-truth), "flat": choose(np.ones_like(truth))}
     result = search.compare_one_shot(world, plans, range(20), always=["bad"])
     assert next(iter(result)) == "good"

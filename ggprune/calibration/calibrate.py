@@ -18,6 +18,7 @@ from ggprune.architectures import Kind
 from ggprune.calibration import chat, texts
 from ggprune.calibration.checkpoint import Checkpoint, Chunk, check_same_run
 from ggprune.calibration.collect import RoutingObserver
+from ggprune.calibration.collect_extra import RoutingRecorder
 from ggprune.calibration.generate import Sampling, generate
 from ggprune.calibration.sequences import replay, sequences
 from ggprune.calibration.settings import ProgressFactory as ProgressFactory
@@ -59,6 +60,8 @@ class Run:
         partial: file for what was gathered so far; None keeps nothing.
         observers: others that watch the same pass (an importance matrix); the graph is then
             computed to its end.
+        recorder: keeps the routing of every token of the same pass; what an interrupted run
+            had done before it was continued is missing there.
         say: takes notes for the user.
     """
 
@@ -69,6 +72,7 @@ class Run:
     progress: ProgressFactory
     partial: Path | None = None
     observers: Sequence[Observer] = ()
+    recorder: RoutingRecorder | None = None
     say: Callable[[str], object] = lambda _: None
     _saved_at: float = field(default=0.0, init=False)
 
@@ -241,12 +245,13 @@ class Run:
             cut=not self.observers,
         )
         groups, total = checkpoint.groups, checkpoint.tokens
+        recorders = (self.recorder,) if self.recorder is not None else ()
         with (
             LlamaContext(
                 llama,
                 n_ctx=checkpoint.capacity,
                 n_sequences=max(len(group) for group in groups),
-                observers=(*self.observers, observer),
+                observers=(*self.observers, *recorders, observer),
                 keep_rows=not self.observers and self._keeps_rows(llama, observer),
             ) as context,
             self.progress(total, "calibrating", "tok", initial=checkpoint.tokens_done) as progress,

@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 _TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
 
 METHOD_HELP = (
-    "How experts are chosen: reap, contribution, frequency, gate, ean, man, msan, easy-ep, shape, "
-    "weights or random by score; auto takes the best on the search text; search looks further."
+    "How experts are chosen: reap, contribution, frequency, gate, ean, man, msan, cover, easy-ep, "
+    "shape, weights or random by score; auto takes the best on the search text; search looks "
+    "further."
 )
 
 
@@ -209,7 +210,9 @@ def request_from(arguments: dict[str, Any]) -> Request:
 
 def needs_model(request: Request) -> bool:
     """Whether choosing runs the model, or reads its weights."""
-    measured = request.method in (*MEASURED, "weights", "easy-ep", "shape")
+    from ggprune.planning.choosing import EXTRA, WEIGHTS
+
+    measured = request.method in (*MEASURED, WEIGHTS, *EXTRA)
     return measured or request.rounds > 1 or request.budget.rule in (
         *("target_size", "fit_vram", "max_kld", "max_ppl_ratio"),
     )

@@ -24,13 +24,15 @@ from ggprune.planning.ranking import Ranking
 if TYPE_CHECKING:
     from ggprune.calibration.calibrate import ProgressFactory
     from ggprune.llama.runtime import RunOptions
+    from ggprune.planning.cover import Shares
 
 
 #: Methods that measure plans on the model.
 MEASURED = ("auto", "search")
 WEIGHTS = "weights"
 #: Methods that run the model over the calibration text again, see extras.
-EXTRA = ("easy-ep", "shape")
+COVER = "cover"
+EXTRA = (COVER, "easy-ep", "shape")
 #: Tokens an evenly used expert needs to see for its score to stand on its own.
 JUDGED = 32
 
@@ -80,6 +82,7 @@ class Resources:
     Attributes:
         model: where a rule or a method needs it.
         options: how to run it.
+        shares: who did what for each token the statistics were gathered on, where that is known.
         sources: text the statistics were gathered on, for what runs over it again; empty for
             the built-in one.
         search_sources: text to measure plans on; empty for the built-in one.
@@ -91,6 +94,7 @@ class Resources:
 
     model: MoeModel | None = None
     options: RunOptions | None = None
+    shares: Shares | None = None
     sources: tuple[Source, ...] = ()
     search_sources: tuple[Source, ...] = ()
     cache: Path | None = None
@@ -129,6 +133,11 @@ def _chosen(statistics: Statistics, request: Request, have: Resources) -> Plan:
     if keep is None:
         keep = _count_by_quality(request.budget, ranking)
     if request.rounds > 1:
+        if request.method not in scoring.METHODS:
+            raise InputError(
+                f"--rounds: --method {request.method} does not score what a calibration gathers",
+                remedy=f"Use one of: {', '.join(sorted(scoring.METHODS))}.",
+            )
         from ggprune.planning.extras import iterated
 
         plan = iterated(ranking, request, have, keep)

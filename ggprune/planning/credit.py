@@ -1,19 +1,18 @@
-"""Which dropped experts cause the divergence: a regression over random plans, token by token.
+"""What a share of each expert is worth: a regression over random plans, token by token.
 
 Every chunk of text is run under several random plans, each of which drops other experts in all
-layers at once. For a token t under plan m the divergence is modelled as
+layers at once. As in cover, divergence grows like an exponential with the share that is lost, so
+for a token t under plan m, close to the plans' mean,
 
-    KL_tm = a_t + Σ_j d_mj · g_tj · v_j,
+    KL_tm = a_t · (1 + Σ_lj (d_mlj - d̄_lj) · s_tlj · β_l · w_lj),
 
-with d_mj = 1 if plan m drops expert j, g_tj the gate that the whole model gives it there (0 for
-all but the top-k), and v_j what a unit of lost gate costs. a_t, what the token suffers under any
-plan, is by far the largest part of the variance, and cancels: only differences between plans on
-the same token are used. So a pass over a token tells about the few experts it uses and that plans
-disagree on, and all experts of all layers are estimated at once, where leaving each one out would
-take as many passes.
+with d_mlj = 1 if plan m drops expert j of layer l, s_tlj its share, a_t the mean over plans. a_t is
+by far the largest part of the variance, and cancels: only differences between plans on the same
+token are used. So a pass over a token tells about the few experts it uses and that plans disagree
+on, and all experts of all layers are estimated at once, where leaving each one out would take as
+many passes.
 
-v_j = v0_j · r_j, where v0_j is what a one-shot score says (times the scale of the layer) and r_j
-is 1 in the prior, so an expert the text says little of keeps its place. Layers are drawn
+w_lj is 1 in the prior, so an expert the text says little of keeps its place. Layers are drawn
 independently of each other and are solved one by one (weighted ridge regression).
 """
 
@@ -25,11 +24,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.planning.cover import Shares
 from ggprune.planning.scoring import Floats
 
 _SMALL = 1e-12
-#: A multiplier outside of these would be an accident of the text.
+#: A worth outside of these would be an accident of the text.
 _LEAST, _MOST = 0.1, 10.0
+#: Of the mean divergence: what keeps tokens that hardly diverge from counting without limit.
+_FLOOR = 0.3
 
 
 @dataclass(slots=True)
@@ -37,37 +39,21 @@ class Observed:
     """A chunk of text under several plans.
 
     Attributes:
-        experts: that the whole model uses, [tokens, layers, used].
-        gates: theirs, [tokens, layers, used].
+        routing: of its scored tokens in the whole model.
         dropped: by plan, [layers, experts] of bool.
         divergence: by plan, KL of each token, [tokens].
     """
 
-    experts: npt.NDArray[np.integer]
-    gates: npt.NDArray[np.floating]
+    routing: Shares
     dropped: list[npt.NDArray[np.bool_]] = field(default_factory=list)
     divergence: list[Floats] = field(default_factory=list)
 
     def usage(self, layer: int, experts: int) -> Floats:
-        """g_tj of a layer, [tokens, experts]."""
-        dense = np.zeros((len(self.experts), experts))
-        np.put_along_axis(
-            dense, self.experts[:, layer].astype(np.int64), self.gates[:, layer], axis=1
-        )
+        """s_tj of a layer, [tokens, experts]."""
+        dense = np.zeros((len(self.routing.experts), experts))
+        chosen = self.routing.experts[:, layer].astype(np.int64)
+        np.put_along_axis(dense, chosen, self.routing.shares[:, layer], axis=1)
         return dense
-
-
-@dataclass(frozen=True, slots=True)
-class Credit:
-    """The one-shot score corrected by what was measured.
-
-    Attributes:
-        scores: [layers, experts].
-        spread: standard deviation of the corrections; 0 if the prior was left as it is.
-    """
-
-    scores: Floats
-    spread: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,94 +66,79 @@ class _Equations:
     count: int
 
 
-def fit(observed: Sequence[Observed], prior: Floats, deviations: Sequence[float]) -> list[Credit]:
-    """Estimate what each expert is worth.
+def fit(
+    observed: Sequence[Observed], shape: tuple[int, int], deviations: Sequence[float]
+) -> list[Floats]:
+    """Estimate what a share of each expert is worth.
 
     Args:
         observed: chunks; those with fewer than two plans say nothing.
-        prior: a one-shot score, not negative, [layers, experts]; only proportions within a
-            layer count.
-        deviations: standard deviations of r in the prior: 0 leaves the score as it is.
+        shape: layers, experts.
+        deviations: standard deviations of w in the prior: 0 leaves all at 1.
 
     Returns:
-        One for each deviation.
+        [layers, experts] for each deviation; 1 on average over layers.
     """
-    unit = _unit_costs(observed, prior)
-    equations = _equations(observed, unit)
-    gram, right = _with_layer_scales(equations)
+    equations = _equations(observed, *shape)
+    slopes = _slopes(equations)
+    gram = equations.gram * (slopes**2)[:, None, None]
+    right = equations.right * slopes[:, None]
     noise = _noise(equations, gram, right)
-    return [_solved(prior, gram, right, noise, deviation) for deviation in deviations]
+    relative = (slopes / slopes.mean())[:, None]
+    return [_solved(gram, right, noise, deviation) * relative for deviation in deviations]
 
 
-def _unit_costs(observed: Sequence[Observed], prior: Floats) -> Floats:
-    """v0 up to the scale of a layer: the prior's score over how much the text uses an expert."""
-    layers, experts = prior.shape
-    used = np.zeros_like(prior)
-    for part in observed:
-        for layer in range(layers):
-            used[layer] += part.usage(layer, experts).sum(axis=0)
-    used += 0.02 * used.mean(axis=1, keepdims=True) + _SMALL
-    costs: Floats = np.maximum(prior, 1e-3 * prior.mean(axis=1, keepdims=True) + _SMALL) / used
-    costs = np.minimum(costs, 10 * np.median(costs, axis=1, keepdims=True))
-    relative: Floats = costs / costs.mean(axis=1, keepdims=True)
-    return relative
-
-
-def _equations(observed: Sequence[Observed], unit: Floats) -> _Equations:
-    layers, experts = unit.shape
+def _equations(observed: Sequence[Observed], layers: int, experts: int) -> _Equations:
     gram, right = np.zeros((layers, experts, experts)), np.zeros((layers, experts))
     squares, count = 0.0, 0
-    for part in observed:
-        if len(part.divergence) < 2:
-            continue
+    parts = [part for part in observed if len(part.divergence) > 1]
+    floor = _FLOOR * sum(float(np.mean(part.divergence)) for part in parts) / max(len(parts), 1)
+    for part in parts:
         kl = np.array(part.divergence)
         mean = kl.mean(axis=0)
-        # Tokens that suffer much under any plan also scatter much.
-        weight = 1 / (mean + mean.mean() + _SMALL)
+        # Differences of a token scatter as much as it diverges.
+        weight = 1 / (mean + floor + _SMALL) ** 2
         differences = kl - mean
         squares += float((differences**2 * weight).sum())
         count += differences.size
         dropped = np.array(part.dropped, np.float64)
         disagreed = dropped - dropped.mean(axis=0)
         for layer in range(layers):
-            usage = part.usage(layer, experts) * unit[layer]
+            usage = part.usage(layer, experts) * mean[:, None]
             weighted = usage * weight[:, None]
-            # Σ over plans of (dᵢ dⱼ) · Σ over tokens of (w gᵢ gⱼ): plans and tokens separate.
+            # Σ over plans of (dᵢ dⱼ) · Σ over tokens of (w sᵢ sⱼ): plans and tokens separate.
             by_plan = disagreed[:, layer].T @ disagreed[:, layer]
             gram[layer] += by_plan * (usage.T @ weighted)
             right[layer] += (disagreed[:, layer] * (differences @ weighted)).sum(axis=0)
     return _Equations(gram, right, squares, count)
 
 
-def _with_layer_scales(equations: _Equations) -> tuple[Floats, Floats]:
-    """Rescale v0 of each layer so that r = 1 fits it best."""
+def _slopes(equations: _Equations) -> Floats:
+    """β of each layer, with which w = 1 fits it best."""
     ones = equations.gram.sum(axis=(1, 2))
-    scales = np.divide(
+    slopes = np.divide(
         equations.right.sum(axis=1), ones, where=ones > 0, out=np.zeros_like(ones)
     )
-    positive = scales[scales > 0]
+    positive = slopes[slopes > 0]
     floor = 0.1 * float(positive.mean()) if len(positive) else 1.0
-    scales = np.maximum(scales, floor)
-    return equations.gram * (scales**2)[:, None, None], equations.right * scales[:, None]
+    bounded: Floats = np.maximum(slopes, floor)
+    return bounded
 
 
 def _noise(equations: _Equations, gram: Floats, right: Floats) -> float:
-    """Variance of a weighted difference that r = 1 leaves unexplained."""
+    """Variance of a weighted difference that w = 1 leaves unexplained."""
     explained = 2 * right.sum() - gram.sum()
     left = max(equations.squares - float(explained), 0.0)
     return left / max(equations.count, 1) + _SMALL
 
 
-def _solved(
-    prior: Floats, gram: Floats, right: Floats, noise: float, deviation: float
-) -> Credit:
-    """The posterior mode of r under a normal prior around 1, times the prior's score."""
+def _solved(gram: Floats, right: Floats, noise: float, deviation: float) -> Floats:
+    """The posterior mode of w under a normal prior around 1."""
+    worth = np.ones_like(right)
     if deviation <= 0:
-        return Credit(prior, 0.0)
+        return worth
     penalty = noise / deviation**2
-    ratio = np.ones_like(prior)
-    for layer in range(len(prior)):
-        system = gram[layer] + penalty * np.eye(prior.shape[1])
-        ratio[layer] += np.linalg.solve(system, right[layer] - gram[layer].sum(axis=1))
-    ratio = np.clip(ratio, _LEAST, _MOST)
-    return Credit(prior * ratio, float(ratio.std()))
+    for layer in range(len(right)):
+        system = gram[layer] + penalty * np.eye(right.shape[1])
+        worth[layer] += np.linalg.solve(system, right[layer] - gram[layer].sum(axis=1))
+    return np.clip(worth, _LEAST, _MOST)

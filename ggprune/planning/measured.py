@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ggprune.calibration import texts
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError
 from ggprune.planning import budget as budgets
 from ggprune.planning import protect, search
 from ggprune.planning.budget import Budget
-from ggprune.planning.meter import CHUNK, MaskedMeter, search_sources
+from ggprune.planning.cover import Shares
+from ggprune.planning.extras import calibration_shares, cover_ranking, same_text
+from ggprune.planning.meter import CHUNK, MaskedMeter
 from ggprune.planning.plan import Plan, make_plan
 from ggprune.planning.ranking import Ranking
 from ggprune.planning.scoring import METHODS
-from ggprune.planning.search import Found, Text
+from ggprune.planning.search import Found, Rules, Text
 
 if TYPE_CHECKING:
     from ggprune.planning.choosing import Request, Resources
@@ -51,7 +54,7 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         raise InputError(
             f"--method {request.method}: runs the model", remedy="Give it: --model MODEL"
         )
-    sources = have.search_sources or search_sources()
+    sources = have.search_sources or texts.builtin(texts.SEARCH)
     with MaskedMeter(
         have.model.gguf.path,
         have.options,
@@ -61,6 +64,9 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         journal=have.journal,
     ) as meter:
         rankings = one_shot_rankings(statistics, request)
+        shares = _calibration_shares(statistics, request, have)
+        if shares is not None:
+            rankings["cover"] = cover_ranking(statistics, request, shares, have.say)
         first = with_trust(next(iter(rankings.values())), have)
         rankings = {
             name: replace(ranking, trust=first.trust, fallback=first.fallback)
@@ -69,7 +75,7 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         with have.progress(meter.evaluator.tokens, "base model", "tok") as done:
             meter.evaluator.progress = done
             rate = meter.start()
-        job = _Job(request, have, meter, rankings, rate)
+        job = _Job(request, have, meter, rankings, shares, rate)
         return job.plan()
 
 
@@ -90,6 +96,18 @@ def one_shot_rankings(statistics: Statistics, request: Request) -> dict[str, Ran
     return found
 
 
+def _calibration_shares(
+    statistics: Statistics, request: Request, have: Resources
+) -> Shares | None:
+    """Routing of the calibration text, where cover can take part."""
+    if request.method in METHODS or request.blend:
+        return None
+    if not same_text(statistics, have):
+        have.say("cover is left out: the calibration text is not at hand; give it with --text")
+        return None
+    return calibration_shares(statistics, have)
+
+
 class _Job:
     """One choice: what the stages share."""
 
@@ -99,9 +117,11 @@ class _Job:
         have: Resources,
         meter: MaskedMeter,
         rankings: Mapping[str, Ranking],
+        shares: Shares | None,
         rate: float,
     ) -> None:
         self.request, self.have, self.meter, self.rankings = request, have, meter, rankings
+        self.shares = shares
         self.budget_tokens = rate * 60 * request.search_minutes
         self.statistics = next(iter(rankings.values())).statistics
         self.fitting, self.validation = meter.parts()
@@ -149,8 +169,10 @@ class _Job:
             found = search.search(
                 self.meter,
                 scores,
-                lambda values: ranking.choice(values, keep),
-                Text(self.fitting, validation, routing),
+                Rules(
+                    keep, lambda v: ranking.choice(v, keep), ranking.fixed(), ranking.groups
+                ),
+                Text(self.fitting, validation, routing, self.shares),
                 plans,
                 seed=self.request.seed,
                 say=self.have.say,

@@ -14,16 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from ggprune.calibration import texts
 from ggprune.calibration.collect_extra import RoutingRecorder
 from ggprune.calibration.texts import Source
 from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluate import Evaluator
 from ggprune.gguf_file import write_text
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
-from ggprune.planning.credit import Observed
+from ggprune.planning.cover import Kept, Shares
 from ggprune.planning.scoring import Floats
-from ggprune.planning.search import Kept
 
 #: Tokens of a chunk. Short ones give more of them to compare plans on.
 CHUNK = 512
@@ -33,17 +31,6 @@ _MOST_TOKENS = 32_000
 _VALIDATION = 1 / 3
 #: Chunks that the speed is measured on.
 _TRIAL = 6
-
-
-def search_sources() -> tuple[Source, ...]:
-    """Every other held-out conversation that ships with ggprune, by domain.
-
-    The other half stays unseen; text of your own is better in both respects: there is more of it,
-    and it is what the model is for.
-    """
-    return tuple(
-        Source(source.domain, source.documents[::2]) for source in texts.builtin(texts.HELD_OUT)
-    )
 
 
 class MaskedMeter:
@@ -133,19 +120,23 @@ class MaskedMeter:
         return float(np.average(kl, weights=sizes)), float(ratio)
 
     def parts(self) -> tuple[list[int], list[int]]:
-        """Chunks to fit on and to validate on: the last third of every domain, domains mixed."""
+        """Chunks to fit on and to validate on: the last third of every domain, domains mixed.
+
+        Within a part they come in an order of which any beginning is spread over all of it, since
+        neighbours are alike.
+        """
         domains: dict[str, list[int]] = {}
         for number, chunk in enumerate(self.chunks):
             domains.setdefault(chunk.domain, []).append(number)
         fitting, validation = [], []
         for numbers in domains.values():
             cut = len(numbers) - max(1, round(len(numbers) * _VALIDATION))
-            fitting.append(numbers[:cut])
-            validation.append(numbers[cut:])
+            fitting.append(_spread(numbers[:cut]))
+            validation.append(_spread(numbers[cut:]))
         return _mixed(fitting), _mixed(validation)
 
     @contextmanager
-    def routing(self) -> Iterator[Callable[[int], Observed]]:
+    def routing(self) -> Iterator[Callable[[int], Shares]]:
         """Give a function that runs the whole model over a chunk and tells who was used."""
         model, options = self.evaluator.description, self.evaluator.options
         recorder = RoutingRecorder(model.require_prunable(), self._layers)
@@ -154,14 +145,12 @@ class MaskedMeter:
             LlamaContext(llama, n_ctx=CHUNK, observers=(recorder,)) as context,
         ):
 
-            def of(number: int) -> Observed:
+            def of(number: int) -> Shares:
                 chunk = self.chunks[number]
                 context.clear()
                 _decode(context, chunk.tokens.tolist())
-                routing = recorder.take()
                 # The token before a scored one is where the prediction is made.
-                at = chunk.scored - 1
-                return Observed(routing.experts[at], routing.gates[at])
+                return Shares.of(recorder.take()).at(chunk.scored - 1)
 
             yield of
 
@@ -232,6 +221,13 @@ class MaskedMeter:
 
 def _hash(kept: Kept) -> str:
     return hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
+
+
+def _spread(numbers: Sequence[int]) -> list[int]:
+    """The same in the order of multiples of the golden ratio, modulo 1."""
+    places = np.arange(1, len(numbers) + 1) * (5**0.5 - 1) / 2 % 1
+    rank = np.argsort(np.argsort(places))
+    return [numbers[i] for i in rank]
 
 
 def _mixed(parts: Sequence[Sequence[int]]) -> list[int]:

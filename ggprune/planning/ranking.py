@@ -37,6 +37,8 @@ class Ranking:
         seed: for the record.
         trust: in each layer's scores, 0 to 1, by how much text it saw; None: full.
         fallback: weight-only scores that take over where trust ends, [layers, experts].
+        counted: gives scores for a count, where they depend on it; ``scores`` are then for
+            orientation.
     """
 
     statistics: Statistics
@@ -49,6 +51,7 @@ class Ranking:
     seed: int = 0
     trust: Floats | None = None
     fallback: Floats | None = None
+    counted: Callable[[int], Floats] | None = None
 
     @classmethod
     def of(
@@ -107,6 +110,13 @@ class Ranking:
     def groups(self) -> int:
         """Blocks of experts that stay equally large."""
         return self.statistics.identity.groups
+
+    def fixed(self) -> npt.NDArray[np.bool_]:
+        """Which experts always stay, [layers, experts]."""
+        marked = np.zeros(self.scores.shape, np.bool_)
+        for row, layer in enumerate(self.statistics.layers):
+            marked[row, sorted(self.forced.get(layer, ()))] = True
+        return marked
 
     def kept(self, scores: Floats, keep: int) -> npt.NDArray[np.int64]:
         """Experts that stay by some scores, protected ones included, [layers, keep]."""
@@ -168,6 +178,8 @@ class Ranking:
         return float(held_share.min())
 
     def _blended(self, keep: int) -> tuple[Floats, dict[str, Any]]:
+        if self.counted is not None:
+            return self.counted(keep), {}
         if not self.blend:
             return self.scores, {}
         count = len(self.domains)

@@ -2,11 +2,11 @@
 
 1. One-shot plans are compared on the validation part of the search text; the best one is what
    has to be beaten.
-2. Plans are drawn around it: Gumbel noise on the logarithm of its score exchanges a share of the
-   experts, in every layer at once. Each is measured on one chunk of the fitting part,
-   and every chunk under several plans.
-3. A regression on the differences between plans, token by token, credits the divergence to
-   experts (see credit), with the one-shot score as prior. Its ranking is the centre that the
+2. Plans are drawn around the one that cover finds: Gumbel noise on the logarithm of its scores
+   exchanges a share of the experts, in every layer at once. Each is measured on one chunk of the
+   fitting part, and every chunk under several plans.
+3. A regression on the differences between plans, token by token, tells what a share of each
+   expert is worth (see credit), with all alike as prior. Cover with these is the centre that the
    next round draws around, closer.
 4. The fits, with weaker and stronger priors, compete on the validation part, which no fit has
    seen. The winner replaces the one-shot plan only if the paired difference over chunks is
@@ -23,19 +23,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.planning import credit
+from ggprune.planning.cover import Kept, Shares, cover_scores
 from ggprune.planning.credit import Observed
 from ggprune.planning.scoring import Floats
 
-Kept = npt.NDArray[np.int64]
 Chooser = Callable[[Floats], Kept]
 
 #: Shares of the kept experts (of the dropped, if those are fewer) that a drawn plan exchanges,
 #: round by round.
 EXCHANGED = (0.35, 0.25, 0.15)
-#: How far the fits that compete may leave the one-shot score: standard deviations of an
-#: expert's correction in the prior. Small, because what plans do to neighbouring tokens is alike,
-#: so there is less evidence than the number of tokens says.
-DEVIATIONS = (0.05, 0.1, 0.2)
+#: How far the fits that compete may leave the prior: standard deviations of what a share of an
+#: expert is worth.
+DEVIATIONS = (0.1, 0.2, 0.4)
 #: Plans measured on each chunk of the fitting part: fewer leave too little to compare, more see
 #: less text.
 PLANS_A_CHUNK = 8
@@ -61,12 +60,31 @@ class Text:
     Attributes:
         fitting: for drawn plans.
         validation: for decisions.
-        routing: of a fitting chunk in the whole model, as Observed without plans.
+        routing: of a fitting chunk in the whole model.
+        more: routing of other text, the calibration's, to choose by; None: there is none.
     """
 
     fitting: Sequence[int]
     validation: Sequence[int]
-    routing: Callable[[int], Observed]
+    routing: Callable[[int], Shares]
+    more: Shares | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a plan has to obey.
+
+    Attributes:
+        keep: experts a layer.
+        choose: scores -> experts kept; applies protection and groups.
+        fixed: experts that stay, [layers, experts].
+        groups: contiguous blocks of experts of which as many stay each.
+    """
+
+    keep: int
+    choose: Chooser
+    fixed: npt.NDArray[np.bool_]
+    groups: int = 1
 
 
 @dataclass(slots=True)
@@ -81,7 +99,7 @@ class Found:
         kl: mean KL on the validation part, by candidate.
         gain: relative difference to the best one-shot there; negative is better.
         gain_error: its standard error over chunks.
-        spread: how far the last regression corrected the one-shot score.
+        spread: standard deviation of what a share of an expert is worth, in the last fit.
         plans: measured.
     """
 
@@ -127,7 +145,7 @@ def compare_one_shot(
 def search(
     meter: Meter,
     one_shot: Mapping[str, Floats],
-    choose: Chooser,
+    rules: Rules,
     text: Text,
     plans: int,
     *,
@@ -138,8 +156,8 @@ def search(
 
     Args:
         meter: measures.
-        one_shot: scores by method, [layers, experts], not negative.
-        choose: scores -> experts kept; applies protection and groups.
+        one_shot: scores by method, [layers, experts].
+        rules: for plans.
         text: to search and to validate on.
         plans: how many to draw.
         seed: the same one draws the same plans.
@@ -148,14 +166,14 @@ def search(
     Returns:
         The winner; never worse than the best one-shot plan on the validation part.
     """
-    order = list(text.validation)
+    choose, order = rules.choose, list(text.validation)
     measured = compare_one_shot(meter, {n: choose(s) for n, s in one_shot.items()}, order)
     base = next(iter(measured))
-    prior = one_shot[base]
     told = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
     say(f"one-shot plans on the validation text, mean KL: {told}")
-    candidates, spread = _candidates(meter, prior, choose, text, plans, seed, say)
-    found = Found(base, prior, choose(prior), base, plans=plans, spread=spread)
+    candidates, spread = _candidates(meter, rules, text, plans, seed, say)
+    scores = one_shot[base]
+    found = Found(base, scores, choose(scores), base, plans=plans, spread=spread)
     different = {
         name: scores
         for name, scores in candidates.items()
@@ -187,8 +205,7 @@ def paired(base: Floats, candidate: Floats) -> tuple[float, float]:
 
 def _candidates(
     meter: Meter,
-    prior: Floats,
-    choose: Chooser,
+    rules: Rules,
     text: Text,
     plans: int,
     seed: int,
@@ -197,28 +214,42 @@ def _candidates(
     """Draw plans round by round; the scores that each round's fits give."""
     random = np.random.default_rng(seed)
     used = min(len(text.fitting), max(1, plans // PLANS_A_CHUNK))
-    observed = [text.routing(chunk) for chunk in text.fitting[:used]]
+    observed = [Observed(text.routing(chunk)) for chunk in text.fitting[:used]]
+    seen = [part.routing for part in observed] + ([text.more] if text.more is not None else [])
+    routing = Shares.joined(seen)
+
+    def covering(worth: Floats | None) -> Floats:
+        return cover_scores(
+            routing,
+            rules.keep,
+            rules.fixed.shape[1],
+            worth=worth,
+            fixed=rules.fixed,
+            groups=rules.groups,
+        )
+
     turns = _turns(used, plans, random)
-    centre, spread = prior, 0.0
-    candidates: dict[str, Floats] = {}
+    centre, spread = covering(None), 0.0
+    candidates: dict[str, Floats] = {"all alike": centre}
     rounds = len(EXCHANGED)
     for number, share in enumerate(EXCHANGED, start=1):
-        noise = spread_for(centre, choose, share, random)
+        noise = spread_for(centre, rules.choose, share, random)
         total = 0.0
         mine = turns[(number - 1) * plans // rounds : number * plans // rounds]
         for turn in mine:
-            kept = choose(drawn(centre, noise, random))
+            kept = rules.choose(drawn(centre, noise, random))
             kl = meter.token_kl(kept, text.fitting[turn])
-            observed[turn].dropped.append(_dropped(kept, prior.shape[1]))
+            observed[turn].dropped.append(_dropped(kept, rules.fixed.shape[1]))
             observed[turn].divergence.append(kl)
             total += float(kl.mean())
-        fits = credit.fit(observed, prior, DEVIATIONS)
-        for deviation, fitted in zip(DEVIATIONS, fits, strict=True):
-            candidates[f"round {number}, deviation {deviation:g}"] = fitted.scores
-        centre, spread = fits[1].scores, fits[1].spread
+        fits = credit.fit(observed, rules.fixed.shape, DEVIATIONS)
+        scores = [covering(worth) for worth in fits]
+        for deviation, each in zip(DEVIATIONS, scores, strict=True):
+            candidates[f"round {number}, deviation {deviation:g}"] = each
+        centre, spread = scores[1], float(fits[1].std())
         say(
             f"round {number} of {rounds}: {len(mine)} plans, mean KL "
-            f"{total / max(len(mine), 1):.4f}, scores corrected by ±{spread:.0%}"
+            f"{total / max(len(mine), 1):.4f}, worth of experts 1 ± {spread:.2f}"
         )
     return candidates, spread
 
