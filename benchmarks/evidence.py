@@ -42,6 +42,7 @@ SCORED_FROM = 64
 ONE_SHOT = (
     *(("contribution", ""), ("gate", ""), ("reap", ""), ("contribution", "maxmin")),
     *(("frequency", ""), ("ean", ""), ("contribution", "uniform"), ("gate", "maxmin")),
+    ("cover", ""),
 )
 OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
 SEEDS = 5
@@ -187,7 +188,7 @@ def main() -> None:
     )
     parser.add_argument("--texts", type=Path, default=ROOT / "fixtures")
     parser.add_argument("--keep", type=int, action="append", help="default: 50, 25 and 75 %%")
-    parser.add_argument("--search-plans", type=int, default=900, help="that search draws; 0: none")
+    parser.add_argument("--search-plans", type=int, default=1500, help="that search draws; 0: none")
     parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")

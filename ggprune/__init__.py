@@ -18,7 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from ggprune.api import apply_plan, evaluate_plan, run_calibration
+    from ggprune.api import apply_plan, evaluate_plan, make_plan, run_calibration
     from ggprune.calibration.calibrate import Settings
     from ggprune.calibration.merging import merge
     from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ggprune.evaluation.evaluate import Evaluation, Evaluator
     from ggprune.llama.runtime import RunOptions
     from ggprune.model import Identity, MoeModel, open_model
-    from ggprune.planning.plan import LayerPlan, Plan, make_plan
+    from ggprune.planning.plan import LayerPlan, Plan
     from ggprune.planning.scoring import METHODS, score
     from ggprune.version import VERSION
 
@@ -55,14 +55,14 @@ __all__ = [
 ]
 
 _HOME = {
-    "api": ("apply_plan", "evaluate_plan", "run_calibration"),
+    "api": ("apply_plan", "evaluate_plan", "make_plan", "run_calibration"),
     "calibration.calibrate": ("Settings",),
     "errors": ("GgpruneError",),
     "evaluation.evaluate": ("Evaluation", "Evaluator"),
     "llama.runtime": ("RunOptions",),
     "calibration.merging": ("merge",),
     "model": ("Identity", "MoeModel", "open_model"),
-    "planning.plan": ("LayerPlan", "Plan", "make_plan"),
+    "planning.plan": ("LayerPlan", "Plan"),
     "planning.scoring": ("METHODS", "score"),
     "calibration.statistics": ("Domain", "ExpertSums", "Statistics"),
     "version": ("VERSION",),

@@ -12,7 +12,8 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.evaluation.evaluate import Evaluation, Evaluator
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import open_model
-from ggprune.planning.choosing import no_progress
+from ggprune.planning.budget import Budget
+from ggprune.planning.choosing import Request, choose_plan, no_progress
 from ggprune.planning.plan import Plan
 from ggprune.rewrite import plan_rewrite
 
@@ -42,6 +43,22 @@ def run_calibration(
         return Run(description, sources, *how).run()
     finally:
         description.gguf.close()
+
+
+def make_plan(statistics: Statistics, keep: int, method: str = "", *, seed: int = 0) -> Plan:
+    """Choose which experts stay, as ``ggprune plan`` does without further options.
+
+    Args:
+        statistics: what calibration observed.
+        keep: experts a layer that stay.
+        method: one that needs no model, see docs/methods.md; empty for the default.
+        seed: for methods that draw.
+
+    Raises:
+        InputError: an unknown method or an impossible number.
+    """
+    request = Request(budget=Budget(keep=keep), method=method, seed=seed)
+    return choose_plan(statistics, request)
 
 
 def apply_plan(

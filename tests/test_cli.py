@@ -227,16 +227,16 @@ def test_importance_matrix_in_the_same_pass(tmp_path: Path, model: Path, text: s
     assert all(np.allclose(tensors[name], alone[name], rtol=1e-6) for name in alone)
 
 
-def test_cover_in_one_pass_and_in_two(tmp_path: Path, model: Path, text: str) -> None:
+def test_the_stages_choose_as_the_main_job_does(tmp_path: Path, model: Path, text: str) -> None:
     same = ["--text", text, "--ctx", 64, "--generate", 0]
-    ggprune(model, "--keep", 8, "--method", "cover", *same, "--no-verify", cwd=tmp_path)
+    ggprune(model, "--keep", 8, *same, "--no-verify", cwd=tmp_path)
     made = json.loads((tmp_path / "tiny-Q8_0-8e.expert_drop_metadata.json").read_text())
-    stats, how = "tiny-Q8_0.stats.gguf", ["--method", "cover", "--model", model, "--text", text]
-    ggprune("plan", stats, "--keep", 8, *how, "-o", "p.json", cwd=tmp_path)
+    ggprune("plan", "tiny-Q8_0.stats.gguf", "--keep", 8, "-o", "p.json", cwd=tmp_path)
     plan = json.loads((tmp_path / "p.json").read_text())
     assert made["method"] == plan["method"] == "cover"
     for layer, kept in plan["layers"].items():
         assert kept["keep"] == made["layers"][layer]["keep"]
-    # Without the text, nothing is guessed.
-    result = ggprune("plan", stats, "--keep", 8, *how[:-2], cwd=tmp_path, code=2)
-    assert "--text words=PATH" in result.stderr
+    # What needs sums over tokens takes the best of those.
+    blended = ["--blend", "uniform", "-o", "b.json"]
+    ggprune("plan", "tiny-Q8_0.stats.gguf", "--keep", 8, *blended, cwd=tmp_path)
+    assert json.loads((tmp_path / "b.json").read_text())["method"] == "contribution"

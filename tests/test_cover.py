@@ -7,8 +7,8 @@ import itertools
 import numpy as np
 import pytest
 
-from ggprune.calibration.collect_extra import Routing
-from ggprune.planning.cover import Kept, Shares, cover_scores
+from ggprune.calibration.shares import Shares
+from ggprune.planning.cover import Kept, cover_scores
 from ggprune.planning.scoring import choose_all
 
 LAYERS, EXPERTS, USED, TOKENS, KEEP = 2, 6, 2, 80, 3
@@ -20,7 +20,7 @@ def text(seed: int = 0) -> Shares:
     experts = np.argsort(random.gumbel(size=(TOKENS, LAYERS, EXPERTS)), axis=2)[..., :USED]
     shares = random.random((TOKENS, LAYERS, USED)) + 0.1
     shares /= shares.sum(axis=2, keepdims=True)
-    return Shares(experts.astype(np.int16), shares.astype(np.float32))
+    return Shares(experts.astype(np.int16), shares.astype(np.float16))
 
 
 def objective(given: Shares, kept: Kept, worth: np.ndarray, beta: float = BETA) -> float:
@@ -75,7 +75,7 @@ def test_small_beta_is_the_sum_over_tokens() -> None:
 def test_tokens_that_lose_much_count_more() -> None:
     """Ten tokens use experts 0 and 1, three use 2 and 3: sums would leave these with nothing."""
     experts = np.array([[[0, 1]]] * 10 + [[[2, 3]]] * 3, np.int16)
-    given = Shares(experts, np.array([[[0.6, 0.4]]] * 13, np.float32))
+    given = Shares(experts, np.array([[[0.6, 0.4]]] * 13, np.float16))
     assert choose_all(given.sums(4), 2).tolist() == [[0, 1]]
     assert choose_all(cover_scores(given, 2, 4, beta=8.0), 2).tolist() == [[0, 2]]
 
@@ -92,11 +92,3 @@ def test_as_many_stay_in_each_group() -> None:
     scores = cover_scores(text(2), 4, EXPERTS, groups=2)
     kept = choose_all(scores, 4, 2)
     assert ((kept < EXPERTS // 2).sum(axis=1) == 2).all()
-
-
-def test_shares_by_hand() -> None:
-    contributions = np.array([[[3.0, 4.0]], [[0.0, 0.0]]], np.float32)
-    experts = np.array([[[1, 0]], [[0, 1]]], np.int16)
-    shares = Shares.of(Routing(experts, np.ones_like(contributions), contributions))
-    assert shares.shares[:, 0].tolist() == [[pytest.approx(0.36), pytest.approx(0.64)], [0.5, 0.5]]
-    assert shares.sums(2)[0] == pytest.approx([0.64 + 0.5, 0.36 + 0.5])

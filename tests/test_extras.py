@@ -20,12 +20,9 @@ from ggprune.errors import InputError
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import MoeModel, open_model
-from ggprune.planning import extras
 from ggprune.planning.budget import Budget
 from ggprune.planning.choosing import Request, Resources, choose_plan, no_progress
-from ggprune.planning.cover import Shares, cover_scores
 from ggprune.planning.extras import shapley
-from ggprune.planning.scoring import choose_all
 
 OPTIONS = RunOptions(threads=1)
 TEXT = "The quick brown fox jumps over the lazy dog, and then over another one. " * 4
@@ -95,44 +92,6 @@ def test_easy_ep_is_what_the_nodes_say(architecture: str, residual: str, tmp_pat
                     expected[row, expert] += size * max(1 - cosine, 0)
         best = np.argsort(-expected[row], kind="stable")[:8]
         assert set(plan.layers[layer].keep) == set(best.tolist())
-
-
-def nodes_of(path: Path, names: Sequence[str]) -> Nodes:
-    """Nodes of all text of SOURCES, read as calibration reads it."""
-    nodes = Nodes(names)
-    with (
-        LlamaModel(path, OPTIONS) as llama,
-        LlamaContext(llama, n_ctx=128, observers=(nodes,)) as context,
-    ):
-        for source in SOURCES:
-            ids = llama.tokenize(source.documents[0].text)
-            for start in range(1, len(ids), 127):
-                context.clear()
-                context.decode([Tokens(0, 0, [ids[0], *ids[start : start + 127]], "all")])
-    return nodes
-
-
-def test_cover_is_what_the_nodes_say(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = write_tiny(tmp_path / "m.gguf", "gemma4")
-    model, statistics, resources = calibrated(path)
-    resources = replace(resources, cache=tmp_path)
-    request = Request(budget=Budget(keep=8), method="cover", super_experts=False)
-    plan = choose_plan(statistics, request, resources)
-    nodes = nodes_of(path, ["ffn_moe_topk", "ffn_moe_weighted"])
-    chosen, shares = [], []
-    for layer in model.moe_layers:
-        chosen.append(np.concatenate([part[0] for part in nodes.kept["ffn_moe_topk", layer]]))
-        weighted = np.concatenate(nodes.kept["ffn_moe_weighted", layer]).astype(np.float64)
-        squares = (weighted**2).sum(axis=2)
-        shares.append(squares / squares.sum(axis=1, keepdims=True))
-    text = Shares(np.stack(chosen, 1).astype(np.int16), np.stack(shares, 1).astype(np.float32))
-    kept = choose_all(cover_scores(text, 8, model.experts), 8)
-    assert [list(part.keep) for part in plan.layers.values()] == kept.tolist()
-    # The second time the routing comes from the cache.
-    monkeypatch.setattr(extras, "_run", None)
-    assert choose_plan(statistics, request, resources).layers == plan.layers
 
 
 def test_cover_protects(tmp_path: Path) -> None:

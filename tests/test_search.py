@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
+from ggprune.calibration.shares import Shares
 from ggprune.planning import credit, search
-from ggprune.planning.cover import Kept, Shares, cover_scores
+from ggprune.planning.cover import Kept, cover_scores
 from ggprune.planning.credit import Observed
 from ggprune.planning.scoring import choose_all
 from ggprune.planning.search import Rules, Text
@@ -60,7 +61,7 @@ class World:
         return np.array([self.token_kl(kept, chunk).mean() for chunk in chunks])
 
     def routing(self, chunk: int) -> Shares:
-        return Shares(self.experts[chunk].astype(np.int16), self.shares[chunk].astype(np.float32))
+        return Shares(self.experts[chunk].astype(np.int16), self.shares[chunk].astype(np.float16))
 
 
 def choose(scores: np.ndarray) -> Kept:

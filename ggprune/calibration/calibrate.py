@@ -18,11 +18,11 @@ from ggprune.architectures import Kind
 from ggprune.calibration import chat, texts
 from ggprune.calibration.checkpoint import Checkpoint, Chunk, check_same_run
 from ggprune.calibration.collect import RoutingObserver
-from ggprune.calibration.collect_extra import RoutingRecorder
 from ggprune.calibration.generate import Sampling, generate
 from ggprune.calibration.sequences import replay, sequences
 from ggprune.calibration.settings import ProgressFactory as ProgressFactory
 from ggprune.calibration.settings import Settings as Settings
+from ggprune.calibration.shares import KEPT_BYTES, stride
 from ggprune.calibration.statistics import PER_EXPERT, Domain, ExpertSums, Statistics
 from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError, OutputError
 from ggprune.gguf_file import check_targets
@@ -60,8 +60,6 @@ class Run:
         partial: file for what was gathered so far; None keeps nothing.
         observers: others that watch the same pass (an importance matrix); the graph is then
             computed to its end.
-        recorder: keeps the routing of every token of the same pass; what an interrupted run
-            had done before it was continued is missing there.
         say: takes notes for the user.
     """
 
@@ -72,7 +70,6 @@ class Run:
     progress: ProgressFactory
     partial: Path | None = None
     observers: Sequence[Observer] = ()
-    recorder: RoutingRecorder | None = None
     say: Callable[[str], object] = lambda _: None
     _saved_at: float = field(default=0.0, init=False)
 
@@ -128,9 +125,9 @@ class Run:
         return ""
 
     def _file_size(self) -> int:
-        """Bytes of the statistics file, about: an upper bound without the header."""
+        """An upper bound of the bytes of the statistics file, without the header."""
         a_domain = len(self.model.moe_layers) * (self.model.experts * len(PER_EXPERT) + 1) * 8
-        return a_domain * len(self.sources)
+        return a_domain * len(self.sources) + KEPT_BYTES
 
     def _resume(self) -> Checkpoint | None:
         """What an earlier run left; other observers would miss it, so they start anew."""
@@ -243,24 +240,30 @@ class Run:
             self.model.moe_layers,
             self.model.experts,
             cut=not self.observers,
+            every=self._every(checkpoint),
         )
         groups, total = checkpoint.groups, checkpoint.tokens
-        recorders = (self.recorder,) if self.recorder is not None else ()
         with (
             LlamaContext(
                 llama,
                 n_ctx=checkpoint.capacity,
                 n_sequences=max(len(group) for group in groups),
-                observers=(*self.observers, *recorders, observer),
+                observers=(*self.observers, observer),
                 keep_rows=not self.observers and self._keeps_rows(llama, observer),
             ) as context,
             self.progress(total, "calibrating", "tok", initial=checkpoint.tokens_done) as progress,
         ):
             for group in groups[checkpoint.done :]:
                 replay(context, group)
-                checkpoint.finish(group, observer.take())
+                shares = observer.shares()
+                checkpoint.finish(group, observer.take(), shares)
                 progress(sum(len(chunk.tokens) for chunk in group))
                 self._save_sometimes(checkpoint)
+
+    def _every(self, checkpoint: Checkpoint) -> int:
+        """Of every how many-th token the routing is kept."""
+        layers, used = len(self.model.moe_layers), self.model.experts_used
+        return stride(checkpoint.tokens, layers, used, self.settings.shard[1])
 
     def _keeps_rows(self, llama: LlamaModel, observer: RoutingObserver) -> bool:
         """Try whether every token reaches the last layer of this model without its logits."""

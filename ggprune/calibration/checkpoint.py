@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.calibration.shares import Shares
 from ggprune.calibration.statistics import ExpertSums, Statistics
 from ggprune.errors import FormatError, InputError, MismatchError
 from ggprune.model import Identity
@@ -42,6 +43,7 @@ class _State(NamedTuple):
     statistics: Statistics
     chunks: Sequence[Chunk]
     done: int
+    shares: tuple[tuple[Shares, ...], ...]
 
 
 class Checkpoint:
@@ -64,12 +66,13 @@ class Checkpoint:
         self, statistics: Statistics, chunks: Sequence[Chunk], done: int, capacity: int
     ) -> None:
         self.capacity = capacity
-        self._state = _State(statistics, tuple(chunks), done)
+        shares = tuple((d.shares,) if d.shares is not None else () for d in statistics.domains)
+        self._state = _State(statistics, tuple(chunks), done, shares)
 
     @property
     def statistics(self) -> Statistics:
-        """Sums over the groups that are done."""
-        return self._state.statistics
+        """Of the groups that are done."""
+        return _with_shares(self._state)
 
     @property
     def chunks(self) -> Sequence[Chunk]:
@@ -99,7 +102,7 @@ class Checkpoint:
     @property
     def tokens_done(self) -> int:
         """Tokens of the finished groups."""
-        return sum(domain.tokens for domain in self.statistics.domains)
+        return sum(domain.tokens for domain in self._state.statistics.domains)
 
     @property
     def is_complete(self) -> bool:
@@ -114,16 +117,21 @@ class Checkpoint:
             chunks[index] = Chunk(chunk.domain, chunk.tokens + tuple(tokens))
         self._state = self._state._replace(chunks=tuple(chunks))
 
-    def finish(self, group: Sequence[Chunk], sums: ExpertSums) -> None:
+    def finish(
+        self, group: Sequence[Chunk], sums: ExpertSums, shares: Shares | None = None
+    ) -> None:
         """Add a finished group; one that was interrupted never gets here."""
-        statistics, chunks, done = self._state
+        statistics, chunks, done, parts = self._state
         domains = list(statistics.domains)
         domain = domains[group[0].domain]
         total = domain.sums.copy()
         total.add(sums)
         tokens = domain.tokens + sum(len(chunk.tokens) for chunk in group)
-        domains[group[0].domain] = replace(domain, tokens=tokens, sums=total)
-        self._state = _State(replace(statistics, domains=tuple(domains)), chunks, done + 1)
+        index = group[0].domain
+        domains[index] = replace(domain, tokens=tokens, sums=total)
+        if shares is not None:
+            parts = (*parts[:index], (*parts[index], shares), *parts[index + 1 :])
+        self._state = _State(replace(statistics, domains=tuple(domains)), chunks, done + 1, parts)
 
     def check_same(
         self,
@@ -141,7 +149,10 @@ class Checkpoint:
         Raises:
             OutputError: it cannot be written; an older one stays.
         """
-        statistics, chunks, done = self._state
+        # One look at the state: a signal may change it meanwhile.
+        state = self._state
+        chunks, done = state.chunks, state.done
+        statistics = _with_shares(state)
         tokens = itertools.chain.from_iterable(chunk.tokens for chunk in chunks)
         streams = [_ANSWERED if chunk.stream is None else chunk.stream for chunk in chunks]
         arrays = {
@@ -183,6 +194,14 @@ class Checkpoint:
                 remedy=f"Remove {path} to start again.",
             ) from error
         return cls(statistics, chunks, done, capacity)
+
+
+def _with_shares(state: _State) -> Statistics:
+    domains = tuple(
+        replace(domain, shares=Shares.joined(parts) if parts else None)
+        for domain, parts in zip(state.statistics.domains, state.shares, strict=True)
+    )
+    return replace(state.statistics, domains=domains)
 
 
 def _grouped(chunks: Sequence[Chunk], capacity: int) -> Iterator[list[Chunk]]:

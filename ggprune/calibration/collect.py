@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.architectures import CHOSEN_NODE, Architecture
+from ggprune.calibration.shares import Shares
 from ggprune.calibration.statistics import ExpertSums
 from ggprune.errors import LlamaError
 from ggprune.llama.norms import Floats, NormReader
@@ -32,6 +33,7 @@ class RoutingObserver:
         experts: experts a layer.
         cut: end the graph after the last layer with experts: the output head is not computed.
         norms: computes norms of expert outputs.
+        every: keep the routing of every so many-th token since take; 0: of none.
     """
 
     def __init__(
@@ -42,6 +44,7 @@ class RoutingObserver:
         *,
         cut: bool = True,
         norms: NormReader | None = None,
+        every: int = 0,
     ) -> None:
         self._sums = ExpertSums.zeros(len(layers), experts)
         self._experts = experts
@@ -49,14 +52,28 @@ class RoutingObserver:
         self._contribution = architecture.contribution_nodes
         self._last = layers[-1] if cut else None
         self._norms = norms or NormReader()
+        self._every = every
+        self._routing: dict[int, list[Shares]] = {layer: [] for layer in layers}
         self._chosen: dict[int, npt.NDArray[np.int32]] = {}
         self._gates: dict[int, npt.NDArray[np.float32]] = {}
 
     def take(self) -> ExpertSums:
-        """What was observed since the last call."""
+        """What was observed since the last call; begins anew."""
+        for parts in self._routing.values():
+            parts.clear()
         taken = self._sums
         self._sums = ExpertSums.zeros(len(self._rows), self._experts)
         return taken
+
+    def shares(self) -> Shares | None:
+        """Who did what for tokens since the last call of take; None if there were none."""
+        layers = [Shares.joined(parts) for parts in self._routing.values() if parts]
+        if not layers:
+            return None
+        return Shares(
+            np.stack([layer.experts for layer in layers], axis=1),
+            np.stack([layer.shares for layer in layers], axis=1),
+        )
 
     def wants(self, name: str) -> bool:
         """Both nodes of layers with experts."""
@@ -87,6 +104,10 @@ class RoutingObserver:
         chosen, gates = self._chosen.pop(layer), self._gates.pop(layer).astype(np.float64)
         self._check(layer, chosen, gates, contribution)
         norm = np.divide(contribution, np.abs(gates), where=gates != 0, out=np.zeros_like(gates))
+        if self._every:
+            first = -int(self._sums.tokens[self._rows[layer]]) % self._every
+            part = slice(first, None, self._every)
+            self._routing[layer].append(Shares.of(chosen[part], contribution[part]))
         sums, row, flat = self._sums, self._rows[layer], chosen.ravel()
         sums.tokens[row] += chosen.shape[0]
         sums.count[row] += np.bincount(flat, minlength=self._experts)

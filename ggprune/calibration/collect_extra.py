@@ -54,11 +54,6 @@ class RoutingRecorder:
             layer: [[], [], []] for layer in layers
         }
 
-    @property
-    def tokens(self) -> int:
-        """How many were recorded since the last call of take."""
-        return sum(len(part) for part in self._kept[self._layers[-1]][2])
-
     def take(self) -> Routing:
         """What was recorded since the last call."""
         columns = [

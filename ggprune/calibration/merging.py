@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.calibration.shares import Shares
 from ggprune.calibration.statistics import FIELDS, Domain, ExpertSums, Statistics
 from ggprune.errors import InputError, MismatchError
 from ggprune.model import Identity
@@ -161,7 +162,14 @@ def _merged(domains: Sequence[Domain]) -> Domain:
         sum(domain.tokens for domain in domains),
         "+".join(hashes),
         ExpertSums(**arrays),
+        _joined([domain.shares for domain in domains]),
     )
+
+
+def _joined(parts: Sequence[Shares | None]) -> Shares | None:
+    """Of all parts, if all have them."""
+    known = [part for part in parts if part is not None]
+    return Shares.joined(known) if len(known) == len(parts) else None
 
 
 def _total(name: str, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

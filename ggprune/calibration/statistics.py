@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.calibration.shares import Shares
 from ggprune.errors import GgpruneError, InputError
 from ggprune.gguf_file import replacing
 from ggprune.model import Identity
@@ -78,6 +79,7 @@ class ExpertSums:
 
 
 FIELDS = tuple(ExpertSums.__slots__)
+SHARES = tuple(Shares.__slots__)
 PER_EXPERT = tuple(name for name in FIELDS if name != "tokens")
 
 
@@ -90,12 +92,14 @@ class Domain:
         tokens: of text run through the model.
         sha256: of the text, so that evaluation can tell it apart.
         sums: what was observed.
+        shares: who did what for each token, or for a part of them; None: not gathered.
     """
 
     name: str
     tokens: int
     sha256: str
     sums: ExpertSums
+    shares: Shares | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +125,13 @@ class Statistics:
         for domain in self.domains:
             total.add(domain.sums)
         return total
+
+    @property
+    def shares(self) -> Shares | None:
+        """Of the tokens of all domains; None if a domain has none."""
+        parts = [domain.shares for domain in self.domains]
+        known = [part for part in parts if part is not None]
+        return Shares.joined(known) if known and len(known) == len(parts) else None
 
     def domain(self, name: str) -> Domain:
         """The domain of this name.
@@ -196,6 +207,9 @@ def _write(
     for index, domain in enumerate(statistics.domains):
         for name in FIELDS:
             writer.add_tensor(f"domain.{index}.{name}", getattr(domain.sums, name))
+        if domain.shares is not None:
+            for name in SHARES:
+                writer.add_tensor(f"domain.{index}.{name}", getattr(domain.shares, name))
     for name, array in extra.items():
         writer.add_tensor(name, array)
     writer.add_string(f"{_PREFIX}.sha256", _digest(statistics, extra))
@@ -214,6 +228,9 @@ def _digest(statistics: Statistics, extra: Mapping[str, npt.NDArray[Any]]) -> st
     for domain in statistics.domains:
         for name in FIELDS:
             digest.update(getattr(domain.sums, name).tobytes())
+        if domain.shares is not None:
+            for name in SHARES:
+                digest.update(getattr(domain.shares, name).tobytes())
     for name in sorted(extra):
         digest.update(name.encode() + extra[name].tobytes())
     return digest.hexdigest()
@@ -272,6 +289,19 @@ def _from_file(values: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]
                 raise ValueError(f"{each} has the shape {array.shape}, expected {wanted}")
         tokens = values[f"{_PREFIX}.tokens"][index]
         sha256 = values[f"{_PREFIX}.texts"][index]
-        domains.append(Domain(name, int(tokens), sha256, ExpertSums(**arrays)))
+        shares = _shares(tensors, index, len(layers))
+        domains.append(Domain(name, int(tokens), sha256, ExpertSums(**arrays), shares))
     settings = json.loads(values[f"{_PREFIX}.settings"])
     return Statistics(identity, layers, tuple(domains), settings)
+
+
+def _shares(
+    tensors: Mapping[str, npt.NDArray[Any]], index: int, layers: int
+) -> Shares | None:
+    found = [tensors.get(f"domain.{index}.{name}") for name in SHARES]
+    experts, shares = found
+    if experts is None or shares is None:
+        return None
+    if experts.shape != shares.shape or experts.ndim != 3 or experts.shape[1] != layers:
+        raise ValueError(f"shares of the shapes {experts.shape} and {shares.shape}")
+    return Shares(experts, shares)

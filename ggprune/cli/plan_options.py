@@ -115,7 +115,12 @@ def method_options(command: Command) -> Command:
     """Which experts stay; see request_from."""
     for option in reversed(
         (
-            click.option("--method", default="contribution", show_default=True, help=METHOD_HELP),
+            click.option(
+                "--method",
+                default="",
+                show_default="cover; contribution with --blend, --rounds or sums alone",
+                help=METHOD_HELP,
+            ),
             click.option(
                 "--seed", default=0, show_default=True, help="For what is drawn at random."
             ),

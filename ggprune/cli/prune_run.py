@@ -12,23 +12,15 @@ from ggprune import pipeline
 from ggprune.architectures import Kind
 from ggprune.calibration import texts
 from ggprune.calibration.calibrate import ProgressFactory, Run, Settings
-from ggprune.calibration.collect_extra import RoutingRecorder
 from ggprune.calibration.statistics import Statistics
 from ggprune.cli.common import table
 from ggprune.errors import InputError
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import MoeModel, open_model
 from ggprune.pipeline import Paths, Pruned
-from ggprune.planning.choosing import (
-    COVER,
-    MEASURED,
-    Request,
-    Resources,
-    choose_plan,
-    known_count,
-)
-from ggprune.planning.cover import Shares
+from ggprune.planning.choosing import Request, Resources, choose_plan, known_count
 from ggprune.planning.plan import Plan
+from ggprune.planning.ranking import COVER
 from ggprune.report.page import write_report
 from ggprune.report.summary import summary_lines
 from ggprune.rewrite import Rewrite, plan_rewrite
@@ -57,7 +49,6 @@ class PruneRun:
     say: Callable[[str], object]
     command_line: str
     _text: pipeline.TextChoice | None = field(default=None, init=False)
-    _shares: Shares | None = field(default=None, init=False)
 
     def dry_run(self) -> Iterable[tuple[Path, int]]:
         """Check everything that can be checked without long work, and list what is written.
@@ -99,7 +90,6 @@ class PruneRun:
         return Resources(
             model=model,
             options=self.options,
-            shares=self._shares,
             sources=text.calibration,
             search_sources=texts.load(self.arguments["search_texts"]),
             progress=self.bar,
@@ -147,7 +137,7 @@ class PruneRun:
             model,
             keep,
             self._target(model, keep),
-            method=plan.method if plan else self.request.method if self.request else "",
+            method=plan.method if plan else (self.request and self.request.method) or COVER,
             mtp=self.arguments["mtp"],
             split_max_size=self.arguments["split_max_size"],
             force=self.arguments["force"],
@@ -180,15 +170,9 @@ class PruneRun:
         seed = self.request.seed if self.request else 0
         settings = Settings(**{name: self.arguments[name] for name in names}, seed=seed)
         run = Run(model, text.calibration, settings, self.options, self.bar, say=self.say)
-        if self.request is not None and self.request.method in (COVER, *MEASURED):
-            run.recorder = RoutingRecorder(model.require_prunable(), model.moe_layers)
         target = self._target(model, model.experts)
         output = Paths(target, model.gguf.stem).statistics
-        statistics = pipeline.gather(run, output, force=self.arguments["force"])
-        seen = sum(domain.tokens for domain in statistics.domains)
-        if run.recorder is not None and run.recorder.tokens == seen:
-            self._shares = Shares.of(run.recorder.take())
-        return statistics
+        return pipeline.gather(run, output, force=self.arguments["force"])
 
     def _rewrite(self, model: MoeModel, plan: Plan) -> Rewrite:
         return plan_rewrite(

@@ -56,8 +56,7 @@ class CommaList(click.ParamType):  # type: ignore[type-arg]
 @click.option(
     "--methods",
     type=CommaList(str),
-    default="contribution",
-    show_default=True,
+    show_default="what plan takes",
     metavar="NAME,…",
     help="How experts are chosen; random is the control.",
 )
@@ -99,7 +98,7 @@ def _measure(model: Path, stats: Path, arguments: dict[str, Any]) -> Sweep:
     statistics = Statistics.load(stats)
     quiet = arguments["quiet"]
     keeps = arguments["keeps"] or default_counts(statistics.identity.counts.possible())
-    methods = tuple(dict.fromkeys(arguments["methods"]))
+    methods = tuple(dict.fromkeys(arguments["methods"] or [_usual(statistics)]))
     with evaluator(model, arguments) as measured:
         statistics.identity.check_same(measured.description.identity(), str(stats), str(model))
         _warn(statistics, measured, quiet=quiet)
@@ -119,6 +118,13 @@ def _measure(model: Path, stats: Path, arguments: dict[str, Any]) -> Sweep:
                     "seed": arguments["seed"],
                 },
             )
+
+
+def _usual(statistics: Any) -> str:
+    from ggprune.planning.budget import Budget
+    from ggprune.planning.choosing import Request, default_method
+
+    return default_method(statistics, Request(budget=Budget(keep=1)))
 
 
 def _planner(statistics: Any, model: Any, seed: int) -> Planner:

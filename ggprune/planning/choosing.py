@@ -19,20 +19,18 @@ from ggprune.planning import budget as budgets
 from ggprune.planning import scoring
 from ggprune.planning.budget import Budget
 from ggprune.planning.plan import LayerPlan, Plan
-from ggprune.planning.ranking import Ranking
+from ggprune.planning.ranking import COVER, Ranking, cover_ranking
 
 if TYPE_CHECKING:
     from ggprune.calibration.calibrate import ProgressFactory
     from ggprune.llama.runtime import RunOptions
-    from ggprune.planning.cover import Shares
 
 
 #: Methods that measure plans on the model.
 MEASURED = ("auto", "search")
 WEIGHTS = "weights"
 #: Methods that run the model over the calibration text again, see extras.
-COVER = "cover"
-EXTRA = (COVER, "easy-ep", "shape")
+EXTRA = ("easy-ep", "shape")
 #: Tokens an evenly used expert needs to see for its score to stand on its own.
 JUDGED = 32
 
@@ -51,7 +49,9 @@ class Request:
 
     Attributes:
         budget: how many experts stay.
-        method: how they are ranked; see scoring.METHODS.
+        method: how they are ranked; see docs/methods.md. Empty: ``cover`` where the statistics
+            tell the routing of tokens, and neither a blend nor rounds ask for sums; else
+            ``contribution``.
         seed: for what is drawn.
         blend: ``uniform``, ``maxmin`` or ``NAME=W,…``; empty adds all text up as it comes.
         protect_domains: ``NAME`` or ``NAME=0.95``: coverage that a domain keeps at least.
@@ -64,7 +64,7 @@ class Request:
     """
 
     budget: Budget
-    method: str = scoring.DEFAULT_METHOD
+    method: str = ""
     seed: int = 0
     blend: str = ""
     protect_domains: tuple[str, ...] = ()
@@ -82,7 +82,6 @@ class Resources:
     Attributes:
         model: where a rule or a method needs it.
         options: how to run it.
-        shares: who did what for each token the statistics were gathered on, where that is known.
         sources: text the statistics were gathered on, for what runs over it again; empty for
             the built-in one.
         search_sources: text to measure plans on; empty for the built-in one.
@@ -94,7 +93,6 @@ class Resources:
 
     model: MoeModel | None = None
     options: RunOptions | None = None
-    shares: Shares | None = None
     sources: tuple[Source, ...] = ()
     search_sources: tuple[Source, ...] = ()
     cache: Path | None = None
@@ -117,10 +115,18 @@ def choose_plan(
         InputError: an impossible budget, an unknown method or domain, or a rule that needs the
             model and has none.
     """
+    if not request.method:
+        request = replace(request, method=default_method(statistics, request))
     plan = _chosen(statistics, request, resources or Resources())
     # So that whoever measures the plan on the same text is told.
     calibration = {domain.name: domain.sha256 for domain in statistics.domains}
     return replace(plan, settings={**plan.settings, "calibration": calibration})
+
+
+def default_method(statistics: Statistics, request: Request) -> str:
+    """The best method that the statistics and the request allow (docs/evidence.md)."""
+    by_sums = request.blend or request.rounds > 1 or statistics.shares is None
+    return scoring.DEFAULT_METHOD if by_sums else COVER
 
 
 def _chosen(statistics: Statistics, request: Request, have: Resources) -> Plan:
@@ -156,6 +162,8 @@ def ranking_of(statistics: Statistics, request: Request, have: Resources) -> Ran
 
         scores = weight_scores(require_model(have, request.method), statistics.layers)
         return Ranking.of(statistics, request, have.say, scores=scores)
+    if request.method == COVER:
+        return with_trust(cover_ranking(statistics, request, have.say), have)
     if request.method in EXTRA:
         from ggprune.planning.extras import extra_ranking
 

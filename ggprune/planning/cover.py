@@ -1,10 +1,9 @@
 """Choosing experts token by token, so that no token loses most of what its experts do.
 
-An expert's share of a token in a layer is s_j = (g‖f‖)²_j / Σ_i (g‖f‖)²_i over the experts the
-token uses; outputs of different experts are nearly orthogonal, so squares add up. A plan takes
-x_t = mean over layers of Σ s_j over dropped j from token t. Under random plans the divergence of
-a token grows with x_t about as exp(β x_t), β = 4 to 5 (docs/methods.md), so the plan sought is the
-one with the smallest
+s_tj is the share that expert j has in what all experts of a layer do for token t (see
+calibration.shares). A plan takes x_t = mean over layers of Σ s_tj over dropped j from token t.
+Under random plans the divergence of a token grows with x_t about as exp(β x_t), β = 4 to 5
+(docs/methods.md), so the plan sought is the one with the smallest
 
     Σ_t exp(β Σ_lj d_lj w_lj s_tlj / layers),
 
@@ -15,13 +14,10 @@ more than one that has lost little, and so does the domain that is served worst.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.calibration.collect_extra import Routing
+from ggprune.calibration.shares import Shares
 from ggprune.planning.scoring import Floats, choose_all
 
 Kept = npt.NDArray[np.int64]
@@ -33,50 +29,6 @@ _SWEEPS = 200
 _SHORTLIST = 8
 #: A swap must gain this part of the objective, or rounding could make it swing.
 _LEAST_GAIN = 1e-9
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """What each expert does for each token, arrays of shape [tokens, layers, used].
-
-    Attributes:
-        experts: their numbers.
-        shares: s; they add up to 1 over the experts that a token uses in a layer.
-    """
-
-    experts: npt.NDArray[np.int16]
-    shares: npt.NDArray[np.float32]
-
-    @classmethod
-    def of(cls, routing: Routing) -> Shares:
-        """From contributions g‖f‖."""
-        squares = routing.contributions.astype(np.float64) ** 2
-        totals = squares.sum(axis=2, keepdims=True)
-        even = np.full_like(squares, 1 / squares.shape[2])
-        shares = np.divide(squares, totals, where=totals > 0, out=even)
-        return cls(routing.experts, shares.astype(np.float32))
-
-    @classmethod
-    def joined(cls, parts: Sequence[Shares]) -> Shares:
-        """One text after the other."""
-        return cls(
-            np.concatenate([part.experts for part in parts]),
-            np.concatenate([part.shares for part in parts]),
-        )
-
-    def at(self, tokens: npt.NDArray[np.integer]) -> Shares:
-        """Of some of the tokens."""
-        return Shares(self.experts[tokens], self.shares[tokens])
-
-    def sums(self, experts: int) -> Floats:
-        """Σ s over tokens, [layers, experts]."""
-        rows = range(self.experts.shape[1])
-        return np.array(
-            [
-                np.bincount(self.experts[:, row].ravel(), self.shares[:, row].ravel(), experts)
-                for row in rows
-            ]
-        )
 
 
 def cover_scores(
@@ -129,7 +81,8 @@ class _Problem:
     def __init__(self, text: Shares, experts: int, worth: Floats | None, beta: float) -> None:
         self._experts = experts
         self._chosen = text.experts.transpose(1, 0, 2).astype(np.intp)
-        self._shares = text.shares.transpose(1, 0, 2) * np.float32(beta / len(self._chosen))
+        layers = len(self._chosen)
+        self._shares = text.shares.transpose(1, 0, 2).astype(np.float32) * (beta / layers)
         if worth is not None:
             for row, values in enumerate(worth.astype(np.float32)):
                 self._shares[row] *= values[self._chosen[row]]

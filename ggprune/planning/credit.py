@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.planning.cover import Shares
+from ggprune.calibration.shares import Shares
 from ggprune.planning.scoring import Floats
 
 _SMALL = 1e-12

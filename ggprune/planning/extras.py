@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -20,7 +18,6 @@ from ggprune.errors import InputError
 from ggprune.evaluation.masking import MaskObserver
 from ggprune.llama.observing import Observer
 from ggprune.model import MoeModel
-from ggprune.planning.cover import Shares, cover_scores
 from ggprune.planning.plan import Plan, make_plan
 from ggprune.planning.ranking import Ranking
 from ggprune.planning.scoring import Floats
@@ -30,14 +27,13 @@ if TYPE_CHECKING:
 
 #: Methods of this module, with the source of each.
 EXTRA = {
-    "cover": "planning/cover.py",
     "easy-ep": "arXiv 2504.06792",
     "shape": "Shapley-MoE",
 }
 
 
 def extra_ranking(statistics: Statistics, request: Request, have: Resources) -> Ranking:
-    """Scores of ``cover``, ``easy-ep`` or ``shape``.
+    """Scores of ``easy-ep`` or ``shape``.
 
     Args:
         statistics: of the same text.
@@ -47,78 +43,11 @@ def extra_ranking(statistics: Statistics, request: Request, have: Resources) -> 
     Raises:
         InputError: no model, or an architecture whose residual stream has no name.
     """
-    if request.method == "cover":
-        return cover_ranking(statistics, request, calibration_shares(statistics, have), have.say)
     if request.method == "shape":
         return Ranking.of(statistics, request, have.say, scores=_shapley(statistics, have))
     by_domain = _changes(statistics, have)
     total = by_domain.sum(axis=0)
     return Ranking.of(statistics, request, have.say, scores=total, by_domain=by_domain)
-
-
-def cover_ranking(
-    statistics: Statistics, request: Request, text: Shares, say: Callable[[str], object]
-) -> Ranking:
-    """Ranking by cover, whose scores depend on how many experts stay.
-
-    Args:
-        statistics: of the same text.
-        request: names protection.
-        text: who did what for each token.
-        say: takes notes for the user.
-    """
-    experts = statistics.identity.counts.experts
-    ranking = Ranking.of(statistics, request, say, scores=text.sums(experts))
-    return replace(
-        ranking,
-        method="cover",
-        counted=lambda keep: cover_scores(
-            text, keep, experts, fixed=ranking.fixed(), groups=ranking.groups
-        ),
-    )
-
-
-def calibration_shares(statistics: Statistics, have: Resources) -> Shares:
-    """Who did what for each token of the calibration text, in the whole model.
-
-    Costs one calibration; kept in ``have.cache``, if there is one.
-
-    Args:
-        statistics: of the same text.
-        have: the model, and the text it was calibrated on.
-
-    Raises:
-        InputError: no model, or other text.
-    """
-    if have.shares is not None:
-        return have.shares
-    model = _model(have, "--method cover")
-    told = [statistics.identity.router, *(domain.sha256 for domain in statistics.domains)]
-    told.append(json.dumps(statistics.settings, sort_keys=True, default=str))
-    name = hashlib.sha256(json.dumps(told).encode()).hexdigest()[:16]
-    path = have.cache / f"shares-{name}.npz" if have.cache else None
-    if path is not None and path.exists():
-        with np.load(path) as found:
-            return Shares(found["experts"], found["shares"])
-    recorder = RoutingRecorder(model.require_prunable(), statistics.layers)
-    parts = []
-    for domain in statistics.domains:
-        _run(statistics, have, _of_domain(have, domain.name), recorder)
-        parts.append(Shares.of(recorder.take()))
-    shares = Shares.joined(parts)
-    if path is not None:
-        part = path.with_suffix(".part.npz")
-        np.savez(part, experts=shares.experts, shares=shares.shares)
-        part.replace(path)
-    return shares
-
-
-def same_text(statistics: Statistics, have: Resources) -> bool:
-    """Whether the text at hand is what the statistics were gathered on."""
-    if have.shares is not None:
-        return True
-    at_hand = {source.domain: source.sha256 for source in _sources(have)}
-    return all(at_hand.get(domain.name) == domain.sha256 for domain in statistics.domains)
 
 
 def iterated(ranking: Ranking, request: Request, have: Resources, keep: int) -> Plan:

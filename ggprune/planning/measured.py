@@ -14,11 +14,9 @@ from ggprune.errors import InputError
 from ggprune.planning import budget as budgets
 from ggprune.planning import protect, search
 from ggprune.planning.budget import Budget
-from ggprune.planning.cover import Shares
-from ggprune.planning.extras import calibration_shares, cover_ranking, same_text
 from ggprune.planning.meter import CHUNK, MaskedMeter
 from ggprune.planning.plan import Plan, make_plan
-from ggprune.planning.ranking import Ranking
+from ggprune.planning.ranking import COVER, Ranking, cover_ranking
 from ggprune.planning.scoring import METHODS
 from ggprune.planning.search import Found, Rules, Text
 
@@ -64,9 +62,6 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         journal=have.journal,
     ) as meter:
         rankings = one_shot_rankings(statistics, request)
-        shares = _calibration_shares(statistics, request, have)
-        if shares is not None:
-            rankings["cover"] = cover_ranking(statistics, request, shares, have.say)
         first = with_trust(next(iter(rankings.values())), have)
         rankings = {
             name: replace(ranking, trust=first.trust, fallback=first.fallback)
@@ -75,12 +70,14 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         with have.progress(meter.evaluator.tokens, "base model", "tok") as done:
             meter.evaluator.progress = done
             rate = meter.start()
-        job = _Job(request, have, meter, rankings, shares, rate)
+        job = _Job(request, have, meter, rankings, rate)
         return job.plan()
 
 
 def one_shot_rankings(statistics: Statistics, request: Request) -> dict[str, Ranking]:
     """Rankings to compare, by name; the request's own method alone if it names one."""
+    if request.method == COVER:
+        return {COVER: cover_ranking(statistics, request)}
     if request.method in METHODS:
         return {request.method: Ranking.of(statistics, request)}
     found = {}
@@ -93,19 +90,9 @@ def one_shot_rankings(statistics: Statistics, request: Request) -> dict[str, Ran
         if blend == "maxmin" and len(statistics.domains) < 2:
             continue
         found[f"{method}, {blend}" if blend else method] = Ranking.of(statistics, asked)
+    if statistics.shares is not None and not request.blend:
+        found[COVER] = cover_ranking(statistics, request)
     return found
-
-
-def _calibration_shares(
-    statistics: Statistics, request: Request, have: Resources
-) -> Shares | None:
-    """Routing of the calibration text, where cover can take part."""
-    if request.method in METHODS or request.blend:
-        return None
-    if not same_text(statistics, have):
-        have.say("cover is left out: the calibration text is not at hand; give it with --text")
-        return None
-    return calibration_shares(statistics, have)
 
 
 class _Job:
@@ -117,11 +104,9 @@ class _Job:
         have: Resources,
         meter: MaskedMeter,
         rankings: Mapping[str, Ranking],
-        shares: Shares | None,
         rate: float,
     ) -> None:
         self.request, self.have, self.meter, self.rankings = request, have, meter, rankings
-        self.shares = shares
         self.budget_tokens = rate * 60 * request.search_minutes
         self.statistics = next(iter(rankings.values())).statistics
         self.fitting, self.validation = meter.parts()
@@ -172,7 +157,7 @@ class _Job:
                 Rules(
                     keep, lambda v: ranking.choice(v, keep), ranking.fixed(), ranking.groups
                 ),
-                Text(self.fitting, validation, routing, self.shares),
+                Text(self.fitting, validation, routing, self.statistics.shares),
                 plans,
                 seed=self.request.seed,
                 say=self.have.say,

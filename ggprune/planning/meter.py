@@ -15,12 +15,13 @@ from typing import Any
 import numpy as np
 
 from ggprune.calibration.collect_extra import RoutingRecorder
+from ggprune.calibration.shares import Shares
 from ggprune.calibration.texts import Source
 from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluate import Evaluator
 from ggprune.gguf_file import write_text
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
-from ggprune.planning.cover import Kept, Shares
+from ggprune.planning.cover import Kept
 from ggprune.planning.scoring import Floats
 
 #: Tokens of a chunk. Short ones give more of them to compare plans on.
@@ -150,7 +151,8 @@ class MaskedMeter:
                 context.clear()
                 _decode(context, chunk.tokens.tolist())
                 # The token before a scored one is where the prediction is made.
-                return Shares.of(recorder.take()).at(chunk.scored - 1)
+                routing = recorder.take()
+                return Shares.of(routing.experts, routing.contributions).at(chunk.scored - 1)
 
             yield of
 

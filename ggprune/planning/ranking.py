@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,12 +12,14 @@ import numpy.typing as npt
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError
 from ggprune.planning import blend, protect, scoring
+from ggprune.planning.cover import cover_scores
 from ggprune.planning.plan import Plan, make_plan
 from ggprune.planning.scoring import METHODS, Floats
 
 if TYPE_CHECKING:
     from ggprune.planning.choosing import Request
 
+COVER = "cover"
 _DEFAULT_COVERAGE = 0.95
 _MOST_STEPS = 200
 
@@ -225,6 +227,31 @@ class Ranking:
             f"--protect-domain: with {keep} experts they cannot all be kept; reached {told}",
             remedy="Keep more experts, or protect less.",
         )
+
+
+def cover_ranking(
+    statistics: Statistics, request: Request, say: Callable[[str], object] = lambda _: None
+) -> Ranking:
+    """Rank by cover, whose scores depend on how many experts stay.
+
+    Raises:
+        InputError: the statistics do not tell the routing of tokens.
+    """
+    shares = statistics.shares
+    if shares is None:
+        raise InputError(
+            "--method cover: the statistics hold sums only, not the routing of tokens",
+            remedy="Calibrate again, or use another --method, for instance contribution.",
+        )
+    experts = statistics.identity.experts
+    ranking = Ranking.of(statistics, request, say, scores=shares.sums(experts))
+    return replace(
+        ranking,
+        method=COVER,
+        counted=lambda keep: cover_scores(
+            shares, keep, experts, fixed=ranking.fixed(), groups=ranking.groups
+        ),
+    )
 
 
 def scores_by_domain(statistics: Statistics, method: str) -> Floats:

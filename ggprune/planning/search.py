@@ -22,8 +22,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.calibration.shares import Shares
 from ggprune.planning import credit
-from ggprune.planning.cover import Kept, Shares, cover_scores
+from ggprune.planning.cover import Kept, cover_scores
 from ggprune.planning.credit import Observed
 from ggprune.planning.scoring import Floats
 
@@ -31,10 +32,10 @@ Chooser = Callable[[Floats], Kept]
 
 #: Shares of the kept experts (of the dropped, if those are fewer) that a drawn plan exchanges,
 #: round by round.
-EXCHANGED = (0.35, 0.25, 0.15)
+EXCHANGED = (0.25, 0.2, 0.15)
 #: How far the fits that compete may leave the prior: standard deviations of what a share of an
 #: expert is worth.
-DEVIATIONS = (0.1, 0.2, 0.4)
+DEVIATIONS = (0.05, 0.1, 0.2)
 #: Plans measured on each chunk of the fitting part: fewer leave too little to compare, more see
 #: less text.
 PLANS_A_CHUNK = 8

@@ -1,0 +1,78 @@
+"""What each expert does for each token: the routing that sums no longer tell."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+#: Bytes of Shares that statistics keep; of longer texts, every so many-th token.
+KEPT_BYTES = 64 << 20
+_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """Who did how much for each token, arrays of shape [tokens, layers with experts, used].
+
+    The share of an expert is (g‖f‖)² over the sum of it over the experts the token uses in the
+    layer: outputs of different experts are nearly orthogonal, so squares add up.
+
+    Attributes:
+        experts: their numbers, int16.
+        shares: float16; they add up to 1 over the experts that a token uses in a layer.
+    """
+
+    experts: npt.NDArray[np.int16]
+    shares: npt.NDArray[np.float16]
+
+    @classmethod
+    def of(
+        cls, experts: npt.NDArray[np.integer], contributions: npt.NDArray[np.floating]
+    ) -> Shares:
+        """From g‖f‖; both [tokens, layers, used]."""
+        squares = contributions.astype(np.float64) ** 2
+        totals = squares.sum(axis=-1, keepdims=True)
+        even = np.full_like(squares, 1 / squares.shape[-1])
+        shares = np.divide(squares, totals, where=totals > 0, out=even)
+        return cls(experts.astype(np.int16), shares.astype(np.float16))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Shares]) -> Shares:
+        """One text after the other."""
+        return cls(
+            np.concatenate([part.experts for part in parts]),
+            np.concatenate([part.shares for part in parts]),
+        )
+
+    def __len__(self) -> int:
+        return len(self.experts)
+
+    def at(self, tokens: npt.NDArray[np.integer]) -> Shares:
+        """Of some of the tokens."""
+        return Shares(self.experts[tokens], self.shares[tokens])
+
+    def sums(self, experts: int) -> npt.NDArray[np.float64]:
+        """Σ of shares over tokens, [layers, experts]."""
+        rows = range(self.experts.shape[1])
+        return np.array(
+            [
+                np.bincount(self.experts[:, row].ravel(), self.shares[:, row].ravel(), experts)
+                for row in rows
+            ]
+        )
+
+
+def stride(tokens: int, layers: int, used: int, runs: int = 1) -> int:
+    """Every how many-th token is kept, so that all runs together stay within KEPT_BYTES.
+
+    Args:
+        tokens: of this run.
+        layers: with experts.
+        used: experts that work on a token.
+        runs: that will be merged.
+    """
+    size = tokens * layers * used * _BYTES * runs
+    return max(1, -(-size // KEPT_BYTES))
