@@ -23,8 +23,11 @@ from ggprune.calibration.merging import merge
 from ggprune.calibration.statistics import FIELDS, Statistics
 from ggprune.calibration.texts import Document, Message, Source
 from ggprune.errors import InputError, Interrupted, LlamaError, MismatchError, OutputError
+from ggprune.llama.observing import Observer
 from ggprune.llama.runtime import LlamaModel, RunOptions
 from ggprune.model import open_model
+from ggprune.quantization.imatrix import Imatrix
+from ggprune.quantization.importance import ImatrixObserver
 
 # A cache in F16 rounds, and so does flash attention on a CPU: a token may then choose another one
 # of two experts that are as good.
@@ -78,6 +81,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(
     path: Path,
     *,
+    observers: Sequence[Observer] = (),
     sources: Sequence[Source] = (LONG, SHORT),
     partial: Path | None = None,
     progress: object = silent,
@@ -87,7 +91,8 @@ def run(
 ) -> Statistics:
     chosen = Settings(**{"ctx": 96, "generate": 0, **settings})
     say = (said if said is not None else []).append
-    return Run(open_model(path), sources, chosen, options, progress, partial, say=say).run()
+    how = (chosen, options, progress, partial)
+    return Run(open_model(path), sources, *how, observers=observers, say=say).run()
 
 
 def assert_same(found: Statistics, wanted: Statistics, tolerance: float = 0.0) -> None:
@@ -159,7 +164,36 @@ def test_interrupted_and_continued_equals_uninterrupted(
     assert caught.value.exit_code == 130 and str(partial) in caught.value.remedy
     done = Checkpoint.load(partial).done
     assert done == after + 1, "what was finished before counts"
-    assert_same(run(path, partial=partial), run(path))
+    continued, whole = run(path, partial=partial), run(path)
+    assert_same(continued, whole)
+    assert continued.shares is not None and whole.shares is not None
+    assert np.array_equal(continued.shares.experts, whole.shares.experts)
+    assert np.array_equal(continued.shares.shares, whole.shares.shares)
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_importance_matrix_is_continued_too(path: Path, tmp_path: Path, after: int) -> None:
+    def gathered(**more: object) -> tuple[Statistics, Imatrix]:
+        observer = ImatrixObserver()
+        return run(path, observers=[observer], **more), observer.result(["t"], 1, 96)
+
+    partial = tmp_path / "s.partial"
+    with pytest.raises(Interrupted):
+        gathered(partial=partial, progress=Breaking(after))
+    (statistics, matrix), (wanted, whole) = gathered(partial=partial), gathered()
+    assert_same(statistics, wanted)
+    assert matrix.entries.keys() == whole.entries.keys()
+    for name, entry in whole.entries.items():
+        assert np.array_equal(matrix.entries[name].sums, entry.sums), name
+        assert np.array_equal(matrix.entries[name].counts, entry.counts), name
+
+
+def test_a_run_without_the_importance_matrix_cannot_gain_one(path: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "s.partial"
+    with pytest.raises(Interrupted):
+        run(path, partial=partial, progress=Breaking(2))
+    with pytest.raises(MismatchError, match="without the importance matrix"):
+        run(path, partial=partial, observers=[ImatrixObserver()])
 
 
 def test_interrupted_while_answering(

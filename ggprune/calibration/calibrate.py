@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
+
+import numpy.typing as npt
 
 from ggprune.architectures import Kind
 from ggprune.calibration import chat, texts
@@ -28,7 +30,7 @@ from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError,
 from ggprune.gguf_file import check_targets
 from ggprune.llama.devices import physical_memory
 from ggprune.llama.library import library
-from ggprune.llama.observing import Observer
+from ggprune.llama.observing import Observer, ResumableObserver
 from ggprune.llama.runtime import (
     LlamaContext,
     LlamaModel,
@@ -59,7 +61,8 @@ class Run:
         progress: makes progress bars.
         partial: file for what was gathered so far; None keeps nothing.
         observers: others that watch the same pass (an importance matrix); the graph is then
-            computed to its end.
+            computed to its end. What they gathered is kept in ``partial`` if all of them can
+            resume; otherwise nothing is.
         say: takes notes for the user.
     """
 
@@ -130,15 +133,42 @@ class Run:
         return a_domain * len(self.sources) + KEPT_BYTES
 
     def _resume(self) -> Checkpoint | None:
-        """What an earlier run left; other observers would miss it, so they start anew."""
-        if self.partial is None or self.observers or not self.partial.exists():
+        """What an earlier run left."""
+        if self.partial is None or not self._resumable or not self.partial.exists():
             return None
         checkpoint = Checkpoint.load(self.partial)
         checkpoint.check_same(
             self.model.identity(), self._settings(), self._hashes(), str(self.partial)
         )
+        self._restore(checkpoint)
         self.say(f"continuing from {self.partial}: {checkpoint.tokens_done:,} tokens are done")
         return checkpoint
+
+    @property
+    def _resumable(self) -> bool:
+        return all(isinstance(each, ResumableObserver) for each in self.observers)
+
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        """Let other observers go on too."""
+        for number, observer in enumerate(self.observers):
+            assert isinstance(observer, ResumableObserver)
+            state = checkpoint.observed.get(number)
+            if state is None and checkpoint.done:
+                raise MismatchError(
+                    f"{self.partial}: was gathered without the importance matrix",
+                    remedy="Leave --imatrix out, or remove the file to start again.",
+                )
+            observer.restore(state or {})
+
+    def _observed(self) -> dict[int, dict[str, npt.NDArray[Any]]]:
+        """What other observers gathered so far, where it is kept."""
+        if self.partial is None:
+            return {}
+        return {
+            number: observer.state()
+            for number, observer in enumerate(self.observers)
+            if isinstance(observer, ResumableObserver)
+        }
 
     def _say_if_large(self) -> None:
         """Say what to expect of a model that does not fit into memory."""
@@ -256,7 +286,7 @@ class Run:
             for group in groups[checkpoint.done :]:
                 replay(context, group)
                 shares = observer.shares()
-                checkpoint.finish(group, observer.take(), shares)
+                checkpoint.finish(group, observer.take(), shares, self._observed())
                 progress(sum(len(chunk.tokens) for chunk in group))
                 self._save_sometimes(checkpoint)
 
@@ -280,7 +310,7 @@ class Run:
 
     def _save(self, checkpoint: Checkpoint) -> bool:
         """Save, or say why not: a full disk now need not be one at the end."""
-        if self.partial is None or self.observers:
+        if self.partial is None or not self._resumable:
             return False
         self._saved_at = time.monotonic()
         try:

@@ -6,7 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +21,11 @@ from ggprune.model import Identity
 SEQUENCES = 32
 
 _PREFIX = "checkpoint."
+_OBSERVER = "observer."
 _ANSWERED = -1
+
+#: Arrays by name, by the number of the observer.
+Observed = Mapping[int, Mapping[str, npt.NDArray[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,7 @@ class _State(NamedTuple):
     chunks: Sequence[Chunk]
     done: int
     shares: tuple[tuple[Shares, ...], ...]
+    observed: Observed
 
 
 class Checkpoint:
@@ -60,14 +66,20 @@ class Checkpoint:
         chunks: all of the run.
         done: number of finished groups.
         capacity: tokens in one group.
+        observed: what other observers gathered, by their number.
     """
 
     def __init__(
-        self, statistics: Statistics, chunks: Sequence[Chunk], done: int, capacity: int
+        self,
+        statistics: Statistics,
+        chunks: Sequence[Chunk],
+        done: int,
+        capacity: int,
+        observed: Observed = MappingProxyType({}),
     ) -> None:
         self.capacity = capacity
         shares = tuple((d.shares,) if d.shares is not None else () for d in statistics.domains)
-        self._state = _State(statistics, tuple(chunks), done, shares)
+        self._state = _State(statistics, tuple(chunks), done, shares, observed)
 
     @property
     def statistics(self) -> Statistics:
@@ -83,6 +95,11 @@ class Checkpoint:
     def done(self) -> int:
         """Number of finished groups."""
         return self._state.done
+
+    @property
+    def observed(self) -> Observed:
+        """What other observers gathered of the groups that are done."""
+        return self._state.observed
 
     @property
     def unanswered(self) -> list[int]:
@@ -118,10 +135,21 @@ class Checkpoint:
         self._state = self._state._replace(chunks=tuple(chunks))
 
     def finish(
-        self, group: Sequence[Chunk], sums: ExpertSums, shares: Shares | None = None
+        self,
+        group: Sequence[Chunk],
+        sums: ExpertSums,
+        shares: Shares | None = None,
+        observed: Observed = MappingProxyType({}),
     ) -> None:
-        """Add a finished group; one that was interrupted never gets here."""
-        statistics, chunks, done, parts = self._state
+        """Add a finished group; one that was interrupted never gets here.
+
+        Args:
+            group: its chunks.
+            sums: of it alone.
+            shares: of it alone.
+            observed: what other observers gathered of all groups.
+        """
+        statistics, chunks, done, parts, _ = self._state
         domains = list(statistics.domains)
         domain = domains[group[0].domain]
         total = domain.sums.copy()
@@ -131,7 +159,8 @@ class Checkpoint:
         domains[index] = replace(domain, tokens=tokens, sums=total)
         if shares is not None:
             parts = (*parts[:index], (*parts[index], shares), *parts[index + 1 :])
-        self._state = _State(replace(statistics, domains=tuple(domains)), chunks, done + 1, parts)
+        statistics = replace(statistics, domains=tuple(domains))
+        self._state = _State(statistics, chunks, done + 1, parts, observed)
 
     def check_same(
         self,
@@ -162,9 +191,12 @@ class Checkpoint:
             "streams": streams,
             "progress": [done, self.capacity],
         }
-        statistics.save(
-            path, {_PREFIX + name: np.array(array, np.int32) for name, array in arrays.items()}
-        )
+        extra: dict[str, npt.NDArray[Any]] = {
+            _PREFIX + name: np.array(array, np.int32) for name, array in arrays.items()
+        }
+        for number, state_of in state.observed.items():
+            extra |= {f"{_OBSERVER}{number}.{name}": each for name, each in state_of.items()}
+        statistics.save(path, extra)
 
     @classmethod
     def load(cls, path: Path) -> Checkpoint:
@@ -173,7 +205,7 @@ class Checkpoint:
         Raises:
             InputError: it is damaged; its sums are not to be trusted then.
         """
-        extra: dict[str, npt.NDArray[np.int32]] = {}
+        extra: dict[str, npt.NDArray[Any]] = {}
         try:
             statistics = Statistics.load(path, extra)
             arrays = {name.removeprefix(_PREFIX): array for name, array in extra.items()}
@@ -188,12 +220,17 @@ class Checkpoint:
                 for domain, stream, length, end in zip(*columns, ends, strict=True)
             ]
             done, capacity = (int(number) for number in arrays["progress"])
+            observed: dict[int, dict[str, npt.NDArray[Any]]] = {}
+            for name, array in extra.items():
+                if name.startswith(_OBSERVER):
+                    number, _, what = name.removeprefix(_OBSERVER).partition(".")
+                    observed.setdefault(int(number), {})[what] = array
         except (InputError, FormatError, KeyError, ValueError) as error:
             raise InputError(
                 f"{path}: is not a sound checkpoint: {error}",
                 remedy=f"Remove {path} to start again.",
             ) from error
-        return cls(statistics, chunks, done, capacity)
+        return cls(statistics, chunks, done, capacity, observed)
 
 
 def _with_shares(state: _State) -> Statistics:

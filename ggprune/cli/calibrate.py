@@ -74,7 +74,7 @@ class Shard(click.ParamType):  # type: ignore[type-arg]
     "--imatrix",
     "imatrix_path",
     type=FILE,
-    help="Gather an importance matrix for `quantize` in the same pass; cannot be continued.",
+    help="Gather an importance matrix for `quantize` in the same pass.",
 )
 @run_options
 @force_option

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
+
+import numpy.typing as npt
 
 from ggprune.llama.tensor import TensorView, node_name, tensor_name
 
@@ -27,6 +29,17 @@ class NodeObserver(Observer, Protocol):
 
         Its data is not there yet: only operation, shape and sources may be looked at.
         """
+
+
+@runtime_checkable
+class ResumableObserver(Observer, Protocol):
+    """Something that can go on from where an interrupted run was."""
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """A copy of what was gathered, as arrays by short names."""
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from there."""
 
 
 class Dispatcher:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,30 @@ class ImatrixObserver:
         seen, self._seen = self._seen or [], None
         if seen and seen.count(seen[-1]) == 1:
             self._last = seen[-1]
+
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """What was gathered, in three arrays: names and lengths as JSON, sums, counts."""
+        sums = self._sums
+        if not sums:
+            return {}
+        lengths = [[name, each.values.size, each.counts.size] for name, each in sums.items()]
+        return {
+            "weights": np.frombuffer(json.dumps(lengths).encode(), np.int8),
+            "values": np.concatenate([each.values for each in sums.values()]),
+            "counts": np.concatenate([each.counts for each in sums.values()]),
+        }
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on from what state said."""
+        self._sums, values, counts = {}, 0, 0
+        if not state:
+            return
+        for name, many, few in json.loads(state["weights"].tobytes()):
+            self._sums[name] = _Sums(
+                state["values"][values : values + many].copy(),
+                state["counts"][counts : counts + few].copy(),
+            )
+            values, counts = values + many, counts + few
 
     def result(self, datasets: Sequence[str], chunks: int, chunk_size: int) -> Imatrix:
         """What was gathered.
