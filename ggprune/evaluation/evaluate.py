@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from ggprune.calibration import chat, texts
 from ggprune.calibration.texts import Source
+from ggprune.closing import Closing
 from ggprune.errors import MismatchError
 from ggprune.evaluation.chunks import chunks_of, hash_of
 from ggprune.evaluation.logcache import LogCache, header_of
@@ -52,7 +52,7 @@ class Evaluation:
         return {**self.total.as_json(), "domains": domains}
 
 
-class Evaluator:
+class Evaluator(Closing):
     """A base model and text to compare candidates on; a context manager.
 
     The base's log-probabilities are computed once and kept in a file. A plan is evaluated by
@@ -114,17 +114,6 @@ class Evaluator:
         self._offsets = [0, *itertools.accumulate(counts)]
         self._cache = LogCache(cache)
         self._pool = ThreadPoolExecutor(options.n_threads)
-
-    def __enter__(self) -> Evaluator:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model, threads and temporary files."""

@@ -11,9 +11,9 @@ import os
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from ggprune.closing import Closing
 from ggprune.errors import FormatError, InputError
 from ggprune.gguf_file.cursor import Cursor, quoted
 from ggprune.gguf_file.types import TENSOR_TYPES, ValueType
@@ -64,7 +64,7 @@ def padded(length: int, alignment: int) -> int:
     return -(-length // alignment) * alignment
 
 
-class GgufFile:
+class GgufFile(Closing):
     """An open GGUF file, never written to.
 
     Attributes:
@@ -93,17 +93,6 @@ class GgufFile:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> GgufFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close the file; closing twice is harmless."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
+from ggprune.closing import Closing
 from ggprune.errors import FormatError
 from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor
 from ggprune.gguf_file.types import SCALARS
@@ -29,7 +29,7 @@ def stem_of(path: Path) -> str:
     return match["prefix"] if match else path.name.removesuffix(".gguf")
 
 
-class GgufModel:
+class GgufModel(Closing):
     """A model's files, opened together; metadata comes from the first.
 
     Args:
@@ -58,17 +58,6 @@ class GgufModel:
         except BaseException:
             self.close()
             raise
-
-    def __enter__(self) -> GgufModel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close all files."""

@@ -7,12 +7,12 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.closing import Closing
 from ggprune.errors import LlamaError
 from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
@@ -99,7 +99,7 @@ class RunOptions:
 _HAS_AFFINITY = hasattr(os, "sched_getaffinity")
 
 
-class LlamaModel:
+class LlamaModel(Closing):
     """A loaded model.
 
     Args:
@@ -130,17 +130,6 @@ class LlamaModel:
                 remedy="Run with -v to see all that llama.cpp says.",
             )
         self.vocab = self._api.llama_model_get_vocab(self._handle)
-
-    def __enter__(self) -> LlamaModel:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the model; contexts of it must be closed before."""
@@ -253,7 +242,7 @@ class Tokens:
     logits: str = "all"
 
 
-class LlamaContext:
+class LlamaContext(Closing):
     """A context: a KV cache for sequences of tokens, and the graph that observers watch.
 
     Args:
@@ -310,17 +299,6 @@ class LlamaContext:
         self._batch = self._api.llama_batch_init(self.n_batch, 0, 1)
         if keep_rows:
             library().ggml[KEEP_ROWS](self._handle, True, False)
-
-    def __enter__(self) -> LlamaContext:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the context; closing twice is harmless."""

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ import numpy as np
 from ggprune.calibration.collect_extra import RoutingRecorder
 from ggprune.calibration.shares import Shares
 from ggprune.calibration.texts import Source
+from ggprune.closing import Closing
 from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluate import Evaluator
 from ggprune.gguf_file import write_text
@@ -34,7 +34,7 @@ _VALIDATION = 1 / 3
 _TRIAL = 6
 
 
-class MaskedMeter:
+class MaskedMeter(Closing):
     """Measures plans of one base model on chunks of text; a context manager.
 
     Args:
@@ -80,15 +80,8 @@ class MaskedMeter:
         self._read_journal()
         self._asked: set[str] = set()
 
-    def __enter__(self) -> MaskedMeter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Free the model."""
         self.evaluator.close()
 
     def start(self) -> float:
