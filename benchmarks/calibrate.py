@@ -66,7 +66,7 @@ class Bench:
         self.chunks = [Chunk(0, tuple(ids[i : i + CHUNK])) for i in range(0, tokens, CHUNK)]
         architecture = model.require_prunable()
         watched = (architecture, model.moe_layers, model.experts)
-        self.observer, self.receiving = RoutingObserver(*watched), Receiving(*watched)
+        self.observer, self.receiving = RoutingObserver(*watched, every=1), Receiving(*watched)
         run = Run(model, (), Settings(), options, None)  # type: ignore[arg-type]
         keep = run._keeps_rows(self.llama, self.observer)
         plain = LlamaContext(self.llama, n_ctx=CHUNK)
@@ -84,6 +84,7 @@ class Bench:
 
     def _replay(self, context: LlamaContext, chunk: Chunk) -> None:
         replay(context, [chunk])
+        self.observer.shares()
         self.observer.take()
 
     def round(self, clock: Callable[[], float]) -> list[dict[str, float]]:

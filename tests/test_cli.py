@@ -240,3 +240,8 @@ def test_the_stages_choose_as_the_main_job_does(tmp_path: Path, model: Path, tex
     blended = ["--blend", "uniform", "-o", "b.json"]
     ggprune("plan", "tiny-Q8_0.stats.gguf", "--keep", 8, *blended, cwd=tmp_path)
     assert json.loads((tmp_path / "b.json").read_text())["method"] == "contribution"
+
+
+def test_a_context_beyond_the_trained_one_is_said(tmp_path: Path, model: Path, text: str) -> None:
+    result = ggprune("evaluate", model, model, "--text", text, "--ctx", 4096, cwd=tmp_path)
+    assert "was trained with 256 tokens" in result.stderr

@@ -101,6 +101,12 @@ def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
             "mean nothing for it",
             remedy="Compare its embeddings on the task it is used for.",
         )
+    if measured.n_ctx < arguments["ctx"]:
+        note(
+            f"--ctx {arguments['ctx']}: the model was trained with {measured.n_ctx} tokens; "
+            "that many are used",
+            quiet=arguments["quiet"],
+        )
     return measured
 
 
