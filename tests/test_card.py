@@ -19,7 +19,7 @@ from ggprune import drop_metadata
 from ggprune.cli.main import cli
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import GgufModel, write_files
-from ggprune.hub import card_sources
+from ggprune.hub import card_sections, card_sources
 from ggprune.hub.card import Request, gather, render
 from ggprune.hub.markdown import clean, table
 from ggprune.model import describe, open_model
@@ -333,3 +333,8 @@ def test_the_fixture(trained: Path) -> None:
     with open_model(trained).gguf:
         pass
     assert "gemma4" in render(gather(Request([trained])))
+
+
+def test_cover_is_explained() -> None:
+    assert "token by token" in card_sections._chosen("cover")
+    assert "Σ g‖f‖" in card_sections._chosen("contribution")

@@ -111,6 +111,13 @@ def small() -> tuple[Statistics, Plan]:
     return statistics, make_plan(statistics, 2, "contribution")
 
 
+def test_how_experts_were_chosen() -> None:
+    statistics, plan = small()
+    assert build(ReportInput(statistics, plan))["model"]["formula"] == "Σ g‖f‖"
+    covered = build(ReportInput(statistics, replace(plan, method="cover")))
+    assert "Σ over tokens of exp" in covered["model"]["formula"]
+
+
 def test_numbers_by_hand() -> None:
     statistics, plan = small()
     report = build(ReportInput(statistics, plan))
@@ -349,7 +356,6 @@ def test_summary_is_short_and_says_bad() -> None:
     text = render(report)
     assert f"{len(report['findings'])} things" in text
     assert "<code>ggprune sweep</code> shows" in text
-    assert "(<code>--method</code> contribution)" in text
 
 
 def test_summary_of_a_good_plan_does_not_say_bad() -> None:

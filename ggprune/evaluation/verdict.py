@@ -143,9 +143,10 @@ def _layers(retained: Mapping[int, float | None]) -> Iterator[Finding]:
     ]
     if low:
         share, layer = min(low)
-        others = f" and {len(low) - 1} more layers keep" if len(low) > 1 else " keeps"
+        more = len(low) - 1
+        others = f" and {more} more layer{'s' * (more > 1)} keep" if more else " keeps"
         yield Finding(
             "layers",
             f"Layer {layer}{others} less than {MIN_RETAINED:.0%} of Σ g‖f‖ (worst {share:.1%}).",
-            "Keep more experts, or choose by another method (--method contribution).",
+            "Keep more experts.",
         )

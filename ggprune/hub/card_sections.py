@@ -76,6 +76,12 @@ def pruning(card: Card) -> str:
 
 def _chosen(name: str) -> str:
     """How the experts were chosen, as far as the method's name tells."""
+    if name == "cover":
+        return (
+            "The original ran in llama.cpp over calibration text, and the experts to keep were "
+            "chosen token by token, so that no token loses most of what its experts do "
+            "(method `cover`)."
+        )
     method = METHODS.get(name)
     if method is None:
         return f"The experts to keep were chosen by `{clean(name)}`."

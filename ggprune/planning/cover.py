@@ -22,6 +22,8 @@ from ggprune.planning.scoring import Floats, choose_all
 
 Kept = npt.NDArray[np.int64]
 
+FORMULA = "smallest Σ over tokens of exp(5 · share of its experts' output that is lost)"
+
 #: Growth of divergence with the share lost; 4, 5 and 6 choose about equally well.
 BETA = 5.0
 _SWEEPS = 200

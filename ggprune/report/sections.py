@@ -10,8 +10,9 @@ import numpy as np
 
 from ggprune.calibration.statistics import Statistics
 from ggprune.planning import blend, scoring
+from ggprune.planning.cover import FORMULA
 from ggprune.planning.plan import Plan
-from ggprune.planning.ranking import scores_by_domain
+from ggprune.planning.ranking import COVER, scores_by_domain
 from ggprune.planning.scoring import Floats
 from ggprune.report import concentration as measures
 
@@ -42,6 +43,8 @@ def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[st
     }
     method = scoring.METHODS.get(plan.method) if plan else None
     facts["formula"] = method.formula if method else None
+    if plan and plan.method == COVER:
+        facts["formula"] = FORMULA
     return facts
 
 
