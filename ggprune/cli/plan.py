@@ -39,8 +39,7 @@ if TYPE_CHECKING:
     type=NAMED_PATH,
     multiple=True,
     metavar="NAME=PATH",
-    help="The text STATS was gathered on, for cover, auto, search, easy-ep, shape and --rounds; "
-    "default: built-in.",
+    help="For easy-ep, shape and --rounds: the text STATS was gathered on; default: built-in.",
 )
 @output_option("The plan (JSON); without it, it is only shown.")
 @force_option
