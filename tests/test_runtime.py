@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -296,3 +299,25 @@ def test_options_of_the_command_line() -> None:
     )
     wrong = CliRunner().invoke(command, ["--tensor-split", "3,x"])
     assert "is not a list of numbers" in wrong.output
+
+
+@pytest.mark.parametrize(
+    ("given", "found"),
+    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+)
+def test_threads_spin_for_a_moment_unless_told_otherwise(
+    given: dict[str, str], found: str
+) -> None:
+    kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    code = (
+        "import os; from ggprune.llama.library import library; library(); "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **given},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert child.stdout.split()[-1] == found
