@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ggprune.errors import InputError, LlamaError
 from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
 from ggprune.llama.devices import Device, Kind, Offload
+from ggprune.llama.library import others_running
 from ggprune.llama.observing import layer_node
 from ggprune.llama.runtime import CACHE_TYPES, LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.llama.tensor import TensorView, node_name
@@ -302,16 +304,20 @@ def test_options_of_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "found"),
-    [({}, "5000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")],
+    ("running", "given", "found"),
+    [
+        (0, {}, "5000 None"),
+        (999, {}, "None passive"),
+        (999, {"GOMP_SPINCOUNT": "7"}, "7 None"),
+        (0, {"OMP_WAIT_POLICY": "active"}, "None active"),
+    ],
 )
-def test_threads_spin_for_a_moment_unless_told_otherwise(
-    given: dict[str, str], found: str
-) -> None:
+def test_how_threads_wait(running: int, given: dict[str, str], found: str) -> None:
     kept = {k: v for k, v in os.environ.items() if k not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     code = (
-        "import os; from ggprune.llama.library import library; library(); "
-        "print(os.environ.get('GOMP_SPINCOUNT'))"
+        "import os; from ggprune.llama import library; "
+        f"library.others_running = lambda: {running}; library.library(); "
+        "print(os.environ.get('GOMP_SPINCOUNT'), os.environ.get('OMP_WAIT_POLICY'))"
     )
     child = subprocess.run(
         [sys.executable, "-c", code],
@@ -320,4 +326,17 @@ def test_threads_spin_for_a_moment_unless_told_otherwise(
         text=True,
         check=True,
     )
-    assert child.stdout.split()[-1] == found
+    assert child.stdout.strip().endswith(found)
+
+
+@pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="Linux only")
+def test_who_else_runs() -> None:
+    before = others_running()
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(6)]
+    try:
+        time.sleep(0.5)
+        assert others_running() >= before + 3
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()

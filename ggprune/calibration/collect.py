@@ -53,7 +53,9 @@ class RoutingObserver:
         self._last = layers[-1] if cut else None
         self._norms = norms or NormReader()
         self._every = every
-        self._routing: dict[int, list[Shares]] = {layer: [] for layer in layers}
+        self._routing: dict[int, list[tuple[npt.NDArray[np.int32], Floats]]] = {
+            layer: [] for layer in layers
+        }
         self._chosen: dict[int, npt.NDArray[np.int32]] = {}
         self._gates: dict[int, npt.NDArray[np.float32]] = {}
 
@@ -67,13 +69,13 @@ class RoutingObserver:
 
     def shares(self) -> Shares | None:
         """Who did what for tokens since the last call of take; None if there were none."""
-        layers = [Shares.joined(parts) for parts in self._routing.values() if parts]
-        if not layers:
+        if not all(self._routing.values()):
             return None
-        return Shares(
-            np.stack([layer.experts for layer in layers], axis=1),
-            np.stack([layer.shares for layer in layers], axis=1),
+        experts, contributions = (
+            np.stack([np.concatenate([p[i] for p in parts]) for parts in self._routing.values()], 1)
+            for i in range(2)
         )
+        return Shares.of(experts, contributions)
 
     def wants(self, name: str) -> bool:
         """Both nodes of layers with experts."""
@@ -107,7 +109,7 @@ class RoutingObserver:
         if self._every:
             first = -int(self._sums.tokens[self._rows[layer]]) % self._every
             part = slice(first, None, self._every)
-            self._routing[layer].append(Shares.of(chosen[part], contribution[part]))
+            self._routing[layer].append((chosen[part], contribution[part]))
         sums, row, flat = self._sums, self._rows[layer], chosen.ravel()
         sums.tokens[row] += chosen.shape[0]
         sums.count[row] += np.bincount(flat, minlength=self._experts)

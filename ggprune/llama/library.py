@@ -10,8 +10,10 @@ import ctypes
 import functools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ggprune.errors import LlamaError
@@ -31,6 +33,8 @@ _TENSOR_SIZE = 336
 _OBJECT_HEADER = 32
 #: Rounds of waiting before a thread sleeps: about a tenth of a millisecond.
 _SPINS = 5000
+#: How often to look who else runs.
+_LOOKS, _LOOK_SECONDS = 8, 0.01
 
 #: Numbers of the matrix products in ``enum ggml_op`` (ggml 0.25), checked by name at start.
 OP_MUL_MAT = 29
@@ -175,15 +179,35 @@ def library() -> Library:
 
 
 def _share_cores() -> None:
-    """Let waiting threads spin for a moment and then sleep.
+    """Let waiting threads spin for a moment, or sleep at once where other programs run.
 
-    OpenMP's threads wait at each of the thousand barriers of a graph. Left alone they spin, also
-    while the thread they wait for is not running because another program is; told to sleep at
-    once they need most of the time to wake up. See docs/scaling.md for what was measured. To be
-    decided before the library is loaded; the user's own choice stands.
+    OpenMP's threads wait at each of the thousand barriers of a graph. On free cores spinning is
+    fastest, and waking up takes most of the time otherwise; on busy ones they spin while the
+    thread they wait for is not running. See docs/scaling.md for what was measured. To be decided
+    before the library is loaded; the user's own choice stands.
     """
-    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+    if {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
+        return
+    if others_running() >= (os.cpu_count() or 1) / 2:
+        os.environ["OMP_WAIT_POLICY"] = "passive"
+    else:
         os.environ["GOMP_SPINCOUNT"] = str(_SPINS)
+
+
+def others_running() -> float:
+    """Programs that run at this moment beside this one, on Linux; 0 elsewhere.
+
+    Not the load average: a minute after one run of ggprune it would still count that one.
+    """
+    counts = []
+    for _ in range(_LOOKS):
+        try:
+            running = Path("/proc/loadavg").read_text("ascii").split()[3].partition("/")[0]
+            counts.append(int(running) - 1)
+        except (OSError, ValueError, IndexError):
+            return 0.0
+        time.sleep(_LOOK_SECONDS)
+    return sum(counts) / len(counts)
 
 
 def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
