@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.calibration.packing import packed
 from ggprune.calibration.shares import Shares
 from ggprune.calibration.statistics import ExpertSums, Statistics
 from ggprune.errors import FormatError, InputError, MismatchError
@@ -244,16 +245,7 @@ def _with_shares(state: _State) -> Statistics:
 def _grouped(chunks: Sequence[Chunk], capacity: int) -> Iterator[list[Chunk]]:
     """Chunks that share a context: of one domain, since a batch's tokens may be reordered."""
     for _, same in itertools.groupby(sorted(chunks, key=_by_domain), key=_by_domain):
-        group: list[Chunk] = []
-        filled = 0
-        for chunk in same:
-            if group and (filled + len(chunk.tokens) > capacity or len(group) == SEQUENCES):
-                yield group
-                group, filled = [], 0
-            group.append(chunk)
-            filled += len(chunk.tokens)
-        if group:
-            yield group
+        yield from packed(same, capacity, SEQUENCES)
 
 
 def _by_domain(chunk: Chunk) -> int:

@@ -129,9 +129,14 @@ class Statistics:
     @property
     def shares(self) -> Shares | None:
         """Of the tokens of all domains; None if a domain has none."""
-        parts = [domain.shares for domain in self.domains]
-        known = [part for part in parts if part is not None]
-        return Shares.joined(known) if known and len(known) == len(parts) else None
+        if not self.tells_routing:
+            return None
+        return Shares.joined([d.shares for d in self.domains if d.shares is not None])
+
+    @property
+    def tells_routing(self) -> bool:
+        """Whether every domain has its shares."""
+        return bool(self.domains) and all(d.shares is not None for d in self.domains)
 
     def domain(self, name: str) -> Domain:
         """The domain of this name.

@@ -20,7 +20,7 @@ from ggprune.model import MoeModel, open_model
 from ggprune.pipeline import Paths, Pruned
 from ggprune.planning.choosing import Request, Resources, choose_plan, known_count
 from ggprune.planning.plan import Plan
-from ggprune.planning.ranking import COVER
+from ggprune.planning.scoring import COVER
 from ggprune.report.page import write_report
 from ggprune.report.summary import summary_lines
 from ggprune.rewrite import Rewrite, plan_rewrite

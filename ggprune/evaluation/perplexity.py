@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from ggprune.calibration.packing import packed
 from ggprune.evaluation.chunks import Chunk
 from ggprune.evaluation.logprobs import Ints, Logits
 from ggprune.llama.runtime import LlamaContext, Tokens
@@ -38,7 +39,7 @@ def scored_logits(
         [k, n_vocab] in llama.cpp's memory: valid until the next step.
     """
     done = 0
-    for group in _groups(chunks, n_ctx):
+    for group in packed(chunks, n_ctx, SEQUENCES):
         context.clear()
         targets = np.concatenate([chunk.targets for chunk in group])
         within = 0
@@ -50,19 +51,6 @@ def scored_logits(
                 yield done + within, targets[within : within + count], context.all_logits(count)
                 within += count
         done += within
-
-
-def _groups(chunks: Sequence[Chunk], n_ctx: int) -> Iterator[list[Chunk]]:
-    group: list[Chunk] = []
-    total = 0
-    for chunk in chunks:
-        if group and (total + len(chunk.tokens) > n_ctx or len(group) == SEQUENCES):
-            yield group
-            group, total = [], 0
-        group.append(chunk)
-        total += len(chunk.tokens)
-    if group:
-        yield group
 
 
 def _batches(group: Sequence[Chunk], n_batch: int) -> Iterator[list[Tokens]]:

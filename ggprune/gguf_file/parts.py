@@ -7,8 +7,8 @@ import os
 import stat
 from collections.abc import Collection
 from pathlib import Path
-from types import TracebackType
 
+from ggprune.closing import Closing
 from ggprune.errors import OutputError
 
 try:
@@ -24,7 +24,7 @@ def part_path(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 
 
-class PartFile:
+class PartFile(Closing):
     """``NAME.part``, empty and locked; within a ``with`` block it is placed or removed.
 
     The lock is held until then. So no second run can take hold of a part that is complete but not
@@ -44,15 +44,8 @@ class PartFile:
         self.path = part_path(target)
         self.descriptor = _open_alone(self.path, protected)
 
-    def __enter__(self) -> PartFile:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Remove what was not placed, and let go of the lock."""
         # Removed while it is still locked: afterwards it could be another run's.
         if self.descriptor >= 0:
             with contextlib.suppress(OSError):

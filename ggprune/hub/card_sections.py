@@ -9,7 +9,7 @@ from typing import Any
 
 from ggprune.hub.card_facts import Card, ModelFile
 from ggprune.hub.markdown import clean, table
-from ggprune.planning.scoring import METHODS
+from ggprune.planning.scoring import COVER, METHODS
 from ggprune.units import human_size
 
 _COLUMNS = 3
@@ -76,7 +76,7 @@ def pruning(card: Card) -> str:
 
 def _chosen(name: str) -> str:
     """How the experts were chosen, as far as the method's name tells."""
-    if name == "cover":
+    if name == COVER:
         return (
             "The original ran in llama.cpp over calibration text, and the experts to keep were "
             "chosen token by token, so that no token loses most of what its experts do "

@@ -19,7 +19,8 @@ from ggprune.planning import budget as budgets
 from ggprune.planning import scoring
 from ggprune.planning.budget import Budget
 from ggprune.planning.plan import LayerPlan, Plan
-from ggprune.planning.ranking import COVER, Ranking, cover_ranking
+from ggprune.planning.ranking import Ranking, cover_ranking
+from ggprune.planning.scoring import COVER
 
 if TYPE_CHECKING:
     from ggprune.calibration.calibrate import ProgressFactory
@@ -125,7 +126,7 @@ def choose_plan(
 
 def default_method(statistics: Statistics, request: Request) -> str:
     """The best method that the statistics and the request allow (docs/evidence.md)."""
-    by_sums = request.blend or request.rounds > 1 or statistics.shares is None
+    by_sums = request.blend or request.rounds > 1 or not statistics.tells_routing
     return scoring.DEFAULT_METHOD if by_sums else COVER
 
 

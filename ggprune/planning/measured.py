@@ -16,8 +16,8 @@ from ggprune.planning import protect, search
 from ggprune.planning.budget import Budget
 from ggprune.planning.meter import CHUNK, MaskedMeter
 from ggprune.planning.plan import Plan, make_plan
-from ggprune.planning.ranking import COVER, Ranking, cover_ranking
-from ggprune.planning.scoring import METHODS
+from ggprune.planning.ranking import Ranking, cover_ranking
+from ggprune.planning.scoring import COVER, METHODS
 from ggprune.planning.search import Found, Rules, Text
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def one_shot_rankings(statistics: Statistics, request: Request) -> dict[str, Ran
         if blend == "maxmin" and len(statistics.domains) < 2:
             continue
         found[f"{method}, {blend}" if blend else method] = Ranking.of(statistics, asked)
-    if statistics.shares is not None and not request.blend:
+    if statistics.tells_routing and not request.blend:
         found[COVER] = cover_ranking(statistics, request)
     return found
 

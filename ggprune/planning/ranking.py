@@ -14,12 +14,11 @@ from ggprune.errors import InputError
 from ggprune.planning import blend, protect, scoring
 from ggprune.planning.cover import cover_scores
 from ggprune.planning.plan import Plan, make_plan
-from ggprune.planning.scoring import METHODS, Floats
+from ggprune.planning.scoring import COVER, METHODS, Floats
 
 if TYPE_CHECKING:
     from ggprune.planning.choosing import Request
 
-COVER = "cover"
 _DEFAULT_COVERAGE = 0.95
 _MOST_STEPS = 200
 

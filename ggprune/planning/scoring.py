@@ -98,9 +98,10 @@ METHODS: dict[str, Method] = {
 }
 
 
-#: Better than `reap` at every size on the trained fixture (docs/evidence.md), and free: `auto`,
-#: which measures on the user's own model, gained nothing over it there.
+#: Of the sums; better than `reap` at every size on the trained fixture (docs/evidence.md).
 DEFAULT_METHOD = "contribution"
+#: Chooses token by token, by more than these sums: see cover.
+COVER = "cover"
 
 
 def score(method: str, sums: ExpertSums, seed: int = 0) -> Floats:

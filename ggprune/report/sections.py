@@ -12,8 +12,8 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.planning import blend, scoring
 from ggprune.planning.cover import FORMULA
 from ggprune.planning.plan import Plan
-from ggprune.planning.ranking import COVER, scores_by_domain
-from ggprune.planning.scoring import Floats
+from ggprune.planning.ranking import scores_by_domain
+from ggprune.planning.scoring import COVER, Floats
 from ggprune.report import concentration as measures
 
 MEASURE = "Σ g‖f‖"
