@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -366,6 +367,23 @@ def test_a_crash_is_an_error_like_any_other(
         quantizer.run("Q8_0")
     assert message in error.value.message and error.value.remedy
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
+
+
+def test_a_child_that_is_gone_before_it_is_told_what_to_do(
+    quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child_that("print('GGML_ASSERT early', file=sys.stderr, flush=True); os.abort()")(
+        monkeypatch, tmp_path
+    )
+    dumps = json.dumps
+
+    def slowly(value: object) -> str:
+        time.sleep(1)
+        return dumps(value)
+
+    monkeypatch.setattr("ggprune.llama.quantizing.json.dumps", slowly)
+    with pytest.raises(LlamaError, match="GGML_ASSERT early"):
+        quantizer.run("Q8_0")
 
 
 def test_interrupt_ends_the_child_and_leaves_nothing(

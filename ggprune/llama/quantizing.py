@@ -7,6 +7,7 @@ child, even out of the quantizer.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ggprune.errors import LlamaError
 
@@ -122,19 +123,27 @@ def run_job(job: QuantizeJob, on_line: Callable[[str], object]) -> None:
     ) as child:
         assert child.stdin is not None and child.stderr is not None
         try:
-            child.stdin.write(json.dumps(asdict(job)) + "\n")
-            child.stdin.flush()
+            _send(child.stdin, json.dumps(asdict(job)) + "\n")
             for line in child.stderr:
                 on_line(line.rstrip("\n"))
                 tail = [*tail[1 - _TAIL :], line.strip()]
-        except BrokenPipeError:
-            pass  # It is gone already; why, its status tells.
         except BaseException:
             child.kill()
             raise
         status = child.wait()
     if status != 0:
         raise _failure(job, status, [line for line in tail if line])
+
+
+def _send(stream: IO[str], text: str) -> None:
+    """Write to a child that may be gone already; why, its last words and its status tell."""
+    try:
+        stream.write(text)
+        stream.flush()
+    except BrokenPipeError:
+        # What could not be written would fail again when the stream is closed for good.
+        with contextlib.suppress(BrokenPipeError):
+            stream.close()
 
 
 def _failure(job: QuantizeJob, status: int, tail: list[str]) -> LlamaError:
