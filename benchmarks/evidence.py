@@ -27,7 +27,6 @@ from ggprune.calibration import texts
 from ggprune.calibration.calibrate import Run, Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.evaluation.evaluate import Evaluator
-from ggprune.evaluation.masking import dropped_by
 from ggprune.gguf_file import write_text
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import open_model
@@ -45,6 +44,8 @@ ONE_SHOT = (
     ("cover", ""),
 )
 OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
+#: Also measured with as many experts a token as search takes.
+TOLD = (("cover", ""), ("contribution", ""), ("gate", "maxmin"), ("reap", ""))
 SEEDS = 5
 AUTO_MINUTES = 3.0
 
@@ -90,7 +91,7 @@ class Evidence:
         ) as evaluator:
             evaluator.base()
             self.results["heldout"] = {"tokens": evaluator.scored, "chunks": len(evaluator.chunks)}
-            for stage in (self._one_shot, self._measured, self._others):
+            for stage in (self._one_shot, self._measured, self._fewer_used, self._others):
                 for keep in keeps:
                     for name, plan in stage(keep):
                         self._evaluate(evaluator, keep, name, plan)
@@ -122,6 +123,21 @@ class Evidence:
         if self.arguments.search_plans:
             plans = self.arguments.search_plans
             yield "search", self._plan(keep, "search", "search", search_plans=plans)
+
+    def _fewer_used(self, keep: int) -> Iterator[tuple[str, Plan]]:
+        """What search gains by its experts, and what by how many of them a token uses."""
+        if not self.arguments.search_plans:
+            return
+        found = self._plan(keep, "search", "search")
+        used = found.experts_used
+        if not used:
+            return
+        yield f"search, {self.model.experts_used} used", replace(found, experts_used=0)
+        for method, blend in ONE_SHOT:
+            if (method, blend) in TOLD:
+                name = f"{method}, {blend}" if blend else method
+                plan = self._plan(keep, name, method, blend=blend)
+                yield f"{name}, {used} used", replace(plan, experts_used=used)
 
     def _others(self, keep: int) -> Iterator[tuple[str, Plan]]:
         for seed in range(SEEDS):
@@ -166,7 +182,7 @@ class Evidence:
         print(f"keep {keep}  {name:24} KL {kl:.4f}", file=sys.stderr, flush=True)
 
     def _measure(self, evaluator: Evaluator, plan: Plan) -> dict[str, Any]:
-        found = evaluator.mask(dropped_by(plan))
+        found = evaluator.plan(plan)
         row: dict[str, Any] = _numbers(found.total)
         row["domains"] = {name: _numbers(metrics) for name, metrics in found.domains.items()}
         # By chunk, so that plans can be compared in pairs.

@@ -30,6 +30,9 @@ this model and these texts; what they say of another model is a guess, which is 
   tokens. **Against the best**: relative difference to the best one-shot method of that size,
   from pairs of chunks, with its standard error. **PPL ratio**: perplexity over the whole model's.
 - `random` is the mean of its seeds; its ± is their standard deviation.
+- **N used**: the same experts, but a token uses N of them (`--experts-used`). `search` tries this;
+  the rows tell what it gains by that and what by its choice of experts. One-shot methods use the
+  model's number.
 """
 
 
@@ -56,11 +59,11 @@ def write_report(results: dict[str, Any], out: Path) -> None:
 
 
 def one_shot(plans: Mapping[str, Row]) -> dict[str, Row]:
-    """Plans that need no search, without random ones."""
+    """Plans that nothing was measured for, without random ones."""
     return {
         name: row
         for name, row in plans.items()
-        if name not in MEASURED and not name.startswith("random")
+        if name not in MEASURED and not name.startswith("random") and not name.endswith(" used")
     }
 
 

@@ -61,6 +61,8 @@ def drop_metadata(
         "architecture": plan.architecture,
         "experts": plan.experts,
         "keep": plan.keep,
+        "experts_used": plan.experts_used or source.experts_used,
+        "source_experts_used": source.experts_used,
         "method": plan.method,
         "settings": dict(plan.settings),
         "plan_sha256": plan.hash,

@@ -75,6 +75,14 @@ class ExpertCounts:
             remedy=f"Possible and nearest: {' or '.join(map(str, near))}.",
         )
 
+    def check_used(self, experts_used: int) -> None:
+        """Raise InputError unless so many experts a token are possible; 0 leaves the number."""
+        if not 0 <= experts_used <= self.used:
+            raise InputError(
+                f"--experts-used {experts_used}: the model uses {self.used}",
+                remedy=f"Take a number from 1 to {self.used}.",
+            )
+
     def rounded(self, keep: int, way: str) -> int:
         """The nearest possible number that is not above (``down``) or below (``up``)."""
         possible = self.possible()
@@ -188,6 +196,22 @@ class MoeModel:
                 remedy="`ggprune inspect` shows what the file holds.",
             )
         return self.architecture
+
+    def overrides(self, experts_used: int) -> dict[str, int]:
+        """Metadata that makes llama.cpp use so many experts a token; none for 0."""
+        if not experts_used:
+            return {}
+        prefix = self.require_prunable().name
+        return {f"{prefix}.{architectures.EXPERT_USED_KEY}": experts_used}
+
+    def check_used(self, experts_used: int) -> None:
+        """Raise InputError unless the model can be told to use so many experts a token."""
+        self.counts.check_used(experts_used)
+        if experts_used and isinstance(self.metadata.get(architectures.EXPERT_USED_KEY), list):
+            raise InputError(
+                f"--experts-used {experts_used}: {self.gguf.path} has a number for every layer, "
+                "which cannot be changed to one"
+            )
 
     def size_with(self, keep: int) -> int:
         """Bytes of the file (near enough: without padding) with ``keep`` experts a layer."""

@@ -90,6 +90,7 @@ def check_output(
     keep: int,
     target: Path,
     *,
+    experts_used: int = 0,
     method: str = "",
     mtp: str = "prune",
     split_max_size: int | None = None,
@@ -103,6 +104,7 @@ def check_output(
         model: the source.
         keep: experts a layer.
         target: name of the result.
+        experts_used: for each token; 0 for as many as in the model.
         method: what the plan will name as its method (it is kept in the result).
         mtp, split_max_size: see rewrite.plan_rewrite.
         force: allow replacing files.
@@ -115,7 +117,8 @@ def check_output(
     model.counts.check(keep)
     size = model.experts // model.groups
     first = tuple(e for e in range(model.experts) if e % size < keep // model.groups)
-    plan = Plan(keep, {layer: LayerPlan(first) for layer in model.moe_layers}, method)
+    layers = {layer: LayerPlan(first) for layer in model.moe_layers}
+    plan = Plan(keep, layers, method, experts_used=experts_used)
     rewrite = plan_rewrite(model, plan, target, mtp=mtp, split_max_size=split_max_size)
     paths = [file.path for file in rewrite.files]
     check_targets(paths, rewrite.size, source=model.gguf, force=force)

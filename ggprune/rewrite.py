@@ -171,11 +171,13 @@ def _sliced(tensor: Tensor, model: MoeModel, plan: Plan) -> OutputTensor:
 
 def _edits(model: MoeModel, plan: Plan, dropped: tuple[int, ...]) -> KeyEdits:
     """Metadata that must change; none if nothing is dropped."""
-    if plan.keep == model.experts and not dropped:
+    if plan.keep == model.experts and not dropped and not plan.experts_used:
         return KeyEdits()
     changed: dict[str, TypedValue] = {}
     prefix = f"{plan.architecture}."
     values: dict[str, Any] = {architectures.EXPERT_COUNT_KEY: plan.keep}
+    if plan.experts_used:
+        values[architectures.EXPERT_USED_KEY] = plan.experts_used
     if dropped:
         values |= architectures.keys_without_mtp(model.metadata, dropped)
     for key, value in values.items():
@@ -200,12 +202,14 @@ def _same_type(gguf: GgufModel, key: str, value: Any) -> TypedValue:
 
 def _provenance(model: MoeModel, plan: Plan) -> Mapping[str, TypedValue]:
     """Where the file comes from, for whoever finds it."""
-    text = ValueType.STRING
+    text, number = ValueType.STRING, ValueType.UINT32
+    used = {"source_experts_used": TypedValue(number, model.experts_used)}
     return {
         "version": TypedValue(text, VERSION),
         "source": TypedValue(text, model.gguf.path.name),
-        "source_experts": TypedValue(ValueType.UINT32, model.experts),
-        "keep": TypedValue(ValueType.UINT32, plan.keep),
+        "source_experts": TypedValue(number, model.experts),
+        **(used if plan.experts_used else {}),
+        "keep": TypedValue(number, plan.keep),
         "method": TypedValue(text, plan.method),
         "plan_sha256": TypedValue(text, plan.hash),
     }
@@ -271,8 +275,9 @@ def check_result(path: Path, plan: Plan) -> MoeModel:
         VerificationError: it does not.
     """
     model = describe(GgufModel(path))
-    if model.refusal or model.experts != plan.keep:
-        found = model.refusal or f"{model.experts} experts"
+    used = plan.experts_used or model.experts_used
+    if model.refusal or (model.experts, model.experts_used) != (plan.keep, used):
+        found = model.refusal or f"{model.experts} experts, {model.experts_used} used"
         model.gguf.close()
         raise VerificationError(f"{path}: the written file is not right: {found}")
     return model

@@ -6,7 +6,7 @@ Independent of ggprune: tests compare ggprune with what is seen here.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -74,13 +74,26 @@ log: list[str] = []
 class Model:
     """A model loaded on the CPU, without repacked weights."""
 
-    def __init__(self, path: Path | str, *, embedding: bool = False, mtp: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        *,
+        embedding: bool = False,
+        mtp: bool = False,
+        overrides: Mapping[str, int] | None = None,
+    ) -> None:
         llama.llama_log_set(_collect_log, ctypes.c_void_p(0))
         log.clear()
         params = llama.llama_model_default_params()
         params.use_extra_bufts = False
         params.n_gpu_layers = 0
         params.load_mtp = mtp
+        entries = (llama.llama_model_kv_override * (len(overrides or {}) + 1))()
+        for entry, (key, value) in zip(entries, (overrides or {}).items(), strict=False):
+            entry.tag, entry.key = llama.LLAMA_KV_OVERRIDE_TYPE_INT, key.encode()
+            entry.value.val_i64 = value
+        if overrides:
+            params.kv_overrides = entries
         self._embedding = embedding
         self._model = llama.llama_model_load_from_file(str(path).encode(), params)
         if not self._model:
@@ -165,9 +178,15 @@ class Model:
 
 
 @contextmanager
-def loaded(path: Path | str, *, embedding: bool = False, mtp: bool = False) -> Iterator[Model]:
+def loaded(
+    path: Path | str,
+    *,
+    embedding: bool = False,
+    mtp: bool = False,
+    overrides: Mapping[str, int] | None = None,
+) -> Iterator[Model]:
     """Load a model for the time of a ``with`` statement."""
-    model = Model(path, embedding=embedding, mtp=mtp)
+    model = Model(path, embedding=embedding, mtp=mtp, overrides=overrides)
     try:
         yield model
     finally:

@@ -158,6 +158,24 @@ def test_stages_compose_through_files(tmp_path: Path, model: Path, text: str) ->
     assert not (tmp_path / "x.gguf").exists()
 
 
+def test_fewer_experts_used(tmp_path: Path, model: Path, text: str) -> None:
+    options = ["--keep", 8, "--experts-used", 3]
+    said = json.loads(ggprune(model, *options, "--dry-run", "--json", cwd=tmp_path).stdout)
+    shown = ggprune(model, *options, "--text", text, "--ctx", 64, "--generate", 0, cwd=tmp_path)
+    assert "16 -> 8 a layer, 4 -> 3 used, by cover" in shown.stdout
+    assert "of 16, 3 used" in (tmp_path / "tiny-Q8_0-8e.report.html").read_text("utf-8")
+    result = tmp_path / "tiny-Q8_0-8e.gguf"
+    assert result.stat().st_size == said["would_write"][0]["size_bytes"]
+    facts = json.loads(ggprune("inspect", result, "--json", cwd=tmp_path).stdout)
+    assert (facts["experts"], facts["experts_used"]) == (8, 3)
+    metadata = json.loads((tmp_path / "tiny-Q8_0-8e.expert_drop_metadata.json").read_text())
+    assert (metadata["source_experts_used"], metadata["experts_used"]) == (4, 3)
+    ggprune("card", result, cwd=tmp_path)
+    card = (tmp_path / "README.md").read_text("utf-8")
+    assert "| Experts used for a token | 4 | 3 |" in card
+    assert "A token uses 3 of them, where it used 4." in card
+
+
 def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
     before = sorted(tmp_path.iterdir())
     said = json.loads(ggprune(model, "--keep", 8, "--dry-run", "--json", cwd=tmp_path).stdout)
@@ -173,6 +191,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
         (["missing.gguf", "--keep", "8"], 2, "No such file"),
         (["{model}", "--keep", "3"], 2, "at least 4 must stay"),
         (["{model}", "--keep", "17"], 2, "16 experts"),
+        (["{model}", "--keep", "8", "--experts-used", "5"], 2, "the model uses 4"),
         (["{model}"], 2, "how many experts"),
         (["{text}", "--keep", "8"], 3, "not a GGUF file"),
         (["{model}", "--keep", "8", "-o", "{model}"], 5, "is the source itself"),

@@ -18,6 +18,7 @@ from test_architectures import CASES, TOKENS, choose, make, read, reference_slic
 from ggprune.architectures import Kind
 from ggprune.calibration.collect import RoutingObserver
 from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
+from ggprune.errors import InputError
 from ggprune.gguf_file import write_files
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel, open_model
@@ -96,7 +97,33 @@ def assert_same_model(ours: Path, reference: Path) -> None:
         assert np.array_equal(tensor.data, wanted[name].data), name
 
 
-def assert_same_function(base: Path, pruned: Path, architecture, dropped) -> None:
+@pytest.mark.parametrize("case", UNREFUSED)
+def test_fewer_experts_used(tmp_path: Path, case: str) -> None:
+    path, architecture = make(tmp_path, case)
+    model = open_model(path)
+    metadata, _ = read(path)
+    kept = {layer: LayerPlan(tuple(part)) for layer, part in choose(metadata).items()}
+    layers = {layer: part for layer, part in kept.items() if layer in model.expert_tensors}
+    keep = len(next(iter(layers.values())).keep)
+    plan = Plan(keep, layers, experts_used=model.experts_used - 1)
+    if isinstance(model.metadata["expert_used_count"], list):
+        with pytest.raises(InputError, match="for every layer"):
+            plan_rewrite(model, plan, tmp_path / "pruned.gguf")
+        return
+    if model.experts_used == 1:
+        assert plan.experts_used == 0, "none fewer to test"
+        return
+    rewrite = plan_rewrite(model, plan, tmp_path / "pruned.gguf")
+    write_files(rewrite.files, model.gguf)
+    result = check_result(tmp_path / "pruned.gguf", rewrite.plan)
+    assert result.experts_used == model.experts_used - 1
+    assert result.gguf.get("ggprune.source_experts_used") == model.experts_used
+    dropped = {layer: rewrite.plan.dropped(layer) for layer in model.moe_layers}
+    overrides = {f"{architecture.name}.expert_used_count": model.experts_used - 1}
+    assert_same_function(path, tmp_path / "pruned.gguf", architecture, dropped, overrides)
+
+
+def assert_same_function(base: Path, pruned: Path, architecture, dropped, overrides=None) -> None:
     embedding = architecture.kind is Kind.EMBEDDING
 
     def mask(name: str, node) -> None:
@@ -104,7 +131,7 @@ def assert_same_function(base: Path, pruned: Path, architecture, dropped) -> Non
         node.array[..., list(dropped[layer])] = -1e30
 
     nodes = {f"{node}-{layer}" for node in architecture.mask_nodes for layer in dropped}
-    with loaded(base, embedding=embedding) as model:
+    with loaded(base, embedding=embedding, overrides=overrides) as model:
         plain = model.run(TOKENS)
         masked = model.run(TOKENS, mask, nodes.__contains__)
     with loaded(pruned, embedding=embedding) as model:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -49,10 +50,27 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_mask_equals_file(tmp_path: Path, case: str) -> None:
+@pytest.mark.parametrize("used", [0, 2])
+def test_mask_equals_file(tmp_path: Path, case: str, used: int) -> None:
     architecture, groups = CASES[case]
     path = write_tiny(tmp_path / "m.gguf", architecture, groups=groups, mtp=0)
-    check_mask_equals_file(path, tmp_path / "pruned.gguf", keep=8, n_ctx=64, noise=1e-5)
+    check_mask_equals_file(path, tmp_path / "pruned.gguf", keep=8, n_ctx=64, noise=1e-5, used=used)
+
+
+def test_using_fewer_experts_alone(tmp_path: Path) -> None:
+    """Nothing is dropped, and then the base is what it was."""
+    path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
+    text = [Source("text", (Document(text=TEXT),))]
+    with Evaluator(path, OPTIONS, text, n_ctx=64) as evaluator:
+        model = evaluator.description
+        every = LayerPlan(tuple(range(model.experts)))
+        plan = Plan(model.experts, dict.fromkeys(model.moe_layers, every), experts_used=2)
+        rewrite = plan_rewrite(model, plan, tmp_path / "fewer.gguf")
+        write_files(rewrite.files, model.gguf)
+        fewer, again = evaluator.plan(plan), evaluator.mask({})
+        written = evaluator.model(tmp_path / "fewer.gguf")
+    assert fewer.total.kld_mean == pytest.approx(written.total.kld_mean, rel=1e-4)
+    assert fewer.total.kld_mean > 1e-4 > again.total.kld_mean
 
 
 def test_mask_equals_file_on_the_fixture(trained: Path, tmp_path: Path) -> None:
@@ -62,12 +80,12 @@ def test_mask_equals_file_on_the_fixture(trained: Path, tmp_path: Path) -> None:
 
 
 def check_mask_equals_file(
-    path: Path, pruned: Path, *, keep: int, n_ctx: int, noise: float
+    path: Path, pruned: Path, *, keep: int, n_ctx: int, noise: float, used: int = 0
 ) -> None:
     text = [Source("text", (Document(text=TEXT),))]
     with Evaluator(path, OPTIONS, text, n_ctx=n_ctx) as evaluator:
         model = evaluator.description
-        plan = random_plan(model, keep)
+        plan = replace(random_plan(model, keep), experts_used=used)
         rewrite = plan_rewrite(model, plan, pruned)
         write_files(rewrite.files, model.gguf)
         masked, written = evaluator.plan(plan), evaluator.model(pruned)

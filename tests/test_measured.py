@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def kl_of(resources: Resources, plan: Plan) -> float:
     with Evaluator(
         resources.model.gguf.path, OPTIONS, SEARCH, n_ctx=CHUNK, scored_from=64
     ) as evaluator:
-        return evaluator.mask(dropped_by(plan)).total.kld_mean
+        found = evaluator.evaluate_mask(dropped_by(plan), experts_used=plan.experts_used)
+        return float(found.kld.mean())
 
 
 def asked(method: str, **budget: float) -> Request:
@@ -84,8 +86,6 @@ def test_auto_takes_the_best_on_the_search_text(
 def test_search_repeats_exactly_and_goes_on_from_its_journal(
     resources: Resources, statistics: Statistics, tmp_path: Path
 ) -> None:
-    from dataclasses import replace
-
     journal = tmp_path / "journal"
     kept = replace(resources, journal=journal)
     first = choose_plan(statistics, asked("search", keep=8), kept)
@@ -114,6 +114,40 @@ def test_max_ppl_ratio(resources: Resources, statistics: Statistics) -> None:
     plan = choose_plan(statistics, asked("contribution", max_ppl_ratio=1.02), resources)
     counts = plan.settings["search_counts"]
     assert counts[str(plan.keep)] <= 1.02
+
+
+def test_the_number_of_experts_used_is_measured(
+    resources: Resources, statistics: Statistics
+) -> None:
+    whole = statistics.identity.experts_used
+    request = replace(asked("contribution", keep=8), experts_used="auto")
+    plan = choose_plan(statistics, request, resources)
+    kl = {int(n): value for n, value in plan.settings["experts_used_kl"].items()}
+    assert whole in kl and len(kl) > 1
+    if plan.experts_used:
+        assert kl[plan.experts_used] == min(kl.values()) < kl[whole]
+    same = choose_plan(statistics, asked("contribution", keep=8), resources)
+    assert plan.layers == same.layers and same.experts_used == 0
+    fewer = choose_plan(statistics, replace(request, experts_used=whole - 1), resources)
+    assert fewer.layers == same.layers and fewer.experts_used == whole - 1
+    # Validation is a third of the search text.
+    assert kl_of(resources, fewer) == pytest.approx(kl[whole - 1], rel=0.3)
+
+
+def test_more_experts_than_the_model_uses(resources: Resources, statistics: Statistics) -> None:
+    request = replace(asked("contribution", keep=8), experts_used=99)
+    with pytest.raises(InputError, match="--experts-used 99: the model uses"):
+        choose_plan(statistics, request, resources)
+
+
+def test_a_limit_is_kept_with_fewer_experts_used(
+    resources: Resources, statistics: Statistics
+) -> None:
+    whole = statistics.identity.experts_used
+    request = replace(asked("contribution", max_kld=0.06), experts_used=whole - 1)
+    plan = choose_plan(statistics, request, resources)
+    assert plan.experts_used == whole - 1
+    assert kl_of(resources, plan) <= 0.06
 
 
 def test_a_limit_out_of_reach(resources: Resources, statistics: Statistics) -> None:

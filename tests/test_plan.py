@@ -183,6 +183,29 @@ def test_the_file_holds_what_the_issue_says(tmp_path: Path) -> None:
     assert Plan.load(tmp_path / "p.json") == plan
 
 
+def test_experts_used_in_the_file(tmp_path: Path) -> None:
+    plain = planned(8)
+    fewer = planned(8, experts_used=3)
+    assert fewer == replace(plain, experts_used=3)
+    assert len({plain.hash, fewer.hash, planned(8, experts_used=2).hash}) == 3
+    fewer.save(tmp_path / "p.json")
+    assert Plan.load(tmp_path / "p.json") == fewer
+    assert "experts_used" not in plain.as_json()
+    for wrong in (-1, True, "3", 2.5):
+        data = {**fewer.as_json(), "experts_used": wrong}
+        (tmp_path / "wrong.json").write_text(json.dumps(data))
+        with pytest.raises(InputError, match='"experts_used" is'):
+            Plan.load(tmp_path / "wrong.json")
+
+
+@pytest.mark.parametrize("value", ["0", "-2", "few"])
+def test_experts_used_that_is_no_number(tmp_path: Path, value: str) -> None:
+    stats = tmp_path / "s.gguf"
+    statistics_of().save(stats)
+    arguments = ["plan", str(stats), "--keep", "12", "--experts-used", value]
+    assert "is not a number of experts" in CliRunner().invoke(cli, arguments).output
+
+
 def test_the_command(tmp_path: Path) -> None:
     stats, output = tmp_path / "s.gguf", tmp_path / "p.json"
     statistics_of().save(stats)
@@ -195,5 +218,9 @@ def test_the_command(tmp_path: Path) -> None:
     assert "exists" in str(again.exception)
     shown = run(cli, ["plan", str(stats), "--keep", "12", "--json"])
     assert json.loads(shown.stdout)["keep"] == 12
+    fewer = run(cli, ["plan", str(stats), "--keep", "12", "--experts-used", "3"])
+    assert "-> 3 experts" in fewer.output
+    unmeasured = run(cli, ["plan", str(stats), "--keep", "12", "--experts-used", "auto"])
+    assert "runs the model" in str(unmeasured.exception)
     both = run(cli, ["plan", str(stats), "--keep", "12", "--ratio", "0.5"])
     assert "cannot be combined" in both.exception.remedy  # type: ignore[union-attr]

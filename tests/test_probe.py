@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -138,9 +139,11 @@ def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     identity = Plan(16, {layer: LayerPlan(tuple(range(16))) for layer in model.moe_layers})
     identity.save(tmp_path / "identity.json")
     random_plan(model, 4).save(tmp_path / "random.json")
+    # All experts, but fewer of them for each token.
+    replace(identity, experts_used=1).save(tmp_path / "fewer.json")
     options = ["--max-tokens", "4", "-t", "1", "--mode", "greedy", "-np", "4"]
     results = {}
-    for name in ("identity", "random"):
+    for name in ("identity", "random", "fewer"):
         out = tmp_path / f"{name}.probe.json"
         arguments = ["probe", str(path), str(tmp_path / f"{name}.json"), "-o", str(out), *options]
         run = CliRunner().invoke(cli, arguments)
@@ -150,7 +153,9 @@ def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         results[name] = json.loads(out.read_text())
     for probe in results["identity"]["modes"]["greedy"]["probes"]:
         assert probe["base"] == probe["candidate"]
-    assert any(p["base"] != p["candidate"] for p in results["random"]["modes"]["greedy"]["probes"])
+    for name in ("random", "fewer"):
+        probes = results[name]["modes"]["greedy"]["probes"]
+        assert any(probe["base"] != probe["candidate"] for probe in probes)
     assert not verdict(probe=results["identity"])
     run = CliRunner().invoke(
         cli, ["probe", str(path), str(tmp_path / "random.json"), "-o", str(out)]

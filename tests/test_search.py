@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -109,6 +109,27 @@ def test_chance_alone_seldom_wins() -> None:
         found = search.search(world, {"prior": prior}, RULES, text_of(world), 48, seed=seed)
         believed += found.name == "search"
     assert believed <= 4
+
+
+def kl_by_number(*kl: float) -> Callable[[int], np.ndarray]:
+    """Mean KL if 8, 7, … experts are used, the same in chunks but for a little."""
+    return lambda used: kl[8 - used] * (1 + 0.01 * np.random.default_rng(used).random(20))
+
+
+def test_fewer_experts_are_used_for_as_long_as_that_helps() -> None:
+    used, seen = search.best_used(kl_by_number(0.30, 0.28, 0.27, 0.29, 0.1), 8)
+    assert used == 6
+    assert list(seen) == [8, 7, 6, 5]
+    assert seen[6] == pytest.approx(0.27, rel=0.01)
+
+
+def test_as_many_experts_as_the_model_uses_unless_the_gain_is_sure() -> None:
+    assert search.best_used(kl_by_number(0.27, 0.30, 0.1), 8)[0] == 8
+    noise = np.random.default_rng(0).normal(0, 0.1, 20)
+    doubtful = {8: np.full(20, 0.3), 7: 0.299 + noise - noise.mean(), 6: np.full(20, 0.4)}
+    used, seen = search.best_used(doubtful.__getitem__, 8)
+    assert used == 8 and list(seen) == [8, 7, 6]
+    assert search.best_used(lambda used: np.ones(3), 1) == (1, {1: 1.0})
 
 
 def test_the_same_seed_finds_the_same() -> None:

@@ -22,7 +22,7 @@ from ggprune.cli.common import (
     table,
     verbosity_options,
 )
-from ggprune.cli.plan_options import MEASURED, budget_options, method_options, request_from
+from ggprune.cli.plan_options import budget_options, method_options, request_from
 
 if TYPE_CHECKING:
     from ggprune.planning.plan import Plan
@@ -73,7 +73,7 @@ def command(stats: Path, **arguments: Any) -> None:
         options=options,
         sources=texts.load(arguments["texts"]),
         search_sources=texts.load(arguments["search_texts"]),
-        journal=journal if request.method in MEASURED else None,
+        journal=journal if request.is_measured else None,
         progress=partial(progress_bar, quiet=quiet),
         say=lambda text: note(text, quiet=quiet),
     )
@@ -95,6 +95,9 @@ def summary(plan: Plan) -> list[list[str]]:
     rows = [
         ["experts", f"{plan.experts} -> {plan.keep} a layer, by {plan.method}"],
     ]
+    if plan.experts_used:
+        before = plan.identity.experts_used if plan.identity else 0
+        rows.append(["used for a token", f"{before} -> {plan.experts_used} experts"])
     if plan.worst_retained and plan.mean_retained is not None:
         layer, share = plan.worst_retained
         rows.append(

@@ -36,9 +36,22 @@ class Tokens(click.ParamType):  # type: ignore[type-arg]
         return int(match[1]) * (1024 if match[2] else 1)
 
 
+class ExpertsUsed(click.ParamType):  # type: ignore[type-arg]
+    """A number of experts, or auto."""
+
+    name = "number|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Read it."""
+        if isinstance(value, int) or value == "auto":
+            return value
+        if not str(value).isascii() or not str(value).isdigit() or not int(value):
+            self.fail(f"{value!r} is not a number of experts; write 6 or auto", param, ctx)
+        return int(value)
+
+
 TOKENS = Tokens()
-#: As choosing.MEASURED, which is slow to import.
-MEASURED = ("auto", "search")
+EXPERTS_USED = ExpertsUsed()
 
 
 def budget_options(command: Command) -> Command:
@@ -156,6 +169,12 @@ def method_options(command: Command) -> Command:
                 help="Drop in so many parts, and gather statistics again between them.",
             ),
             click.option(
+                "--experts-used",
+                type=EXPERTS_USED,
+                help="Experts each token uses in the result, at most the model's number; auto: "
+                "as many as are best on the search text, as --method search does.",
+            ),
+            click.option(
                 "--search-text",
                 "search_texts",
                 type=NAMED_PATH,
@@ -210,14 +229,5 @@ def request_from(arguments: dict[str, Any]) -> Request:
         rounds=arguments.pop("rounds"),
         search_minutes=arguments.pop("search_minutes"),
         search_plans=arguments.pop("search_plans"),
-    )
-
-
-def needs_model(request: Request) -> bool:
-    """Whether choosing runs the model, or reads its weights."""
-    from ggprune.planning.choosing import EXTRA, WEIGHTS
-
-    measured = request.method in (*MEASURED, WEIGHTS, *EXTRA)
-    return measured or request.rounds > 1 or request.budget.rule in (
-        *("target_size", "fit_vram", "max_kld", "max_ppl_ratio"),
+        experts_used=arguments.pop("experts_used"),
     )

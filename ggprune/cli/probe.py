@@ -139,13 +139,15 @@ def _both(
     from ggprune.evaluation.masking import MaskObserver, dropped_by
     from ggprune.llama.runtime import LlamaModel
 
+    observers = [MaskObserver(model.require_prunable(), dropped_by(plan))] if plan else []
+    overrides = model.overrides(plan.experts_used) if plan else {}
     with LlamaModel(model.gguf.path, options) as llama:
         base = ask(llama)
-        if plan is not None:
-            mask = MaskObserver(model.require_prunable(), dropped_by(plan))
-            return base, ask(llama, observers=[mask])
-    with LlamaModel(candidate, options) as llama:
-        return base, ask(llama)
+        if plan is not None and not overrides:
+            return base, ask(llama, observers=observers)
+    path = candidate if plan is None else model.gguf.path
+    with LlamaModel(path, options, overrides=overrides) as llama:
+        return base, ask(llama, observers=observers)
 
 
 def _report(result: Mapping[str, Any]) -> str:

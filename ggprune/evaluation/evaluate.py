@@ -94,6 +94,7 @@ class Evaluator(Closing):
         self.sources = tuple(sources if sources is not None else texts.builtin(texts.HELD_OUT))
         self.description: MoeModel = describe(GgufModel(path))
         self._llama: LlamaModel | None = None
+        self._experts_used = 0
         self._masked: tuple[MaskObserver, LlamaContext] | None = None
         self._base: BaseLog | None = None
         with LlamaModel(path, options, vocab_only=True) as vocabulary:
@@ -168,23 +169,30 @@ class Evaluator(Closing):
         Raises:
             MismatchError, InputError: it is not for this model; see Plan.for_model.
         """
-        return self.mask(dropped_by(plan.for_model(self.description, name)), name)
+        complete = plan.for_model(self.description, name)
+        scores = self.evaluate_mask(dropped_by(complete), experts_used=complete.experts_used)
+        return self._evaluation(scores, name)
 
     def mask(self, dropped: Dropped, name: str = "mask") -> Evaluation:
         """Evaluate the model without some experts, by layer."""
         return self._evaluation(self.evaluate_mask(dropped), name)
 
-    def evaluate_mask(self, dropped: Dropped, chunks: Sequence[int] | None = None) -> TokenScores:
+    def evaluate_mask(
+        self, dropped: Dropped, chunks: Sequence[int] | None = None, *, experts_used: int = 0
+    ) -> TokenScores:
         """Score the model without some experts, for searching: model and context stay.
 
         Args:
             dropped: experts by layer.
             chunks: indices into :attr:`chunks`, all by default; tokens come in this order.
+            experts_used: for each token, 0 for as many as the model says; the model is loaded
+                again when this changes.
         """
         base = self.base()
+        llama = self._loaded(experts_used)
         if self._masked is None:
             mask = MaskObserver(self.description.require_prunable())
-            self._masked = mask, self._context(self._loaded(), mask)
+            self._masked = mask, self._context(llama, mask)
         mask, context = self._masked
         mask.set_plan(dropped)
         return self._scores(context, base, range(len(self.chunks)) if chunks is None else chunks)
@@ -240,9 +248,15 @@ class Evaluator(Closing):
             self._base = BaseLog.open(self._cache.path(self.description.gguf, header), header)
         return self._base
 
-    def _loaded(self) -> LlamaModel:
+    def _loaded(self, experts_used: int = 0) -> LlamaModel:
+        if experts_used != self._experts_used:
+            self._unload()
         if self._llama is None:
-            self._llama = LlamaModel(self.description.gguf.path, self.options)
+            overrides = self.description.overrides(experts_used)
+            self._llama = LlamaModel(
+                self.description.gguf.path, self.options, overrides=overrides
+            )
+            self._experts_used = experts_used
         return self._llama
 
     def _unload(self) -> None:

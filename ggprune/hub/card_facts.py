@@ -87,6 +87,11 @@ class Card:
         return int((self.metadata or {}).get("experts") or 0)
 
     @property
+    def experts_used_before(self) -> int:
+        """Experts a token used in the unpruned model: as many as now, unless recorded."""
+        return int((self.metadata or {}).get("source_experts_used") or self.experts_used)
+
+    @property
     def parameters_before(self) -> int:
         """Parameters of the unpruned model; 0 if not recorded."""
         if not self.experts_before or not self.experts:

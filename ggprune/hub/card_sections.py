@@ -36,8 +36,12 @@ def introduction(card: Card) -> str:
             "\nThe experts that stay, the router's rows for them and all other tensors are the "
             "original's, apart from quantization; nothing was merged, repaired or trained.\n"
         )
+        if card.experts_used != card.experts_used_before:
+            before_used = card.experts_used_before
+            text += f"A token uses {card.experts_used} of them, where it used {before_used}.\n"
     rows = [["Experts a layer", str(before or "not recorded"), f"{now}{_less(now, before)}"]]
-    rows.append(["Experts used for a token", str(card.experts_used), str(card.experts_used)])
+    used = [str(card.experts_used_before), str(card.experts_used)]
+    rows.append(["Experts used for a token", *used])
     if card.parameters_before:
         share = _less(card.parameters, card.parameters_before)
         counts = [_count(card.parameters_before), f"{_count(card.parameters)}{share}"]

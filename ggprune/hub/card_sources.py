@@ -79,6 +79,7 @@ def recorded(gguf: GgufModel) -> dict[str, Any] | None:
         "keep": keep,
         "method": gguf.get(PROVENANCE + "method"),
         "plan_sha256": gguf.get(PROVENANCE + "plan_sha256"),
+        "source_experts_used": gguf.get(PROVENANCE + "source_experts_used"),
     }
 
 

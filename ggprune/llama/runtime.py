@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,12 +106,20 @@ class LlamaModel(Closing):
         path: the GGUF file, or the first shard.
         options: how to run it.
         vocab_only: load only what tokenizing needs.
+        overrides: whole numbers that metadata keys, which the file has, are read as.
 
     Raises:
         LlamaError: llama.cpp cannot load it, with its own reason.
     """
 
-    def __init__(self, path: Path, options: RunOptions, *, vocab_only: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        options: RunOptions,
+        *,
+        vocab_only: bool = False,
+        overrides: Mapping[str, int] | None = None,
+    ) -> None:
         self._api = library().api
         self.path = path
         self.options = options
@@ -121,8 +129,9 @@ class LlamaModel(Closing):
         if not options.mmap:
             params.load_mode = _LOAD_NO_MMAP
         params.use_extra_bufts = options.repack and (vocab_only or extra_buffers_work())
-        # Kept: llama.cpp's parameters point to it.
+        # Kept: llama.cpp's parameters point to them.
         self._placement = [] if vocab_only else _place(path, options, params)
+        self._overrides = _override(self._api, overrides or {}, params)
         self._handle = self._api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._handle:
             raise LlamaError(
@@ -223,6 +232,18 @@ def _place(path: Path, options: RunOptions, params: Any) -> list[Any]:
         if offload.is_automatic:
             offload = devices.fit(gguf, devices.offload_devices(), ubatch=options.ubatch)
         return devices.apply(offload, gguf, params)
+
+
+def _override(api: Any, values: Mapping[str, int], params: Any) -> Any:
+    """Metadata to read differently: an array that ends with an empty entry."""
+    if not values:
+        return None
+    entries = (api.llama_model_kv_override * (len(values) + 1))()
+    for entry, (key, value) in zip(entries, values.items(), strict=False):
+        entry.tag, entry.key = api.LLAMA_KV_OVERRIDE_TYPE_INT, key.encode()
+        entry.value.val_i64 = value
+    params.kv_overrides = entries
+    return entries
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +62,8 @@ class Request:
             again before the next part is.
         search_minutes: what ``auto``, ``search`` and limits on quality may take.
         search_plans: plans that ``search`` draws, whatever the time; for runs that must repeat.
+        experts_used: for each token in the result; ``auto`` takes the number, at most the model's,
+            that is best on the search text; None is ``auto`` for ``search`` and else the model's.
     """
 
     budget: Budget
@@ -74,6 +76,20 @@ class Request:
     rounds: int = 1
     search_minutes: float = 10.0
     search_plans: int | None = None
+    experts_used: int | Literal["auto"] | None = None
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether choosing measures plans on the search text."""
+        limited = self.budget.rule in ("max_kld", "max_ppl_ratio")
+        return self.method in MEASURED or limited or self.tries_fewer_used
+
+    @property
+    def tries_fewer_used(self) -> bool:
+        """Whether the number of experts a token uses is to be found."""
+        return self.experts_used == "auto" or (
+            self.experts_used is None and self.method == "search"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +134,11 @@ def choose_plan(
     """
     if not request.method:
         request = replace(request, method=default_method(statistics, request))
+    if isinstance(request.experts_used, int):
+        statistics.identity.counts.check_used(request.experts_used)
     plan = _chosen(statistics, request, resources or Resources())
+    if isinstance(request.experts_used, int):
+        plan = replace(plan, experts_used=request.experts_used)
     # So that whoever measures the plan on the same text is told.
     calibration = {domain.name: domain.sha256 for domain in statistics.domains}
     return replace(plan, settings={**plan.settings, "calibration": calibration})
@@ -131,7 +151,7 @@ def default_method(statistics: Statistics, request: Request) -> str:
 
 
 def _chosen(statistics: Statistics, request: Request, have: Resources) -> Plan:
-    if request.method in MEASURED or request.budget.rule in ("max_kld", "max_ppl_ratio"):
+    if request.is_measured:
         from ggprune.planning.measured import choose_measured
 
         return _noted(with_mtp(choose_measured(statistics, request, have), have.model), have)

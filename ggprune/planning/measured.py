@@ -17,7 +17,7 @@ from ggprune.planning.budget import Budget
 from ggprune.planning.meter import CHUNK, MaskedMeter
 from ggprune.planning.plan import Plan, make_plan
 from ggprune.planning.ranking import Ranking, cover_ranking
-from ggprune.planning.scoring import COVER, METHODS
+from ggprune.planning.scoring import COVER, METHODS, Floats
 from ggprune.planning.search import Found, Rules, Text
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ ONE_SHOT = (
 #: Passes over the validation text that deciding takes: one-shot plans, then candidates, halving.
 _DECIDING = 8.0
 _DECIDING_SHARE = 0.35
+#: The same for how many experts a token uses.
+_USED_PASSES = 4.0
+_USED_SHARE = 0.1
 _FEWEST_PLANS = 30
 _FEWEST_CHUNKS = 12
 
@@ -120,12 +123,35 @@ class _Job:
         settings = dict(settings_of(self.request))
         with self.have.progress(round(self.budget_tokens), "searching", "tok") as done:
             self.meter.evaluator.progress = done
+            if isinstance(self.request.experts_used, int):
+                self.meter.experts_used = self.request.experts_used
             if keep is None:
                 keep, facts = self._count()
                 settings |= facts
-            if self.request.method == "search":
-                return self._search(keep, settings)
-            return self._auto(keep, settings)
+            searches = self.request.method == "search"
+            if self.request.tries_fewer_used:
+                settings |= self._try_fewer_used(keep)
+            plan = self._search(keep, settings) if searches else self._auto(keep, settings)
+            return replace(plan, experts_used=self.meter.experts_used)
+
+    def _try_fewer_used(self, keep: int) -> dict[str, Any]:
+        """Let a token use fewer experts if that is closer to the model: fewer strangers step in."""
+        ranking = self.rankings.get(COVER) or self._base_ranking(keep)
+        kept = ranking.kept(ranking.ranked(keep)[0], keep)
+        chunks = self._affordable(self.validation, _USED_PASSES, _USED_SHARE)
+        before = self.meter.tokens
+
+        def measure(experts_used: int) -> Floats:
+            self.meter.experts_used = experts_used
+            return self.meter.kl(kept, chunks)
+
+        whole = self.statistics.identity.experts_used
+        used, kl = search.best_used(measure, whole)
+        self.meter.experts_used = used if used < whole else 0
+        self.budget_tokens -= self.meter.tokens - before
+        told = ", ".join(f"{n}: {value:.4f}" for n, value in kl.items())
+        self.have.say(f"a token uses {used} experts; mean KL by number: {told}")
+        return {"experts_used_kl": {str(n): round(value, 6) for n, value in kl.items()}}
 
     def _auto(self, keep: int, settings: dict[str, Any]) -> Plan:
         """The best one-shot plan on the search text."""

@@ -19,6 +19,7 @@ from ggprune.calibration.texts import Source
 from ggprune.closing import Closing
 from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluate import Evaluator
+from ggprune.evaluation.logprobs import TokenScores
 from ggprune.gguf_file import write_text
 from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.planning.cover import Kept
@@ -64,6 +65,8 @@ class MaskedMeter(Closing):
     ) -> None:
         self._layers = tuple(layers)
         self._journal = journal
+        #: Experts a token uses in plans; 0 for as many as in the base.
+        self.experts_used = 0
         self.evaluator = Evaluator(
             path,
             options,
@@ -151,21 +154,21 @@ class MaskedMeter(Closing):
 
     def token_kl(self, kept: Kept, chunk: int) -> Floats:
         """KL divergence of each scored token, in half precision: enough, and small to keep."""
-        key = f"{_hash(kept)}:{chunk}:tokens"
+        key = f"{self._plan(kept)}:{chunk}:tokens"
         self._asked.add(key)
         if key not in self._known:
-            scores = self.evaluator.evaluate_mask(self._dropped(kept), [chunk])
+            scores = self._scores(kept, [chunk])
             data = np.minimum(scores.kld, 6e4).astype("<f2").tobytes()
             self._remember(key, [base64.b64encode(data).decode()])
         data = base64.b64decode(self._known[key][0])
         return np.frombuffer(data, "<f2").astype(np.float64)
 
     def _measure(self, kept: Kept, chunks: Sequence[int]) -> tuple[Floats, Floats]:
-        plan = _hash(kept)
+        plan = self._plan(kept)
         self._asked.update(f"{plan}:{chunk}" for chunk in chunks)
         new = [chunk for chunk in chunks if f"{plan}:{chunk}" not in self._known]
         if new:
-            scores = self.evaluator.evaluate_mask(self._dropped(kept), new)
+            scores = self._scores(kept, new)
             at = 0
             for chunk in new:
                 part = slice(at, at + len(self.chunks[chunk].scored))
@@ -175,12 +178,18 @@ class MaskedMeter(Closing):
         known = np.array([self._known[f"{plan}:{chunk}"] for chunk in chunks]).reshape(-1, 2)
         return known[:, 0], known[:, 1]
 
-    def _dropped(self, kept: Kept) -> dict[int, list[int]]:
+    def _scores(self, kept: Kept, chunks: Sequence[int]) -> TokenScores:
         experts = range(self.evaluator.description.experts)
-        return {
+        dropped = {
             layer: sorted(set(experts) - set(row.tolist()))
             for layer, row in zip(self._layers, kept, strict=True)
         }
+        return self.evaluator.evaluate_mask(dropped, chunks, experts_used=self.experts_used)
+
+    def _plan(self, kept: Kept) -> str:
+        """What tells measured plans apart."""
+        name = hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
+        return f"{name}/{self.experts_used}" if self.experts_used else name
 
     def _key(self) -> dict[str, str]:
         identity = self.evaluator.description.identity()
@@ -212,10 +221,6 @@ class MaskedMeter(Closing):
         if len(whole) < len(lines):
             # Otherwise the next line would be joined to what is left of the damaged one.
             write_text(self._journal, "\n".join(whole) + "\n")
-
-
-def _hash(kept: Kept) -> str:
-    return hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
 
 
 def _spread(numbers: Sequence[int]) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,7 @@ class Plan:
         architecture: of the model; may be empty in a hand-written plan.
         identity: of the model; None in a hand-written plan.
         settings: of the method: seed, blend, and what it measured.
+        experts_used: for each token; 0 for as many as the model uses.
     """
 
     keep: int
@@ -57,12 +58,14 @@ class Plan:
     architecture: str = ""
     identity: Identity | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    experts_used: int = 0
 
     @property
     def hash(self) -> str:
         """SHA-256 of what is kept: two plans with the same hash make the same file."""
         kept = {str(layer): list(part.keep) for layer, part in sorted(self.layers.items())}
-        return hashlib.sha256(json.dumps([self.keep, kept]).encode()).hexdigest()
+        facts = [self.keep, kept, *([self.experts_used] if self.experts_used else [])]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
     def worst_retained(self) -> tuple[int, float] | None:
@@ -96,6 +99,7 @@ class Plan:
             "architecture": self.architecture,
             "experts": self.experts,
             "keep": self.keep,
+            **({"experts_used": self.experts_used} if self.experts_used else {}),
             "method": self.method,
             "settings": dict(self.settings),
             "model": asdict(self.identity) if self.identity else None,
@@ -134,7 +138,7 @@ class Plan:
 
         Raises:
             MismatchError: it was made for another model.
-            InputError: it does not fit: layers, indices, counts, groups.
+            InputError: it does not fit: layers, indices, counts, groups, experts used.
         """
         architecture = model.require_prunable()
         if self.architecture and self.architecture != architecture.name:
@@ -149,16 +153,15 @@ class Plan:
         if self.identity is not None:
             self.identity.check_same(model.identity(), name, str(model.gguf.path))
         model.counts.check(self.keep)
+        model.check_used(self.experts_used)
         self._check_layers(model, name)
-        identity = self.identity or model.identity()
-        return Plan(
-            self.keep,
-            self.layers,
-            self.method,
-            model.experts,
-            architecture.name,
-            identity,
-            self.settings,
+        changes_used = self.experts_used != model.experts_used
+        return replace(
+            self,
+            experts=model.experts,
+            architecture=architecture.name,
+            identity=self.identity or model.identity(),
+            experts_used=self.experts_used if changes_used else 0,
         )
 
     def _check_layers(self, model: MoeModel, name: str) -> None:
@@ -243,6 +246,9 @@ def _from_json(data: Any, name: str) -> Plan:
         raise InputError(f'{name}: "keep" is {keep!r}, expected a positive number')
     if not isinstance(layers, dict) or not layers:
         raise InputError(f'{name}: "layers" must be an object with one entry a layer')
+    used = data.get("experts_used", 0)
+    if not isinstance(used, int) or isinstance(used, bool) or used < 0:
+        raise InputError(f'{name}: "experts_used" is {used!r}, expected a number')
     model = data.get("model")
     try:
         identity = Identity(**model) if model else None
@@ -256,6 +262,7 @@ def _from_json(data: Any, name: str) -> Plan:
         str(data.get("architecture") or ""),
         identity,
         data.get("settings") or {},
+        used,
     )
 
 

@@ -6,11 +6,13 @@
    exchanges a share of the experts, in every layer at once. Each is measured on one chunk of the
    fitting part, and every chunk under several plans.
 3. A regression on the differences between plans, token by token, tells what a share of each
-   expert is worth (see credit), with all alike as prior. Cover with these is the centre that the
-   next round draws around, closer.
-4. The fits, with weaker and stronger priors, compete on the validation part, which no fit has
-   seen. The winner replaces the one-shot plan only if the paired difference over chunks is
-   significant; otherwise the one-shot plan stays.
+   expert is worth (see credit), with all alike as prior. Cover chooses again with these.
+4. Fits with weaker and stronger priors compete on the validation part, which no fit has seen. The
+   winner replaces the one-shot plan only if the paired difference over chunks is significant;
+   otherwise the one-shot plan stays.
+
+Drawing again around the plan that was found gained nothing: what is left is not the noise of the
+estimate but what shares cannot tell (docs/methods.md).
 """
 
 from __future__ import annotations
@@ -30,15 +32,14 @@ from ggprune.planning.scoring import Floats
 
 Chooser = Callable[[Floats], Kept]
 
-#: Shares of the kept experts (of the dropped, if those are fewer) that a drawn plan exchanges,
-#: round by round.
-EXCHANGED = (0.25, 0.2, 0.15)
+#: Share of the kept experts (of the dropped, if those are fewer) that a drawn plan exchanges.
+EXCHANGED = 0.2
 #: How far the fits that compete may leave the prior: standard deviations of what a share of an
 #: expert is worth.
 DEVIATIONS = (0.05, 0.1, 0.2)
 #: Plans measured on each chunk of the fitting part: fewer leave too little to compare, more see
 #: less text.
-PLANS_A_CHUNK = 8
+PLANS_A_CHUNK = 6
 #: A difference must be this many standard errors below zero (one-sided 95 %).
 SIGNIFICANT = 1.645
 _FLOOR = 1e-9
@@ -143,6 +144,32 @@ def compare_one_shot(
     return {name: measured[name] for name in alive}
 
 
+def best_used(measure: Callable[[int], Floats], used: int) -> tuple[int, dict[int, float]]:
+    """How many experts a token should use in a plan.
+
+    Where many experts are dropped, those that step in for them are none that the router wanted;
+    without the last of them a token is often closer to the whole model.
+
+    Args:
+        measure: gives mean KL by chunk if a token uses so many.
+        used: of the model; fewer are tried one by one for as long as that helps.
+
+    Returns:
+        The best number, which is the model's own unless the gain is significant, and mean KL by
+        number.
+    """
+    base = best = measure(used)
+    number, seen = used, {used: float(base.mean())}
+    for fewer in range(used - 1, 0, -1):
+        kl = measure(fewer)
+        seen[fewer] = float(kl.mean())
+        if kl.mean() >= best.mean():
+            break
+        number, best = fewer, kl
+    gain, error = paired(base, best)
+    return (number if gain + SIGNIFICANT * error < 0 else used), seen
+
+
 def search(
     meter: Meter,
     one_shot: Mapping[str, Floats],
@@ -212,7 +239,7 @@ def _candidates(
     seed: int,
     say: Callable[[str], object],
 ) -> tuple[dict[str, Floats], float]:
-    """Draw plans round by round; the scores that each round's fits give."""
+    """Draw plans; the scores that fits to them give."""
     random = np.random.default_rng(seed)
     used = min(len(text.fitting), max(1, plans // PLANS_A_CHUNK))
     observed = [Observed(text.routing(chunk)) for chunk in text.fitting[:used]]
@@ -229,30 +256,26 @@ def _candidates(
             groups=rules.groups,
         )
 
-    turns = _turns(used, plans, random)
-    centre, spread = covering(None), 0.0
-    candidates: dict[str, Floats] = {"all alike": centre}
-    rounds = len(EXCHANGED)
-    for number, share in enumerate(EXCHANGED, start=1):
-        noise = spread_for(centre, rules.choose, share, random)
-        total = 0.0
-        mine = turns[(number - 1) * plans // rounds : number * plans // rounds]
-        for turn in mine:
-            kept = rules.choose(drawn(centre, noise, random))
-            kl = meter.token_kl(kept, text.fitting[turn])
-            observed[turn].dropped.append(_dropped(kept, rules.fixed.shape[1]))
-            observed[turn].divergence.append(kl)
-            total += float(kl.mean())
-        fits = credit.fit(observed, rules.fixed.shape, DEVIATIONS)
-        scores = [covering(worth) for worth in fits]
-        for deviation, each in zip(DEVIATIONS, scores, strict=True):
-            candidates[f"round {number}, deviation {deviation:g}"] = each
-        centre, spread = scores[1], float(fits[1].std())
-        say(
-            f"round {number} of {rounds}: {len(mine)} plans, mean KL "
-            f"{total / max(len(mine), 1):.4f}, worth of experts 1 ± {spread:.2f}"
-        )
-    return candidates, spread
+    alike = covering(None)
+    noise = spread_for(alike, rules.choose, EXCHANGED, random)
+    total = 0.0
+    for turn in _turns(used, plans, random):
+        kept = rules.choose(drawn(alike, noise, random))
+        kl = meter.token_kl(kept, text.fitting[turn])
+        observed[turn].dropped.append(_dropped(kept, rules.fixed.shape[1]))
+        observed[turn].divergence.append(kl)
+        total += float(kl.mean())
+    fits = credit.fit(observed, rules.fixed.shape, DEVIATIONS)
+    spread = float(fits[1].std())
+    say(
+        f"{plans} plans on {used} chunks, mean KL {total / max(plans, 1):.4f}; worth of experts "
+        f"1 ± {spread:.2f}"
+    )
+    found = {
+        f"deviation {deviation:g}": covering(worth)
+        for deviation, worth in zip(DEVIATIONS, fits, strict=True)
+    }
+    return {"all alike": alike, **found}, spread
 
 
 def _turns(chunks: int, plans: int, random: np.random.Generator) -> list[int]:

@@ -39,6 +39,7 @@ def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[st
         "experts": (identity.experts if identity else plan.experts if plan else 0) or None,
         "experts_used": identity.experts_used if identity else None,
         "keep": plan.keep if plan else None,
+        "keep_used": (plan.experts_used or None) if plan else None,
         "method": plan.method if plan else None,
     }
     method = scoring.METHODS.get(plan.method) if plan else None

@@ -52,7 +52,9 @@ def _experts(report: Mapping[str, Any]) -> str:
     model = report["model"]
     if not model["keep"]:
         return f"{model['experts']} a layer, no plan given" if model["experts"] else ""
-    return f"{model['experts'] or '?'} -> {model['keep']} a layer, by {model['method']}"
+    fewer = f"{model['experts_used'] or '?'} -> {model['keep_used']} used, "
+    used = fewer if model["keep_used"] else ""
+    return f"{model['experts'] or '?'} -> {model['keep']} a layer, {used}by {model['method']}"
 
 
 def _retained(report: Mapping[str, Any]) -> str:

@@ -71,7 +71,8 @@ def tiles(report: Report) -> list[dict[str, str]]:
         detail = f"before {before}, \N{MINUS SIGN}{percent(size['saved_share'])}"
         found.append(("Size", after, detail))
     if model["keep"]:
-        used = f", {model['experts_used']} used" if model["experts_used"] else ""
+        now_used = model["keep_used"] or model["experts_used"]
+        used = f", {now_used} used" if now_used else ""
         found.append(("Experts a layer", str(model["keep"]), f"of {model['experts'] or '?'}{used}"))
     if retained:
         worst = retained["worst"]
