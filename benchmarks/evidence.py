@@ -15,8 +15,9 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,16 @@ from ggprune.gguf_file import write_text
 from ggprune.llama.runtime import RunOptions
 from ggprune.model import open_model
 from ggprune.planning.budget import Budget
-from ggprune.planning.choosing import Request, Resources, choose_plan, no_progress
+from ggprune.planning.choosing import (
+    EXTRA,
+    Request,
+    Resources,
+    choose_plan,
+    no_progress,
+    ranking_of,
+)
 from ggprune.planning.plan import Plan
+from ggprune.planning.ranking import Ranking
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 512
@@ -47,6 +56,7 @@ OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
 #: Also measured with as many experts a token as search takes.
 TOLD = (("cover", ""), ("contribution", ""), ("gate", "maxmin"), ("reap", ""))
 SEEDS = 5
+ROUNDS = 2
 AUTO_MINUTES = 3.0
 
 
@@ -65,6 +75,7 @@ class Evidence:
         self.options = RunOptions(threads=arguments.threads)
         self.model = open_model(arguments.model)
         self.statistics = self._statistics()
+        self._rankings: dict[str, Ranking] = {}
 
     def run(self) -> None:
         """Everything that is not there yet, cheapest first."""
@@ -91,7 +102,11 @@ class Evidence:
         ) as evaluator:
             evaluator.base()
             self.results["heldout"] = {"tokens": evaluator.scored, "chunks": len(evaluator.chunks)}
-            for stage in (self._one_shot, self._measured, self._fewer_used, self._others):
+            stages = (
+                *(self._one_shot, self._measured, self._fewer_used),
+                *(self._others, self._more_passes),
+            )
+            for stage in stages:
                 for keep in keeps:
                     for name, plan in stage(keep):
                         self._evaluate(evaluator, keep, name, plan)
@@ -145,30 +160,54 @@ class Evidence:
         for method, _ in OTHERS:
             yield method, self._plan(keep, method, method)
 
+    def _more_passes(self, keep: int) -> Iterator[tuple[str, Plan]]:
+        """Methods that run the model over the calibration text again."""
+        for method in EXTRA:
+            yield method, self._once(keep, method, partial(self._ranked_again, method, keep))
+        name = f"contribution, {ROUNDS} rounds"
+        yield name, self._plan(keep, name, "contribution", rounds=ROUNDS)
+
+    def _ranked_again(self, method: str, keep: int) -> Plan:
+        """One pass serves all sizes."""
+        if method not in self._rankings:
+            request = Request(budget=Budget(keep=keep), method=method, super_experts=False)
+            resources = self._resources(None)
+            self._rankings[method] = ranking_of(self.statistics, request, resources)
+        return self._rankings[method].plan(keep)
+
     def _plan(self, keep: int, name: str, method: str, **more: Any) -> Plan:
-        """Choose, or take what was chosen before."""
-        path = self.work / f"{keep} {name}.json"
-        if path.exists():
-            return Plan.load(path)
+        """Choose as the command line does, or take what was chosen before."""
         request = Request(
             budget=Budget(keep=keep),
             method=method,
             super_experts=False,
         )
-        resources = Resources(
-            model=self.model,
-            options=self.options,
-            search_sources=self._texts("search"),
-            cache=self.work,
-            journal=self.work / f"{keep} {name}.journal" if method == "search" else None,
-            say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
-        )
+        journal = self.work / f"{keep} {name}.journal" if method == "search" else None
+        resources = self._resources(journal)
+        make = partial(choose_plan, self.statistics, replace(request, **more), resources)
+        return self._once(keep, name, make)
+
+    def _once(self, keep: int, name: str, make: Callable[[], Plan]) -> Plan:
+        path = self.work / f"{keep} {name}.json"
+        if path.exists():
+            return Plan.load(path)
         before = time.monotonic()
-        plan = choose_plan(self.statistics, replace(request, **more), resources)
+        plan = make()
         seconds = time.monotonic() - before
         plan = replace(plan, settings={**plan.settings, "seconds": round(seconds, 2)})
         plan.save(path)
         return plan
+
+    def _resources(self, journal: Path | None) -> Resources:
+        return Resources(
+            model=self.model,
+            options=self.options,
+            sources=self._texts("calibration"),
+            search_sources=self._texts("search"),
+            cache=self.work,
+            journal=journal,
+            say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
+        )
 
     def _evaluate(self, evaluator: Evaluator, keep: int, name: str, plan: Plan) -> None:
         rows = self.results.setdefault("plans", {}).setdefault(str(keep), {})

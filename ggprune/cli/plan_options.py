@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from ggprune.cli.common import NAMED_PATH, SIZE, Command
 
@@ -231,3 +232,27 @@ def request_from(arguments: dict[str, Any]) -> Request:
         search_plans=arguments.pop("search_plans"),
         experts_used=arguments.pop("experts_used"),
     )
+
+
+def refuse_beside_plan() -> None:
+    """Refuse options of both beside a plan, which has decided what they say.
+
+    Raises:
+        InputError: the first one given.
+    """
+    from dataclasses import fields
+
+    from ggprune.errors import InputError
+    from ggprune.planning.budget import Budget
+    from ggprune.planning.choosing import Request
+
+    decided = {field.name for field in (*fields(Budget), *fields(Request))}
+    decided |= {"no_super_experts", "search_texts"}
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(option.name or "")
+        if option.name in decided and given is ParameterSource.COMMANDLINE:
+            raise InputError(
+                f"{option.opts[0]}: a plan is given, which says which experts stay",
+                remedy="Leave out one of them; `ggprune plan` makes another plan.",
+            )

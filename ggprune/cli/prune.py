@@ -27,7 +27,12 @@ from ggprune.cli.common import (
     verbosity_options,
 )
 from ggprune.cli.model_argument import MODEL
-from ggprune.cli.plan_options import budget_options, method_options, request_from
+from ggprune.cli.plan_options import (
+    budget_options,
+    method_options,
+    refuse_beside_plan,
+    request_from,
+)
 from ggprune.units import human_size
 
 
@@ -71,6 +76,8 @@ def command(model: Path, **arguments: Any) -> None:
     """
     from ggprune.cli.prune_run import PruneRun
 
+    if arguments["plan_path"]:
+        refuse_beside_plan()
     quiet = arguments["quiet"]
     run = PruneRun(
         path=model,
