@@ -201,8 +201,9 @@ def _coverage(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
 
 def _costs(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
     lines = [
-        "One-shot methods cost one calibration (`weights` none); scoring takes well under a "
-        "second, `cover` some seconds. `auto` and `search` run the model over the search text, "
+        "One-shot methods cost one calibration (`weights` none; `easy-ep`, `shape` and every "
+        "further round run the text once more); scoring takes well under a second, `cover` some "
+        "seconds. `auto` and `search` run the model over the search text, "
         "masked; what counts is the number of tokens:\n",
         "| kept | method | tokens run | took |",
         "|---|---|---|---|",
