@@ -130,29 +130,33 @@ class Evidence:
 
     def _one_shot(self, keep: int) -> Iterator[tuple[str, Plan]]:
         for method, blend in ONE_SHOT:
-            name = f"{method}, {blend}" if blend else method
-            yield name, self._plan(keep, name, method, blend=blend)
+            yield self._scored(keep, method, blend)
+
+    def _scored(self, keep: int, method: str, blend: str) -> tuple[str, Plan]:
+        name = f"{method}, {blend}" if blend else method
+        return name, self._plan(keep, name, method, blend=blend)
 
     def _measured(self, keep: int) -> Iterator[tuple[str, Plan]]:
         yield "auto", self._plan(keep, "auto", "auto", search_minutes=AUTO_MINUTES)
         if self.arguments.search_plans:
-            plans = self.arguments.search_plans
-            yield "search", self._plan(keep, "search", "search", search_plans=plans)
+            yield "search", self._searched(keep)
+
+    def _searched(self, keep: int) -> Plan:
+        plans = self.arguments.search_plans
+        return self._plan(keep, "search", "search", search_plans=plans)
 
     def _fewer_used(self, keep: int) -> Iterator[tuple[str, Plan]]:
         """What search gains by its experts, and what by how many of them a token uses."""
         if not self.arguments.search_plans:
             return
-        found = self._plan(keep, "search", "search")
+        found = self._searched(keep)
         used = found.experts_used
         if not used:
             return
         yield f"search, {self.model.experts_used} used", replace(found, experts_used=0)
-        for method, blend in ONE_SHOT:
-            if (method, blend) in TOLD:
-                name = f"{method}, {blend}" if blend else method
-                plan = self._plan(keep, name, method, blend=blend)
-                yield f"{name}, {used} used", replace(plan, experts_used=used)
+        for method, blend in TOLD:
+            name, plan = self._scored(keep, method, blend)
+            yield f"{name}, {used} used", replace(plan, experts_used=used)
 
     def _others(self, keep: int) -> Iterator[tuple[str, Plan]]:
         for seed in range(SEEDS):

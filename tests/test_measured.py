@@ -58,8 +58,7 @@ def kl_of(resources: Resources, plan: Plan) -> float:
     with Evaluator(
         resources.model.gguf.path, OPTIONS, SEARCH, n_ctx=CHUNK, scored_from=64
     ) as evaluator:
-        found = evaluator.evaluate_mask(dropped_by(plan), experts_used=plan.experts_used)
-        return float(found.kld.mean())
+        return evaluator.mask(dropped_by(plan), experts_used=plan.experts_used).total.kld_mean
 
 
 def asked(method: str, **budget: float) -> Request:

@@ -133,12 +133,12 @@ class PruneRun:
         """Find out early what cannot work."""
         model.require_prunable()
         keep = plan.keep if plan else self._known_count(model)
-        used = plan.experts_used if plan else self.request and self.request.experts_used
+        asked = self.request.fixed_used if self.request else 0
         rewrite = pipeline.check_output(
             model,
             keep,
             self._target(model, keep),
-            experts_used=used if isinstance(used, int) else 0,
+            experts_used=plan.experts_used if plan else asked,
             method=plan.method if plan else (self.request and self.request.method) or COVER,
             mtp=self.arguments["mtp"],
             split_max_size=self.arguments["split_max_size"],

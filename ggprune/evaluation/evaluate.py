@@ -170,12 +170,11 @@ class Evaluator(Closing):
             MismatchError, InputError: it is not for this model; see Plan.for_model.
         """
         complete = plan.for_model(self.description, name)
-        scores = self.evaluate_mask(dropped_by(complete), experts_used=complete.experts_used)
-        return self._evaluation(scores, name)
+        return self.mask(dropped_by(complete), name, experts_used=complete.experts_used)
 
-    def mask(self, dropped: Dropped, name: str = "mask") -> Evaluation:
-        """Evaluate the model without some experts, by layer."""
-        return self._evaluation(self.evaluate_mask(dropped), name)
+    def mask(self, dropped: Dropped, name: str = "mask", *, experts_used: int = 0) -> Evaluation:
+        """Evaluate the model without some experts; see evaluate_mask."""
+        return self._evaluation(self.evaluate_mask(dropped, experts_used=experts_used), name)
 
     def evaluate_mask(
         self, dropped: Dropped, chunks: Sequence[int] | None = None, *, experts_used: int = 0

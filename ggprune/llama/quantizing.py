@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ggprune.errors import LlamaError
+from ggprune.llama.overrides import kv_overrides
 
 #: Names of ``enum llama_ftype`` as llama-quantize has them (llama.cpp 0c1e57098).
 FILE_TYPES: dict[str, int] = {
@@ -231,17 +232,8 @@ def _add_imatrix(api: Any, params: Any, job: QuantizeJob) -> Any:
 
 def _add_overrides(api: Any, params: Any, job: QuantizeJob) -> Any:
     """Metadata to add, and types by name: arrays that end with an empty one."""
-    notes = (api.llama_model_kv_override * (len(job.notes) + 1))()
-    for row, (key, value) in zip(notes, job.notes.items(), strict=False):
-        row.key = key.encode()
-        if isinstance(value, str):
-            row.tag = api.LLAMA_KV_OVERRIDE_TYPE_STR
-            # 128 bytes with the final zero; a character cut in two is left out.
-            row.value.val_str = value.encode()[:127].decode("utf-8", "ignore").encode()
-        else:
-            row.tag = api.LLAMA_KV_OVERRIDE_TYPE_INT
-            row.value.val_i64 = value
-    if job.notes:
+    notes = kv_overrides(api, job.notes)
+    if notes is not None:
         params.kv_overrides = notes
     types = (api.llama_model_tensor_override * (len(job.tensor_types) + 1))()
     for row, (pattern, number) in zip(types, job.tensor_types, strict=False):

@@ -18,6 +18,7 @@ from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
 from ggprune.llama.library import library
 from ggprune.llama.observing import Dispatcher, Observer
+from ggprune.llama.overrides import kv_overrides
 from ggprune.llama.rpc import add_servers
 from ggprune.llama.safety import extra_buffers_work
 from ggprune.llama.symbols import KEEP_ROWS
@@ -131,7 +132,9 @@ class LlamaModel(Closing):
         params.use_extra_bufts = options.repack and (vocab_only or extra_buffers_work())
         # Kept: llama.cpp's parameters point to them.
         self._placement = [] if vocab_only else _place(path, options, params)
-        self._overrides = _override(self._api, overrides or {}, params)
+        self._overrides = kv_overrides(self._api, overrides or {})
+        if self._overrides is not None:
+            params.kv_overrides = self._overrides
         self._handle = self._api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._handle:
             raise LlamaError(
@@ -232,18 +235,6 @@ def _place(path: Path, options: RunOptions, params: Any) -> list[Any]:
         if offload.is_automatic:
             offload = devices.fit(gguf, devices.offload_devices(), ubatch=options.ubatch)
         return devices.apply(offload, gguf, params)
-
-
-def _override(api: Any, values: Mapping[str, int], params: Any) -> Any:
-    """Metadata to read differently: an array that ends with an empty entry."""
-    if not values:
-        return None
-    entries = (api.llama_model_kv_override * (len(values) + 1))()
-    for entry, (key, value) in zip(entries, values.items(), strict=False):
-        entry.tag, entry.key = api.LLAMA_KV_OVERRIDE_TYPE_INT, key.encode()
-        entry.value.val_i64 = value
-    params.kv_overrides = entries
-    return entries
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,11 @@ class Request:
         return self.method in MEASURED or limited or self.tries_fewer_used
 
     @property
+    def fixed_used(self) -> int:
+        """Experts a token is to use; 0 if no number was asked for."""
+        return self.experts_used if isinstance(self.experts_used, int) else 0
+
+    @property
     def tries_fewer_used(self) -> bool:
         """Whether the number of experts a token uses is to be found."""
         return self.experts_used == "auto" or (
@@ -134,11 +139,10 @@ def choose_plan(
     """
     if not request.method:
         request = replace(request, method=default_method(statistics, request))
-    if isinstance(request.experts_used, int):
-        statistics.identity.counts.check_used(request.experts_used)
+    statistics.identity.counts.check_used(request.fixed_used)
     plan = _chosen(statistics, request, resources or Resources())
-    if isinstance(request.experts_used, int):
-        plan = replace(plan, experts_used=request.experts_used)
+    if request.fixed_used:
+        plan = replace(plan, experts_used=request.fixed_used)
     # So that whoever measures the plan on the same text is told.
     calibration = {domain.name: domain.sha256 for domain in statistics.domains}
     return replace(plan, settings={**plan.settings, "calibration": calibration})

@@ -123,8 +123,7 @@ class _Job:
         settings = dict(settings_of(self.request))
         with self.have.progress(round(self.budget_tokens), "searching", "tok") as done:
             self.meter.evaluator.progress = done
-            if isinstance(self.request.experts_used, int):
-                self.meter.experts_used = self.request.experts_used
+            self.meter.use(self.request.fixed_used)
             if keep is None:
                 keep, facts = self._count()
                 settings |= facts
@@ -137,17 +136,16 @@ class _Job:
     def _try_fewer_used(self, keep: int) -> dict[str, Any]:
         """Let a token use fewer experts if that is closer to the model: fewer strangers step in."""
         ranking = self.rankings.get(COVER) or self._base_ranking(keep)
-        kept = ranking.kept(ranking.ranked(keep)[0], keep)
+        kept = ranking.best(keep)
         chunks = self._affordable(self.validation, _USED_PASSES, _USED_SHARE)
         before = self.meter.tokens
 
         def measure(experts_used: int) -> Floats:
-            self.meter.experts_used = experts_used
+            self.meter.use(experts_used)
             return self.meter.kl(kept, chunks)
 
-        whole = self.statistics.identity.experts_used
-        used, kl = search.best_used(measure, whole)
-        self.meter.experts_used = used if used < whole else 0
+        used, kl = search.best_used(measure, self.statistics.identity.experts_used)
+        self.meter.use(used)
         self.budget_tokens -= self.meter.tokens - before
         told = ", ".join(f"{n}: {value:.4f}" for n, value in kl.items())
         self.have.say(f"a token uses {used} experts; mean KL by number: {told}")
@@ -155,7 +153,7 @@ class _Job:
 
     def _auto(self, keep: int, settings: dict[str, Any]) -> Plan:
         """The best one-shot plan on the search text."""
-        plans = {name: r.kept(r.ranked(keep)[0], keep) for name, r in self.rankings.items()}
+        plans = {name: ranking.best(keep) for name, ranking in self.rankings.items()}
         chunks = self._affordable([*self.fitting, *self.validation], len(plans) / 2 + 1)
         lasted = search.compare_one_shot(self.meter, plans, chunks, always=["reap"])
         best = next(iter(lasted))
@@ -232,8 +230,7 @@ class _Job:
         seen: dict[int, float] = {}
 
         def within(keep: int) -> bool:
-            kept = ranking.kept(ranking.ranked(keep)[0], keep)
-            kl, ratio = self.meter.quality(kept, chunks)
+            kl, ratio = self.meter.quality(ranking.best(keep), chunks)
             seen[keep] = kl if budget.max_kld is not None else ratio
             return seen[keep] <= _limit(budget)
 
@@ -257,7 +254,7 @@ class _Job:
         """The ranking that counts are tried with."""
         if len(self.rankings) == 1:
             return next(iter(self.rankings.values()))
-        plans = {name: r.kept(r.ranked(keep)[0], keep) for name, r in self.rankings.items()}
+        plans = {name: ranking.best(keep) for name, ranking in self.rankings.items()}
         chunks = self._affordable(self.validation, 4 * len(plans))
         return self.rankings[next(iter(search.compare_one_shot(self.meter, plans, chunks)))]
 

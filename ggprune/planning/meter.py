@@ -65,8 +65,7 @@ class MaskedMeter(Closing):
     ) -> None:
         self._layers = tuple(layers)
         self._journal = journal
-        #: Experts a token uses in plans; 0 for as many as in the base.
-        self.experts_used = 0
+        self._experts_used = 0
         self.evaluator = Evaluator(
             path,
             options,
@@ -96,6 +95,17 @@ class MaskedMeter(Closing):
         self.evaluator.evaluate_mask({}, trial)
         tokens = sum(len(self.chunks[chunk].tokens) for chunk in trial)
         return tokens / max(time.monotonic() - before, 1e-3)
+
+    @property
+    def experts_used(self) -> int:
+        """Experts a token uses in plans; 0 for as many as in the base."""
+        return self._experts_used
+
+    def use(self, experts_used: int) -> None:
+        """Let a token use so many in what is measured from now on; 0 for the base's number."""
+        # The base's own number is 0 too: what was measured with it need not be measured again.
+        whole = self.evaluator.description.experts_used
+        self._experts_used = 0 if experts_used == whole else experts_used
 
     @property
     def tokens(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -138,6 +139,10 @@ class Ranking:
         covered = self.coverage(self.kept(scores, keep))
         return scores, {**facts, "coverage": covered}
 
+    def best(self, keep: int) -> npt.NDArray[np.int64]:
+        """Experts that stay by the ranking's own scores, [layers, keep]."""
+        return self.kept(self.ranked(keep)[0], keep)
+
     def choice(self, scores: Floats, keep: int) -> npt.NDArray[np.int64]:
         """Experts that stay by other scores under the same protection, [layers, keep]."""
         if self.protected:
@@ -244,13 +249,14 @@ def cover_ranking(
         )
     experts = statistics.identity.experts
     ranking = Ranking.of(statistics, request, say, scores=shares.sums(experts))
-    return replace(
-        ranking,
-        method=COVER,
-        counted=lambda keep: cover_scores(
-            shares, keep, experts, fixed=ranking.fixed(), groups=ranking.groups
-        ),
-    )
+
+    # Some seconds for long texts, and a search asks for the same count more than once.
+    @functools.cache
+    def counted(keep: int) -> Floats:
+        fixed, groups = ranking.fixed(), ranking.groups
+        return cover_scores(shares, keep, experts, fixed=fixed, groups=groups)
+
+    return replace(ranking, method=COVER, counted=counted)
 
 
 def scores_by_domain(statistics: Statistics, method: str) -> Floats:

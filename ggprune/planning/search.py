@@ -101,7 +101,6 @@ class Found:
         kl: mean KL on the validation part, by candidate.
         gain: relative difference to the best one-shot there; negative is better.
         gain_error: its standard error over chunks.
-        spread: standard deviation of what a share of an expert is worth, in the last fit.
         plans: measured.
     """
 
@@ -112,7 +111,6 @@ class Found:
     kl: dict[str, float] = field(default_factory=dict)
     gain: float = 0.0
     gain_error: float = 0.0
-    spread: float = 0.0
     plans: int = 0
 
 
@@ -199,9 +197,9 @@ def search(
     base = next(iter(measured))
     told = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
     say(f"one-shot plans on the validation text, mean KL: {told}")
-    candidates, spread = _candidates(meter, rules, text, plans, seed, say)
+    candidates = _candidates(meter, rules, text, plans, seed, say)
     scores = one_shot[base]
-    found = Found(base, scores, choose(scores), base, plans=plans, spread=spread)
+    found = Found(base, scores, choose(scores), base, plans=plans)
     different = {
         name: scores
         for name, scores in candidates.items()
@@ -238,7 +236,7 @@ def _candidates(
     plans: int,
     seed: int,
     say: Callable[[str], object],
-) -> tuple[dict[str, Floats], float]:
+) -> dict[str, Floats]:
     """Draw plans; the scores that fits to them give."""
     random = np.random.default_rng(seed)
     used = min(len(text.fitting), max(1, plans // PLANS_A_CHUNK))
@@ -266,16 +264,15 @@ def _candidates(
         observed[turn].divergence.append(kl)
         total += float(kl.mean())
     fits = credit.fit(observed, rules.fixed.shape, DEVIATIONS)
-    spread = float(fits[1].std())
     say(
         f"{plans} plans on {used} chunks, mean KL {total / max(plans, 1):.4f}; worth of experts "
-        f"1 ± {spread:.2f}"
+        f"1 ± {fits[1].std():.2f}"
     )
-    found = {
+    fitted = {
         f"deviation {deviation:g}": covering(worth)
         for deviation, worth in zip(DEVIATIONS, fits, strict=True)
     }
-    return {"all alike": alike, **found}, spread
+    return {"all alike": alike, **fitted}
 
 
 def _turns(chunks: int, plans: int, random: np.random.Generator) -> list[int]:
