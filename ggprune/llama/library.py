@@ -33,7 +33,8 @@ _TENSOR_SIZE = 336
 _OBJECT_HEADER = 32
 #: Rounds of waiting before a thread sleeps: about a tenth of a millisecond.
 _SPINS = 5000
-#: How often to look who else runs.
+#: Where Linux tells how many threads run, and how often to look.
+_RUNNING = Path("/proc/loadavg")
 _LOOKS, _LOOK_SECONDS = 8, 0.01
 
 #: Numbers of the matrix products in ``enum ggml_op`` (ggml 0.25), checked by name at start.
@@ -202,7 +203,7 @@ def others_running() -> float:
     counts = []
     for _ in range(_LOOKS):
         try:
-            running = Path("/proc/loadavg").read_text("ascii").split()[3].partition("/")[0]
+            running = _RUNNING.read_text("ascii").split()[3].partition("/")[0]
             counts.append(int(running) - 1)
         except (OSError, ValueError, IndexError):
             return 0.0
