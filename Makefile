@@ -43,6 +43,7 @@ test: $(BIN)/ggprune
 
 lint: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/ruff check .
+	cd $(ROOT) && $(BIN)/ruff format --check .
 
 types: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/mypy
@@ -60,7 +61,7 @@ evidence: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python benchmarks/evidence.py
 
 fuzz: $(BIN)/ggprune
-	cd $(ROOT) && $(BIN)/python tests/fuzz_header.py --count 100000
+	cd $(ROOT) && $(BIN)/python -m tests.support.fuzz_header --count 100000
 
 clean:
 	rm -rf $(VENV) $(OUT)

@@ -31,11 +31,11 @@ from pathlib import Path
 import numpy as np
 from generated import Shape, Type, generate
 
-from ggprune.calibration.calibrate import Run, Settings
 from ggprune.calibration.checkpoint import Chunk
-from ggprune.calibration.collect import RoutingObserver
+from ggprune.calibration.observers import RoutingObserver
+from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.sequences import replay
-from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel, open_model
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "gemma4-moe-tiny-Q8_0.gguf"

@@ -24,24 +24,18 @@ from typing import Any
 import numpy as np
 from evidence_report import write_report
 
-from ggprune.calibration import texts
-from ggprune.calibration.calibrate import Run, Settings
+from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.evaluation.evaluate import Evaluator
+from ggprune.choosing.budget import Budget
+from ggprune.choosing.choose import EXTRA, Request, Resources, choose_plan, ranking_of
+from ggprune.choosing.ranking import Ranking
+from ggprune.evaluation.evaluator import Evaluator
 from ggprune.gguf_file import write_text
-from ggprune.llama.runtime import RunOptions
+from ggprune.llama.session import RunOptions
 from ggprune.model import open_model
-from ggprune.planning.budget import Budget
-from ggprune.planning.choosing import (
-    EXTRA,
-    Request,
-    Resources,
-    choose_plan,
-    no_progress,
-    ranking_of,
-)
-from ggprune.planning.plan import Plan
-from ggprune.planning.ranking import Ranking
+from ggprune.plan import Plan
+from ggprune.text import load as texts
+from ggprune.types import no_progress
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 512
@@ -117,9 +111,7 @@ class Evidence:
         if not path.exists():
             settings = Settings(ctx=CONTEXT, generate=0)
             before = time.monotonic()
-            run = Run(
-                self.model, self._texts("calibration"), settings, self.options, no_progress
-            )
+            run = Run(self.model, self._texts("calibration"), settings, self.options, no_progress)
             run.run().save(path)
             self.results.setdefault("seconds", {})["calibrate"] = time.monotonic() - before
         return Statistics.load(path)

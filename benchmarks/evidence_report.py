@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from ggprune.choosing.search.search import paired
 from ggprune.gguf_file import write_text
-from ggprune.planning.search import paired
 
 Row = Mapping[str, Any]
 MEASURED = ("auto", "search")
@@ -217,9 +217,7 @@ def _costs(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
                 taken = row["method"] if name == "auto" else told.get("search_base", "")
                 won = "" if name == "auto" else (", won" if told.get("search_won") else ", stayed")
                 shown = f"{tokens:,}" if tokens else ""
-                lines.append(
-                    f"| {keep} | {name} | {shown} | {taken}{won} |"
-                )
+                lines.append(f"| {keep} | {name} | {shown} | {taken}{won} |")
     return "\n".join(lines) + "\n"
 
 

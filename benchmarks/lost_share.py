@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.calibration import texts
-from ggprune.calibration.collect_extra import RoutingRecorder
-from ggprune.calibration.shares import Shares
-from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.calibration.extra_observers import RoutingRecorder
+from ggprune.calibration.routing import Shares
+from ggprune.choosing.methods.cover import cover_scores
+from ggprune.choosing.methods.sums import choose_all
+from ggprune.choosing.search import search
+from ggprune.choosing.search.meter import CHUNK, MaskedMeter
+from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import open_model
-from ggprune.planning import search
-from ggprune.planning.cover import cover_scores
-from ggprune.planning.meter import CHUNK, MaskedMeter
-from ggprune.planning.scoring import choose_all
+from ggprune.text import load as texts
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 EXCHANGED = 0.25

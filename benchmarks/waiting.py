@@ -22,7 +22,7 @@ TOKENS = 400
 
 def rate() -> float:
     """Tokens generated a second, in this process."""
-    from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
+    from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
 
     options = RunOptions(threads=os.cpu_count())
     with LlamaModel(FIXTURE, options) as llama, LlamaContext(llama, n_ctx=512) as context:

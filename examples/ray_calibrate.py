@@ -18,7 +18,7 @@ from pathlib import Path
 
 import ray
 
-from ggprune.calibration.merging import merge
+from ggprune.calibration.merge import merge
 from ggprune.calibration.statistics import Statistics
 
 

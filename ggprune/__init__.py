@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ggprune.api import apply_plan, evaluate_plan, make_plan, run_calibration
-    from ggprune.calibration.calibrate import Settings
-    from ggprune.calibration.merging import merge
+    from ggprune.calibration.merge import merge
+    from ggprune.calibration.run import Settings
     from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
+    from ggprune.choosing.methods.sums import METHODS, score
     from ggprune.errors import GgpruneError
-    from ggprune.evaluation.evaluate import Evaluation, Evaluator
-    from ggprune.llama.runtime import RunOptions
+    from ggprune.evaluation.evaluator import Evaluation, Evaluator
+    from ggprune.llama.session import RunOptions
     from ggprune.model import Identity, MoeModel, open_model
-    from ggprune.planning.plan import LayerPlan, Plan
-    from ggprune.planning.scoring import METHODS, score
+    from ggprune.plan import LayerPlan, Plan
     from ggprune.version import VERSION
 
 __all__ = [

@@ -6,16 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ggprune import pipeline
-from ggprune.calibration import texts
-from ggprune.calibration.calibrate import Run, Settings
+from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.evaluation.evaluate import Evaluation, Evaluator
-from ggprune.llama.runtime import RunOptions
+from ggprune.choosing.budget import Budget
+from ggprune.choosing.choose import Request, choose_plan
+from ggprune.evaluation.evaluator import Evaluation, Evaluator
+from ggprune.llama.session import RunOptions
 from ggprune.model import open_model
-from ggprune.planning.budget import Budget
-from ggprune.planning.choosing import Request, choose_plan, no_progress
-from ggprune.planning.plan import Plan
+from ggprune.plan import Plan
 from ggprune.rewrite import plan_rewrite
+from ggprune.text import load as texts
+from ggprune.types import no_progress
 
 
 def run_calibration(

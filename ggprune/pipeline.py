@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggprune import drop_metadata
-from ggprune.calibration import texts
-from ggprune.calibration.calibrate import ProgressFactory, Run
+from ggprune.calibration.run import Run
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError, OutputError
 from ggprune.gguf_file import GgufModel, check_targets, write_files
-from ggprune.llama.runtime import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel
-from ggprune.planning.plan import LayerPlan, Plan
-from ggprune.rewrite import Rewrite, check_result, plan_rewrite, verify_bytes
+from ggprune.plan import LayerPlan, Plan
+from ggprune.rewrite import Rewrite, check_result, drop_metadata, plan_rewrite, verify_bytes
+from ggprune.text import load as texts
+from ggprune.types import Progress
 
 #: Room for log-probabilities while measuring: 2 bytes for each token in the vocabulary, for each
 #: token of text (4,000 tokens of text for a vocabulary of 262,144).
@@ -153,7 +153,7 @@ def gather(run: Run, output: Path, *, force: bool = False) -> Statistics:
 def write(
     model: MoeModel,
     rewrite: Rewrite,
-    progress: ProgressFactory,
+    progress: Progress,
     *,
     force: bool = False,
     verify: bool = True,
@@ -183,7 +183,7 @@ def measure(
     result: Path,
     held_out: Sequence[texts.Source],
     options: RunOptions,
-    progress: ProgressFactory,
+    progress: Progress,
     *,
     ctx: int,
     max_tokens: int | None = None,
@@ -196,7 +196,7 @@ def measure(
     Raises:
         LlamaError: the result does not load, or its logits are not finite.
     """
-    from ggprune.evaluation.evaluate import Evaluator
+    from ggprune.evaluation.evaluator import Evaluator
 
     vocabulary = max(_length(model, "tokenizer.ggml.tokens"), 1)
     most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), ctx)
@@ -238,9 +238,7 @@ def finish(
 ) -> Pruned:
     """Write the drop metadata beside the result."""
     with GgufModel(rewrite.files[0].path) as result:
-        metadata = drop_metadata.drop_metadata(
-            model, result, rewrite.plan, statistics, evaluation
-        )
+        metadata = drop_metadata.drop_metadata(model, result, rewrite.plan, statistics, evaluation)
     drop_metadata.save(paths.metadata, metadata)
     return Pruned(rewrite, statistics, metadata, compared, evaluation)
 

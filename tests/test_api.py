@@ -8,9 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tiny import write_tiny
-
 import ggprune
+from tests.support.tiny import write_tiny
 
 
 def test_all_names_exist_and_are_documented() -> None:

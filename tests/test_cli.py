@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny import write_tiny
 
 from ggprune.cli.main import COMMANDS
+from tests.support.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
 

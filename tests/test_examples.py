@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import write_tiny
 
 from ggprune.calibration.statistics import Statistics
+from tests.support.tiny import write_tiny
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OPTIONS = ["--ctx", "64", "--generate", "0", "--no-repack", "--threads", "1"]

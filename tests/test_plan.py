@@ -9,17 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny import write_tiny
 
 from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
+from ggprune.choosing.budget import Budget
+from ggprune.choosing.choose import JUDGED, Request, Resources, choose_plan, trust_of
+from ggprune.choosing.methods.sums import METHODS
+from ggprune.choosing.methods.weights import MTP_RULE
 from ggprune.cli.main import cli
 from ggprune.errors import InputError
 from ggprune.model import Identity, open_model
-from ggprune.planning.budget import Budget
-from ggprune.planning.choosing import JUDGED, Request, Resources, choose_plan, trust_of
-from ggprune.planning.plan import Plan
-from ggprune.planning.scoring import METHODS
-from ggprune.planning.weights import MTP_RULE
+from ggprune.plan import Plan
+from tests.support.tiny import write_tiny
 
 LAYERS, EXPERTS = 3, 16
 ONE_SHOT = sorted(METHODS)

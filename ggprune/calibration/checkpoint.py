@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.packing import packed
-from ggprune.calibration.shares import Shares
+from ggprune.calibration.routing import Shares
 from ggprune.calibration.statistics import ExpertSums, Statistics
 from ggprune.errors import FormatError, InputError, MismatchError
 from ggprune.model import Identity

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import LlamaError
-from ggprune.llama.observing import Observer
-from ggprune.llama.runtime import LlamaContext, LlamaModel, Tokens
+from ggprune.llama.callback import Observer
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 
 #: Candidates that a temperature above 0 draws from; the tail beyond them is noise.
 _TOP_K = 64
@@ -134,9 +134,7 @@ def _next_batch(
     return parts, finished
 
 
-def _pick(
-    logits: npt.NDArray[np.float32], sampling: Sampling, draw: np.random.Generator
-) -> int:
+def _pick(logits: npt.NDArray[np.float32], sampling: Sampling, draw: np.random.Generator) -> int:
     """Choose the next token."""
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 
-from ggprune.calibration import chat, texts
 from ggprune.calibration.checkpoint import Chunk
-from ggprune.llama.runtime import LlamaContext, LlamaModel, Tokens
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
+from ggprune.text import chat
+from ggprune.text import load as texts
 
 
 def sequences(

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Protocol
 
-from ggprune.calibration.merging import SHARD
+from ggprune.calibration.merge import SHARD
 from ggprune.llama.library import library
 
 
@@ -50,12 +47,3 @@ class Settings:
             "ggprune": VERSION,
             "llama-cpp-python": library().version,
         }
-
-
-class ProgressFactory(Protocol):
-    """Makes progress bars: (total, what, unit) -> a function that takes what was just done."""
-
-    def __call__(
-        self, total: int, what: str, unit: str, *, initial: int = 0
-    ) -> AbstractContextManager[Callable[[int], object]]:
-        """Open a bar."""

@@ -16,17 +16,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.calibration.shares import Shares
+from ggprune.calibration.routing import Shares
 from ggprune.errors import GgpruneError, InputError
 from ggprune.gguf_file import replacing
 from ggprune.model import Identity
+from ggprune.types import Floats, Ints
 
 FILE_TYPE = "ggprune-stats"
 _VERSION = 1
 _PREFIX = "ggprune.stats"
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(slots=True)
@@ -193,9 +191,7 @@ class Statistics:
         return _read(path, extra)
 
 
-def _write(
-    statistics: Statistics, path: Path, extra: Mapping[str, npt.NDArray[Any]]
-) -> None:
+def _write(statistics: Statistics, path: Path, extra: Mapping[str, npt.NDArray[Any]]) -> None:
     import gguf
 
     writer = gguf.GGUFWriter(path, statistics.identity.architecture)
@@ -300,9 +296,7 @@ def _from_file(values: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]
     return Statistics(identity, layers, tuple(domains), settings)
 
 
-def _shares(
-    tensors: Mapping[str, npt.NDArray[Any]], index: int, layers: int
-) -> Shares | None:
+def _shares(tensors: Mapping[str, npt.NDArray[Any]], index: int, layers: int) -> Shares | None:
     found = [tensors.get(f"domain.{index}.{name}") for name in SHARES]
     experts, shares = found
     if experts is None or shares is None:

@@ -52,7 +52,7 @@ def command(
     """
     from ggprune import pipeline
     from ggprune.model import open_model
-    from ggprune.planning.plan import Plan
+    from ggprune.plan import Plan
     from ggprune.rewrite import plan_rewrite
 
     chosen = Plan.load(plan)

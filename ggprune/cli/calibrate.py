@@ -84,11 +84,11 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
 
     Ctrl-C keeps what was gathered in OUTPUT.partial; the same command continues from there.
     """
-    from ggprune.calibration import texts
-    from ggprune.calibration.calibrate import Run, Settings
+    from ggprune.calibration.run import Run, Settings
     from ggprune.gguf_file import check_targets
     from ggprune.model import open_model
     from ggprune.quantization.importance import ImatrixObserver
+    from ggprune.text import load as texts
 
     quiet = arguments["quiet"]
     named, say = arguments["texts"], partial(note, quiet=quiet)

@@ -11,7 +11,7 @@ from ggprune.cli.common import FILE, force_option, note
 from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
-    from ggprune.hub.card import Card
+    from ggprune.publish.card import Card
 
 
 @click.command("card")
@@ -53,8 +53,8 @@ def command(
     measured.
     """
     from ggprune.gguf_file import check_targets, write_text
-    from ggprune.hub.card import Request, gather, render
-    from ggprune.hub.upload import repository
+    from ggprune.publish.card import Request, gather, render
+    from ggprune.publish.upload import repository
 
     if repo:
         repository(repo)

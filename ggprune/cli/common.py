@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from ggprune.units import human_size as human_size
+from ggprune.util import human_size as human_size
 
 if TYPE_CHECKING:
-    from ggprune.llama.runtime import RunOptions
+    from ggprune.llama.session import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -123,7 +123,7 @@ def run_options(command: Command) -> Command:
 
 def run_options_from(arguments: dict[str, Any], *, verbose: bool = False) -> RunOptions:
     """Take the options of ``run_options`` out of a command's arguments."""
-    from ggprune.llama.runtime import RunOptions
+    from ggprune.llama.session import RunOptions
 
     same = (
         *("threads", "gpu_layers", "ubatch", "cpu_moe", "n_cpu_moe", "override_tensor"),

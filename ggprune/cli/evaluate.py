@@ -24,7 +24,7 @@ from ggprune.cli.model_argument import MODEL
 
 if TYPE_CHECKING:
     from ggprune.evaluation.candidate import Candidate
-    from ggprune.evaluation.evaluate import Evaluation, Evaluator
+    from ggprune.evaluation.evaluator import Evaluation, Evaluator
     from ggprune.evaluation.verdict import Finding
 
 
@@ -76,11 +76,11 @@ def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
     Raises:
         UnsupportedModelError: an embedding model, which predicts no tokens.
     """
-    from ggprune.architectures import Kind
-    from ggprune.calibration import texts
     from ggprune.errors import UnsupportedModelError
-    from ggprune.evaluation.evaluate import Evaluator
+    from ggprune.evaluation.evaluator import Evaluator
     from ggprune.evaluation.logcache import default_folder
+    from ggprune.model.architectures import Kind
+    from ggprune.text import load as texts
 
     rest = dict(arguments)
     options = run_options_from(rest, verbose=arguments["verbose"])

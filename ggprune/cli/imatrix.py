@@ -23,8 +23,8 @@ from ggprune.cli.model_argument import MODEL
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ggprune.calibration.texts import Source
-    from ggprune.llama.runtime import LlamaModel
+    from ggprune.llama.session import LlamaModel
+    from ggprune.text.load import Source
 
 
 @click.command("imatrix")
@@ -50,10 +50,10 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     All texts are joined and cut into chunks of --ctx tokens. The built-in prompts are short: for a
     model that matters give several hundred KB of text of the kind it is used for.
     """
-    from ggprune.calibration import texts
     from ggprune.gguf_file import GgufModel, check_targets
-    from ggprune.llama.runtime import LlamaModel
+    from ggprune.llama.session import LlamaModel
     from ggprune.quantization.importance import gather
+    from ggprune.text import load as texts
 
     quiet, n_ctx, named = arguments["quiet"], arguments["ctx"], arguments["texts"]
     options = run_options_from(arguments, verbose=arguments["verbose"])
@@ -80,7 +80,7 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
 
 
 def _tokens(llama: LlamaModel, template: str | None, sources: Sequence[Source]) -> list[int]:
-    from ggprune.calibration.chat import template_of, tokenize
+    from ggprune.text.chat import template_of, tokenize
 
     chat = template_of(llama, template)
     tokens: list[int] = []

@@ -9,7 +9,7 @@ import click
 
 from ggprune.cli.common import json_option, print_json, table
 from ggprune.cli.model_argument import MODEL
-from ggprune.units import human_size
+from ggprune.util import human_size
 
 
 @click.command("inspect")
@@ -36,7 +36,7 @@ def command(model: Path, as_json: bool) -> None:
 
 def summary(description: Any) -> dict[str, Any]:
     """What ``--json`` prints."""
-    from ggprune.architectures import gating_of, is_normalised, statistics_note
+    from ggprune.model.architectures import gating_of, is_normalised, statistics_note
 
     row, metadata = description.architecture, description.metadata
     prunable = not description.refusal

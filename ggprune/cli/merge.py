@@ -21,7 +21,7 @@ def command(parts: tuple[Path, ...], output: Path, force: bool, quiet: bool) -> 
     Parts are the shards of one run (`calibrate --shard 3/16`), or runs of one model over different
     texts.
     """
-    from ggprune.calibration.merging import merge, missing_shards
+    from ggprune.calibration.merge import merge, missing_shards
     from ggprune.calibration.statistics import Statistics
     from ggprune.gguf_file import check_targets
 

@@ -54,8 +54,8 @@ def command(
     Stop tokens, context, sampling settings, licence; a TEMPLATE only where Ollama could not use
     the model's own chat template.
     """
-    from ggprune.ollama import describe as ollama
-    from ggprune.ollama import modelfile
+    from ggprune.publish.ollama import describe as ollama
+    from ggprune.publish.ollama import modelfile
 
     path = modelfile.write(
         model,

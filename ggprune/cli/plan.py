@@ -25,7 +25,7 @@ from ggprune.cli.common import (
 from ggprune.cli.plan_options import budget_options, method_options, request_from
 
 if TYPE_CHECKING:
-    from ggprune.planning.plan import Plan
+    from ggprune.plan import Plan
 
 
 @click.command("plan")
@@ -52,11 +52,11 @@ def command(stats: Path, **arguments: Any) -> None:
     The plan says by layer which experts are kept and dropped, and what share of the experts'
     contribution is retained. `ggprune apply` writes the model from it.
     """
-    from ggprune.calibration import texts
     from ggprune.calibration.statistics import Statistics
+    from ggprune.choosing.choose import Resources, choose_plan
     from ggprune.errors import OutputError
     from ggprune.model import open_model
-    from ggprune.planning.choosing import Resources, choose_plan
+    from ggprune.text import load as texts
 
     output, quiet = arguments["output"], arguments["quiet"]
     options = run_options_from(arguments, verbose=arguments["verbose"])

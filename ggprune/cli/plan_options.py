@@ -11,7 +11,7 @@ from click.core import ParameterSource
 from ggprune.cli.common import NAMED_PATH, SIZE, Command
 
 if TYPE_CHECKING:
-    from ggprune.planning.choosing import Request
+    from ggprune.choosing.choose import Request
 
 _TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
 
@@ -207,8 +207,8 @@ def request_from(arguments: dict[str, Any]) -> Request:
     Raises:
         InputError: no budget, or several.
     """
-    from ggprune.planning.budget import Budget
-    from ggprune.planning.choosing import Request
+    from ggprune.choosing.budget import Budget
+    from ggprune.choosing.choose import Request
 
     names = (
         *("keep", "ratio", "retain", "target_size", "fit_vram"),
@@ -242,9 +242,9 @@ def refuse_beside_plan() -> None:
     """
     from dataclasses import fields
 
+    from ggprune.choosing.budget import Budget
+    from ggprune.choosing.choose import Request
     from ggprune.errors import InputError
-    from ggprune.planning.budget import Budget
-    from ggprune.planning.choosing import Request
 
     decided = {field.name for field in (*fields(Budget), *fields(Request))}
     decided |= {"no_super_experts", "search_texts"}

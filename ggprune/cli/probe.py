@@ -29,9 +29,9 @@ from ggprune.cli.model_argument import MODEL
 if TYPE_CHECKING:
     from ggprune.evaluation.candidate import Candidate
     from ggprune.evaluation.probe import Answer
-    from ggprune.llama.runtime import RunOptions
+    from ggprune.llama.session import RunOptions
     from ggprune.model import MoeModel
-    from ggprune.planning.plan import Plan
+    from ggprune.plan import Plan
 
 MODES = ("greedy", "sampled")
 
@@ -137,7 +137,7 @@ def _both(
 ) -> tuple[dict[str, list[Answer]], dict[str, list[Answer]]]:
     """Answers of both sides; one model is loaded at a time, a plan needs no other."""
     from ggprune.evaluation.masking import MaskObserver, dropped_by
-    from ggprune.llama.runtime import LlamaModel
+    from ggprune.llama.session import LlamaModel
 
     observers = [MaskObserver(model.require_prunable(), dropped_by(plan))] if plan else []
     overrides = model.overrides(plan.experts_used) if plan else {}

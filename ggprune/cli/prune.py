@@ -33,7 +33,7 @@ from ggprune.cli.plan_options import (
     refuse_beside_plan,
     request_from,
 )
-from ggprune.units import human_size
+from ggprune.util import human_size
 
 
 @click.command("prune")

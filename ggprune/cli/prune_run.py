@@ -9,22 +9,23 @@ from pathlib import Path
 from typing import Any
 
 from ggprune import pipeline
-from ggprune.architectures import Kind
-from ggprune.calibration import texts
-from ggprune.calibration.calibrate import ProgressFactory, Run, Settings
+from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.choose import Request, Resources, choose_plan, known_count
+from ggprune.choosing.methods.sums import COVER
 from ggprune.cli.common import table
 from ggprune.errors import InputError
-from ggprune.llama.runtime import RunOptions
+from ggprune.llama.session import RunOptions
 from ggprune.model import MoeModel, open_model
+from ggprune.model.architectures import Kind
 from ggprune.pipeline import Paths, Pruned
-from ggprune.planning.choosing import Request, Resources, choose_plan, known_count
-from ggprune.planning.plan import Plan
-from ggprune.planning.scoring import COVER
+from ggprune.plan import Plan
 from ggprune.report.page import write_report
 from ggprune.report.summary import summary_lines
 from ggprune.rewrite import Rewrite, plan_rewrite
-from ggprune.units import human_size
+from ggprune.text import load as texts
+from ggprune.types import Progress
+from ggprune.util import human_size
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,7 +46,7 @@ class PruneRun:
     request: Request | None
     options: RunOptions
     arguments: Mapping[str, Any]
-    bar: ProgressFactory
+    bar: Progress
     say: Callable[[str], object]
     command_line: str
     _text: pipeline.TextChoice | None = field(default=None, init=False)
@@ -208,6 +209,6 @@ class PruneRun:
             return None
 
     def _modelfile(self, pruned: Pruned) -> Path:
-        from ggprune.ollama import modelfile
+        from ggprune.publish.ollama import modelfile
 
         return modelfile.write(pruned.path, pruned.path.with_name("Modelfile"), force=True)

@@ -11,7 +11,7 @@ from ggprune.cli.common import FILE, human_size, json_option, note, print_json, 
 
 if TYPE_CHECKING:
     from ggprune.hub.client import Hub
-    from ggprune.hub.upload import Push
+    from ggprune.publish.upload import Push
 
 
 @click.command("push")
@@ -40,7 +40,7 @@ def command(
     The token is the one of `hf auth login`, or HF_TOKEN.
     """
     from ggprune.hub.client import Hub
-    from ggprune.hub.upload import carry_out, contents, prepare, repository
+    from ggprune.publish.upload import carry_out, contents, prepare, repository
 
     target = repository(repo, revision)
     files, _ = contents(folder)
@@ -57,7 +57,7 @@ def command(
 
 
 def _notes(push: Push, *, private: bool, quiet: bool) -> None:
-    from ggprune.hub.upload import CARD
+    from ggprune.publish.upload import CARD
 
     names = {file.name for file in (*push.upload, *push.present)}
     if CARD not in names:

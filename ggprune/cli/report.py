@@ -41,7 +41,7 @@ def command(
     """
     from ggprune.calibration.statistics import Statistics
     from ggprune.gguf_file import check_targets
-    from ggprune.planning.plan import Plan
+    from ggprune.plan import Plan
     from ggprune.report import ReportInput, build, summary_lines, write_report
 
     target = output or (None if as_json else Path("report.html"))

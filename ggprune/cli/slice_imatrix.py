@@ -20,7 +20,7 @@ def command(imatrix: Path, plan: Path, output: Path, force: bool) -> None:
     Reads llama.cpp's GGUF format and its older .dat, and writes the format it read.
     """
     from ggprune.gguf_file import check_targets
-    from ggprune.planning.plan import Plan
+    from ggprune.plan import Plan
     from ggprune.quantization.imatrix import Imatrix
 
     check_targets([output], 0, force=force)

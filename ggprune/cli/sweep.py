@@ -121,16 +121,16 @@ def _measure(model: Path, stats: Path, arguments: dict[str, Any]) -> Sweep:
 
 
 def _usual(statistics: Any) -> str:
-    from ggprune.planning.budget import Budget
-    from ggprune.planning.choosing import Request, default_method
+    from ggprune.choosing.budget import Budget
+    from ggprune.choosing.choose import Request, default_method
 
     return default_method(statistics, Request(budget=Budget(keep=1)))
 
 
 def _planner(statistics: Any, model: Any, seed: int) -> Planner:
     """Plans as ``ggprune plan --method METHOD --keep N`` makes them."""
-    from ggprune.planning.budget import Budget
-    from ggprune.planning.choosing import Request, Resources, choose_plan
+    from ggprune.choosing.budget import Budget
+    from ggprune.choosing.choose import Request, Resources, choose_plan
 
     def plan(method: str, keep: int) -> Any:
         request = Request(budget=Budget(keep=keep), method=method, seed=seed)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggprune.calibration.texts import Source
-from ggprune.drop_metadata import metadata_path
 from ggprune.errors import InputError
 from ggprune.model import describe
-from ggprune.planning.plan import Plan
+from ggprune.plan import Plan
+from ggprune.rewrite.drop_metadata import metadata_path
+from ggprune.text.load import Source
 
 _GGUF_MAGIC = b"GGUF"
 

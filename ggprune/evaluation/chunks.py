@@ -7,14 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
-from ggprune.calibration.chat import ChatTemplate, tokenize
-from ggprune.calibration.texts import Document, Source
 from ggprune.errors import InputError
-from ggprune.llama.runtime import LlamaModel
-
-Ints = npt.NDArray[np.int32]
+from ggprune.llama.session import LlamaModel
+from ggprune.text.chat import ChatTemplate, tokenize
+from ggprune.text.load import Document, Source
+from ggprune.types import Ints32
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -28,13 +26,13 @@ class Chunk:
     """
 
     domain: str
-    tokens: Ints
-    scored: Ints
+    tokens: Ints32
+    scored: Ints32
 
     @property
-    def targets(self) -> Ints:
+    def targets(self) -> Ints32:
         """The tokens to predict, [k]."""
-        targets: Ints = self.tokens[self.scored]
+        targets: Ints32 = self.tokens[self.scored]
         return targets
 
 

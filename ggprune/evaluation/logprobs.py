@@ -20,10 +20,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import LlamaError
+from ggprune.types import Floats, Ints32
 
-Floats = npt.NDArray[np.float64]
 Logits = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int32]
 
 _RANGE = np.float32(16)
 _STEPS = np.float32(65535)
@@ -87,7 +86,7 @@ class BaseLog:
 
         self.n_vocab = n_vocab
         self.nll: Floats = array(np.float64, (tokens,), start)
-        self.top: Ints = array(np.int32, (tokens,), start + 8 * tokens)
+        self.top: Ints32 = array(np.int32, (tokens,), start + 8 * tokens)
         self.scale: Logits = array(np.float32, (tokens,), start + 12 * tokens)
         self.least: Logits = array(np.float32, (tokens,), start + 16 * tokens)
         self.codes: npt.NDArray[np.uint16] = array(
@@ -146,7 +145,7 @@ def _start(header: int) -> int:
 
 
 def record(
-    logits: Logits, targets: Ints, base: BaseLog, first: int, pool: Executor | None = None
+    logits: Logits, targets: Ints32, base: BaseLog, first: int, pool: Executor | None = None
 ) -> None:
     """Write the base model's log-probabilities.
 
@@ -181,7 +180,7 @@ def record(
 
 def compare(
     logits: Logits,
-    targets: Ints,
+    targets: Ints32,
     base: BaseLog,
     rows: npt.NDArray[np.intp],
     out: TokenScores,
@@ -233,7 +232,7 @@ def _log_sum(shifted: Logits) -> Logits:
     return total
 
 
-def _nll(x: Logits, targets: Ints, top: Logits, total: Logits) -> Floats:
+def _nll(x: Logits, targets: Ints32, top: Logits, total: Logits) -> Floats:
     chosen = x[np.arange(len(targets)), targets].astype(np.float64)
     nll: Floats = top.astype(np.float64) + total - chosen
     return nll

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.architectures import Architecture
 from ggprune.errors import InputError
-from ggprune.llama.observing import layer_node
+from ggprune.llama.callback import layer_node
 from ggprune.llama.tensor import TensorView
-from ggprune.planning.plan import Plan
+from ggprune.model.architectures import Architecture
+from ggprune.plan import Plan
 
 #: A softmax gives exactly 0 for it, and no bias or scale brings it back. Finite, because
 #: llama.cpp's own arithmetic (a group's score is a sum) would make NaN of infinities.

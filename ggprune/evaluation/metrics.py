@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.evaluation.logprobs import Floats, TokenScores
+from ggprune.evaluation.logprobs import TokenScores
+from ggprune.types import Floats
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,13 @@ from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any
 
-from ggprune.calibration import chat, texts
 from ggprune.calibration.generate import Sampling, generate
-from ggprune.calibration.texts import Document, Message
 from ggprune.gguf_file import GgufModel
-from ggprune.llama.observing import Observer
-from ggprune.llama.runtime import LlamaModel
+from ggprune.llama.callback import Observer
+from ggprune.llama.session import LlamaModel
+from ggprune.text import chat
+from ggprune.text import load as texts
+from ggprune.text.load import Document, Message
 
 FORMAT = "ggprune-probe"
 _VERSION = 1
@@ -83,7 +84,9 @@ class Answer:
 
 def builtin_probes() -> list[Probe]:
     """The prompts that ship with ggprune."""
-    data = resources.files("ggprune.data").joinpath(texts.PROBES).read_text(encoding="utf-8")
+    data = (
+        resources.files("ggprune.text.builtin").joinpath(texts.PROBES).read_text(encoding="utf-8")
+    )
     probes = []
     for line in data.splitlines():
         record = json.loads(line)

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ggprune.evaluation.evaluate import Evaluation, Evaluator
-from ggprune.planning.plan import Plan
+from ggprune.evaluation.evaluator import Evaluation, Evaluator
+from ggprune.plan import Plan
 
 FORMAT = "ggprune-sweep"
 _VERSION = 1

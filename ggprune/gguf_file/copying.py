@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from ggprune.errors import FormatError, InputError
+from ggprune.types import Advance
 
 #: Bytes asked of the kernel at once: large enough to be fast, small enough for progress and Ctrl-C.
 CHUNK = 64 << 20
@@ -16,8 +17,6 @@ _PAGE = 4096
 #: old kernel, a network folder) is answered with the next method; the last one, which reads and
 #: writes apart, tells which of the two files is at fault.
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-Progress = Callable[[int], object]
 
 
 class RangeCopier:
@@ -31,7 +30,7 @@ class RangeCopier:
         progress: called with the number of bytes just written.
     """
 
-    def __init__(self, target: int, progress: Progress) -> None:
+    def __init__(self, target: int, progress: Advance) -> None:
         self._target = target
         self._progress = progress
         self._methods: list[Callable[[int, int, int], int]] = [

@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggprune.closing import Closing
 from ggprune.errors import FormatError, InputError
 from ggprune.gguf_file.cursor import Cursor, quoted
 from ggprune.gguf_file.types import TENSOR_TYPES, ValueType
 from ggprune.gguf_file.values import decode
+from ggprune.util import Closing
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32

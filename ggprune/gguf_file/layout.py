@@ -12,13 +12,7 @@ from pathlib import Path
 
 from ggprune.errors import InputError
 from ggprune.gguf_file.header import MAGIC, GgufFile, Tensor, padded
-from ggprune.gguf_file.shards import (
-    SPLIT_COUNT,
-    SPLIT_NO,
-    SPLIT_TENSORS,
-    GgufModel,
-    shard_name,
-)
+from ggprune.gguf_file.shards import SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, GgufModel, shard_name
 from ggprune.gguf_file.types import SCALARS, ValueType
 
 

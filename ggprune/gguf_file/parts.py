@@ -8,8 +8,8 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
-from ggprune.closing import Closing
 from ggprune.errors import OutputError
+from ggprune.util import Closing
 
 try:
     import fcntl

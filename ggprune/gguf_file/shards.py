@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ggprune.closing import Closing
 from ggprune.errors import FormatError
 from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor
 from ggprune.gguf_file.types import SCALARS
+from ggprune.util import Closing
 
 SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"

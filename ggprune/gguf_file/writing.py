@@ -15,10 +15,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ggprune.errors import OutputError
-from ggprune.gguf_file.copying import Progress, RangeCopier
+from ggprune.gguf_file.copying import RangeCopier
 from ggprune.gguf_file.layout import OutputFile, Segment
 from ggprune.gguf_file.parts import FileId, PartFile, part_path
 from ggprune.gguf_file.shards import GgufModel
+from ggprune.types import Advance
 
 #: Ranges below this are gathered in memory: one read costs less than one call into the kernel's
 #: copying for each row of a router.
@@ -55,7 +56,7 @@ def write_files(
     files: Sequence[OutputFile],
     source: GgufModel,
     *,
-    progress: Progress = lambda _: None,
+    progress: Advance = lambda _: None,
     force: bool = False,
 ) -> None:
     """Write the files that ``lay_out`` decided on; all appear under their names, or none.

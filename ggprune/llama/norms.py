@@ -25,8 +25,7 @@ from ggprune.llama.devices import Kind
 from ggprune.llama.library import TENSOR_BUFFER, TENSOR_DATA, library
 from ggprune.llama.symbols import InitParams
 from ggprune.llama.tensor import F32, TensorView
-
-Floats = npt.NDArray[np.float64]
+from ggprune.types import Floats
 
 #: Bytes above which one core is not enough to keep up with the others.
 _PARALLEL_BYTES = 8 << 20

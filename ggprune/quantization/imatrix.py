@@ -11,19 +11,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from ggprune.architectures import Role, expert_tensor, layer_of
 from ggprune.errors import FormatError, InputError, MismatchError, UnsupportedModelError
 from ggprune.gguf_file import GgufFile, Tensor, replacing
-from ggprune.planning.plan import Plan
+from ggprune.model.architectures import Role, expert_tensor, layer_of
+from ggprune.plan import Plan
 from ggprune.quantization import imatrix_legacy
+from ggprune.types import Floats32
 
 FILE_TYPE = "imatrix"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
 _WEIGHTS = frozenset({Role.GATE, Role.UP, Role.DOWN, Role.GATE_UP})
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,10 +34,10 @@ class Entry:
         counts: how many x, [matrices].
     """
 
-    sums: Floats
-    counts: Floats
+    sums: Floats32
+    counts: Floats32
 
-    def means(self) -> Floats:
+    def means(self) -> Floats32:
         """Mean of x² as llama-quantize uses it, flat: 1 for an expert that was never chosen."""
         counts = self.counts.reshape(-1, 1)
         known = np.broadcast_to(counts > 0, self.sums.shape)
@@ -168,7 +166,7 @@ def _expert_layer(weight: str) -> int | None:
     return layer_of(weight) if known is not None and known.role in _WEIGHTS else None
 
 
-def _legacy_rows(entry: Entry, plan: Plan, where: str) -> Floats:
+def _legacy_rows(entry: Entry, plan: Plan, where: str) -> Floats32:
     """A legacy entry by expert: it holds one flat row for all."""
     if not plan.experts:
         raise InputError(

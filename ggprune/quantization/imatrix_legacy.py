@@ -13,15 +13,13 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
 from ggprune.errors import FormatError, InputError
+from ggprune.types import Floats32
 
 _INT = struct.Struct("<i")
 _MAX_ENTRIES = 1 << 20
 _MAX_TEXT = 1 << 16
-
-Floats = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +32,7 @@ class LegacyFile:
         dataset: name of the text; empty where it is not told.
     """
 
-    entries: Mapping[str, tuple[int, Floats]]
+    entries: Mapping[str, tuple[int, Floats32]]
     chunks: int = 0
     dataset: str = ""
 
@@ -86,7 +84,7 @@ class _Reader:
             raise self.wrong()
         return self._take(length).decode("utf-8", "replace")
 
-    def entry(self) -> tuple[str, tuple[int, Floats]]:
+    def entry(self) -> tuple[str, tuple[int, Floats32]]:
         name, calls, count = self.text(), self.number(), self.number()
         values = np.frombuffer(self._take(4 * count), "<f4")
         if not count:

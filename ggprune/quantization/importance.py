@@ -13,16 +13,15 @@ import numpy.typing as npt
 
 from ggprune.errors import InputError, LlamaError
 from ggprune.llama.library import OP_MUL_MAT, OP_MUL_MAT_ID
-from ggprune.llama.runtime import LlamaContext, LlamaModel, Tokens
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.quantization.imatrix import Entry, Imatrix
+from ggprune.types import Floats
 
 _F32 = 0
 #: llama-imatrix passes over products of fewer tokens, so this does too.
 _FEWEST = 16
 _HEAD = "output.weight"
-
-Floats = npt.NDArray[np.float64]
 
 
 @dataclass(slots=True)

@@ -21,7 +21,7 @@ from ggprune.gguf_file import (
     tensor_type_name,
 )
 from ggprune.gguf_file.parts import PartFile
-from ggprune.llama.quantizing import QuantizeJob, run_job
+from ggprune.llama.quantizer import QuantizeJob, run_job
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.quantize_names import (
     file_type,

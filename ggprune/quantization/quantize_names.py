@@ -7,7 +7,7 @@ import re
 
 from ggprune.errors import InputError
 from ggprune.gguf_file import TENSOR_TYPES, GgufModel, tensor_type_name
-from ggprune.llama.quantizing import ALIASES, FILE_TYPES
+from ggprune.llama.quantizer import ALIASES, FILE_TYPES
 
 _UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
 _QUANT = r"(?:UD-)?I?Q\d_(?:K(?:_[A-Z]{1,2})?|[01]|NL|XXS|XS|S|M)|TQ\d_0|MXFP4(?:_MOE)?|B?F16|F32"

@@ -12,7 +12,7 @@ from ggprune.errors import MismatchError, OutputError
 from ggprune.gguf_file import write_files
 from ggprune.gguf_file.parts import PartFile
 from ggprune.model import MoeModel, open_model
-from ggprune.planning.plan import Plan
+from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.quantize_names import result_stem
 from ggprune.rewrite import plan_rewrite

@@ -6,9 +6,8 @@ All of them take non-negative values of the experts of one layer, usually Î£ gâ€
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
+from ggprune.types import Floats
 
 
 def top_share(values: Floats, top: int = 8) -> float:

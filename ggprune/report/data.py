@@ -16,15 +16,14 @@ import numpy as np
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError
 from ggprune.evaluation.verdict import verdict
-from ggprune.planning.plan import LayerPlan, Plan
+from ggprune.plan import LayerPlan, Plan
 from ggprune.report import sections
+from ggprune.types import Json
 from ggprune.version import VERSION
 
 FORMAT = "ggprune-report"
 _VERSION = 1
 _METADATA_OBJECTS = ("source", "result", "calibration", "evaluation", "settings")
-
-Json = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)

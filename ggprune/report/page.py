@@ -47,16 +47,20 @@ def render(report: Mapping[str, Any]) -> str:
     sweep = view.sweep(report)
     charted = {name: report[name] for name in _CHARTED}
     charted["sweep"] = sweep
-    return _environment().from_string(_text("report.html.j2")).render(
-        report=report,
-        sweep=sweep,
-        probes=view.probes(report),
-        tile_list=view.tiles,
-        css=_verbatim("report.css"),
-        d3=_verbatim("vendor/d3.min.js"),
-        plot=_verbatim("vendor/plot.umd.min.js"),
-        script=_verbatim("report.js"),
-        numbers=_script_json(charted),
+    return (
+        _environment()
+        .from_string(_text("report.html.j2"))
+        .render(
+            report=report,
+            sweep=sweep,
+            probes=view.probes(report),
+            tile_list=view.tiles,
+            css=_verbatim("report.css"),
+            d3=_verbatim("vendor/d3.min.js"),
+            plot=_verbatim("vendor/plot.umd.min.js"),
+            script=_verbatim("report.js"),
+            numbers=_script_json(charted),
+        )
     )
 
 
@@ -104,4 +108,3 @@ def _environment() -> Environment:
     }
     environment.filters.update(filters)
     return environment
-

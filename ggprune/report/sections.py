@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from ggprune.calibration.statistics import Statistics
-from ggprune.planning import blend, scoring
-from ggprune.planning.cover import FORMULA
-from ggprune.planning.plan import Plan
-from ggprune.planning.ranking import scores_by_domain
-from ggprune.planning.scoring import COVER, Floats
+from ggprune.choosing import blend
+from ggprune.choosing.methods import sums as scoring
+from ggprune.choosing.methods.cover import FORMULA
+from ggprune.choosing.methods.sums import COVER
+from ggprune.choosing.ranking import scores_by_domain
+from ggprune.plan import Plan
 from ggprune.report import concentration as measures
+from ggprune.types import Floats, Json
 
 MEASURE = "Σ g‖f‖"
 _TOP = 8
@@ -23,8 +25,6 @@ _SHARE = 0.8
 _OVERLAP_PART = 4
 _OVERLAP_MOST = 32
 _FALLBACK_SCORE = "contribution"
-
-Json = dict[str, Any]
 
 
 def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[str, Any]) -> Json:

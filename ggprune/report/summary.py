@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ggprune.report.view import fixed, number, percent
-from ggprune.units import human_size
+from ggprune.util import human_size
 
 _MOST_LINES = 24
 _MOST_FINDINGS = 5

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from ggprune.units import human_size
+from ggprune.util import human_size
 
 Report = Mapping[str, Any]
 MISSING = "\N{EN DASH}"

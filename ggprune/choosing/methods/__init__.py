@@ -1,0 +1,1 @@
+"""The methods of choosing experts, one module a method or family."""

@@ -1,0 +1,1 @@
+"""Methods that measure plans on the model."""

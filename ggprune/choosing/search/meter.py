@@ -1,0 +1,251 @@
+"""Measuring many plans on the search text by masking, and keeping what was measured."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ggprune.calibration.extra_observers import RoutingRecorder
+from ggprune.calibration.routing import Shares
+from ggprune.choosing.methods.cover import Kept
+from ggprune.evaluation.chunks import hash_of
+from ggprune.evaluation.evaluator import Evaluator
+from ggprune.evaluation.logprobs import TokenScores
+from ggprune.gguf_file import write_text
+from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.text.load import Source
+from ggprune.types import Floats
+from ggprune.util import Closing
+
+#: Tokens of a chunk. Short ones give more of them to compare plans on.
+CHUNK = 512
+#: The first tokens of a chunk have too little before them to be worth scoring.
+_SCORED_FROM = 64
+_MOST_TOKENS = 32_000
+_VALIDATION = 1 / 3
+#: Chunks that the speed is measured on.
+_TRIAL = 6
+
+
+class MaskedMeter(Closing):
+    """Measures plans of one base model on chunks of text; a context manager.
+
+    Args:
+        path: the base model.
+        options: how to run it.
+        layers: block numbers that rows of a plan stand for.
+        sources: text to search on.
+        cache: folder for the base's log-probabilities, which are large; None removes them.
+        journal: file that measurements are appended to and found in again, so that an
+            interrupted search continues; None keeps nothing.
+        progress: called with the number of tokens just computed.
+
+    Raises:
+        InputError: text shorter than a chunk.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        options: RunOptions,
+        layers: Sequence[int],
+        sources: Sequence[Source],
+        *,
+        cache: Path | None = None,
+        journal: Path | None = None,
+        progress: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        self._layers = tuple(layers)
+        self._journal = journal
+        self._experts_used = 0
+        self.evaluator = Evaluator(
+            path,
+            options,
+            sources,
+            n_ctx=CHUNK,
+            max_tokens=_MOST_TOKENS,
+            scored_from=_SCORED_FROM,
+            cache=cache,
+            progress=progress,
+        )
+        self.chunks = self.evaluator.chunks
+        self.text_hash = hash_of(self.chunks)
+        self._known: dict[str, list[Any]] = {}
+        self._read_journal()
+        self._asked: set[str] = set()
+
+    def close(self) -> None:
+        """Free the model."""
+        self.evaluator.close()
+
+    def start(self) -> float:
+        """Compute the base's probabilities, and return how many tokens a second plans take."""
+        self.evaluator.base()
+        trial = range(min(_TRIAL, len(self.chunks)))
+        self.evaluator.evaluate_mask({}, trial[:1])
+        before = time.monotonic()
+        self.evaluator.evaluate_mask({}, trial)
+        tokens = sum(len(self.chunks[chunk].tokens) for chunk in trial)
+        return tokens / max(time.monotonic() - before, 1e-3)
+
+    @property
+    def experts_used(self) -> int:
+        """Experts a token uses in plans; 0 for as many as in the base."""
+        return self._experts_used
+
+    def use(self, experts_used: int) -> None:
+        """Let a token use so many in what is measured from now on; 0 for the base's number."""
+        # The base's own number is 0 too: what was measured with it need not be measured again.
+        whole = self.evaluator.description.experts_used
+        self._experts_used = 0 if experts_used == whole else experts_used
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that plans were asked about, each plan and chunk once, journal included."""
+        chunks = (int(key.split(":")[1]) for key in self._asked)
+        return sum(len(self.chunks[chunk].tokens) for chunk in chunks)
+
+    def kl(self, kept: Kept, chunks: Sequence[int]) -> Floats:
+        """Mean KL divergence of each chunk, [chunks]."""
+        return self._measure(kept, chunks)[0]
+
+    def quality(self, kept: Kept, chunks: Sequence[int]) -> tuple[float, float]:
+        """Mean KL divergence and perplexity over the base's."""
+        kl, nll = self._measure(kept, chunks)
+        base = np.asarray(self.evaluator.base().nll)
+        before = [base[self.evaluator.chunk_slice(chunk)].mean() for chunk in chunks]
+        sizes = np.array([len(self.chunks[chunk].scored) for chunk in chunks])
+        ratio = np.exp(np.average(nll - np.array(before), weights=sizes))
+        return float(np.average(kl, weights=sizes)), float(ratio)
+
+    def parts(self) -> tuple[list[int], list[int]]:
+        """Chunks to fit on and to validate on: the last third of every domain, domains mixed.
+
+        Within a part they come in an order of which any beginning is spread over all of it, since
+        neighbours are alike.
+        """
+        domains: dict[str, list[int]] = {}
+        for number, chunk in enumerate(self.chunks):
+            domains.setdefault(chunk.domain, []).append(number)
+        fitting, validation = [], []
+        for numbers in domains.values():
+            cut = len(numbers) - max(1, round(len(numbers) * _VALIDATION))
+            fitting.append(_spread(numbers[:cut]))
+            validation.append(_spread(numbers[cut:]))
+        return _mixed(fitting), _mixed(validation)
+
+    @contextmanager
+    def routing(self) -> Iterator[Callable[[int], Shares]]:
+        """Give a function that runs the whole model over a chunk and tells who was used."""
+        model, options = self.evaluator.description, self.evaluator.options
+        recorder = RoutingRecorder(model.require_prunable(), self._layers)
+        with (
+            LlamaModel(model.gguf.path, options) as llama,
+            LlamaContext(llama, n_ctx=CHUNK, observers=(recorder,)) as context,
+        ):
+
+            def of(number: int) -> Shares:
+                chunk = self.chunks[number]
+                context.clear()
+                _decode(context, chunk.tokens.tolist())
+                # The token before a scored one is where the prediction is made.
+                routing = recorder.take()
+                return Shares.of(routing.experts, routing.contributions).at(chunk.scored - 1)
+
+            yield of
+
+    def token_kl(self, kept: Kept, chunk: int) -> Floats:
+        """KL divergence of each scored token, in half precision: enough, and small to keep."""
+        key = f"{self._plan(kept)}:{chunk}:tokens"
+        self._asked.add(key)
+        if key not in self._known:
+            scores = self._scores(kept, [chunk])
+            data = np.minimum(scores.kld, 6e4).astype("<f2").tobytes()
+            self._remember(key, [base64.b64encode(data).decode()])
+        data = base64.b64decode(self._known[key][0])
+        return np.frombuffer(data, "<f2").astype(np.float64)
+
+    def _measure(self, kept: Kept, chunks: Sequence[int]) -> tuple[Floats, Floats]:
+        plan = self._plan(kept)
+        self._asked.update(f"{plan}:{chunk}" for chunk in chunks)
+        new = [chunk for chunk in chunks if f"{plan}:{chunk}" not in self._known]
+        if new:
+            scores = self._scores(kept, new)
+            at = 0
+            for chunk in new:
+                part = slice(at, at + len(self.chunks[chunk].scored))
+                at = part.stop
+                values = [float(scores.kld[part].mean()), float(scores.nll[part].mean())]
+                self._remember(f"{plan}:{chunk}", values)
+        known = np.array([self._known[f"{plan}:{chunk}"] for chunk in chunks]).reshape(-1, 2)
+        return known[:, 0], known[:, 1]
+
+    def _scores(self, kept: Kept, chunks: Sequence[int]) -> TokenScores:
+        experts = range(self.evaluator.description.experts)
+        dropped = {
+            layer: sorted(set(experts) - set(row.tolist()))
+            for layer, row in zip(self._layers, kept, strict=True)
+        }
+        return self.evaluator.evaluate_mask(dropped, chunks, experts_used=self.experts_used)
+
+    def _plan(self, kept: Kept) -> str:
+        """What tells measured plans apart."""
+        name = hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
+        return f"{name}/{self.experts_used}" if self.experts_used else name
+
+    def _key(self) -> dict[str, str]:
+        identity = self.evaluator.description.identity()
+        return {"router": identity.router, "text": self.text_hash}
+
+    def _remember(self, key: str, values: list[Any]) -> None:
+        self._known[key] = values
+        if self._journal is not None:
+            with self._journal.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps([key, *values]) + "\n")
+
+    def _read_journal(self) -> None:
+        """Take over what an interrupted run of the same model and text measured."""
+        if self._journal is None:
+            return
+        head = json.dumps(self._key())
+        lines = self._journal.read_text("utf-8").splitlines() if self._journal.exists() else []
+        if not lines or lines[0] != head:
+            self._journal.write_text(head + "\n", "utf-8")
+            return
+        whole = [head]
+        for line in lines[1:]:
+            try:
+                key, *values = json.loads(line)
+            except ValueError:
+                continue  # The last line of a run that was killed.
+            self._known[key] = values
+            whole.append(line)
+        if len(whole) < len(lines):
+            # Otherwise the next line would be joined to what is left of the damaged one.
+            write_text(self._journal, "\n".join(whole) + "\n")
+
+
+def _spread(numbers: Sequence[int]) -> list[int]:
+    """The same in the order of multiples of the golden ratio, modulo 1."""
+    places = np.arange(1, len(numbers) + 1) * (5**0.5 - 1) / 2 % 1
+    rank = np.argsort(np.argsort(places))
+    return [numbers[i] for i in rank]
+
+
+def _mixed(parts: Sequence[Sequence[int]]) -> list[int]:
+    """One of each in turn, for as long as there are any."""
+    longest = max((len(part) for part in parts), default=0)
+    return [part[i] for i in range(longest) for part in parts if i < len(part)]
+
+
+def _decode(context: LlamaContext, tokens: list[int]) -> None:
+    for start in range(0, len(tokens), context.n_batch):
+        context.decode([Tokens(0, start, tokens[start : start + context.n_batch])])

@@ -1,0 +1,320 @@
+"""Searching for a better plan by measuring random ones, without fooling oneself.
+
+1. One-shot plans are compared on the validation part of the search text; the best one is what
+   has to be beaten.
+2. Plans are drawn around the one that cover finds: Gumbel noise on the logarithm of its scores
+   exchanges a share of the experts, in every layer at once. Each is measured on one chunk of the
+   fitting part, and every chunk under several plans.
+3. A regression on the differences between plans, token by token, tells what a share of each
+   expert is worth (see credit), with all alike as prior. Cover chooses again with these.
+4. Fits with weaker and stronger priors compete on the validation part, which no fit has seen. The
+   winner replaces the one-shot plan only if the paired difference over chunks is significant;
+   otherwise the one-shot plan stays.
+
+Drawing again around the plan that was found gained nothing: what is left is not the noise of the
+estimate but what shares cannot tell (docs/methods.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ggprune.calibration.routing import Shares
+from ggprune.choosing.methods.cover import Kept, cover_scores
+from ggprune.choosing.search import credit
+from ggprune.choosing.search.credit import Observed
+from ggprune.types import Floats
+
+Chooser = Callable[[Floats], Kept]
+
+#: Share of the kept experts (of the dropped, if those are fewer) that a drawn plan exchanges.
+EXCHANGED = 0.2
+#: How far the fits that compete may leave the prior: standard deviations of what a share of an
+#: expert is worth.
+DEVIATIONS = (0.05, 0.1, 0.2)
+#: Plans measured on each chunk of the fitting part: fewer leave too little to compare, more see
+#: less text.
+PLANS_A_CHUNK = 6
+#: A difference must be this many standard errors below zero (one-sided 95 %).
+SIGNIFICANT = 1.645
+_FLOOR = 1e-9
+
+
+class Meter(Protocol):
+    """Measures plans."""
+
+    def kl(self, kept: Kept, chunks: Sequence[int]) -> Floats:
+        """Mean KL divergence of each chunk when only these experts are kept, [chunks]."""
+
+    def token_kl(self, kept: Kept, chunk: int) -> Floats:
+        """KL divergence of each scored token of a chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Parts of the search text, as numbers of chunks.
+
+    Attributes:
+        fitting: for drawn plans.
+        validation: for decisions.
+        routing: of a fitting chunk in the whole model.
+        more: routing of other text, the calibration's, to choose by; None: there is none.
+    """
+
+    fitting: Sequence[int]
+    validation: Sequence[int]
+    routing: Callable[[int], Shares]
+    more: Shares | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What a plan has to obey.
+
+    Attributes:
+        keep: experts a layer.
+        choose: scores -> experts kept; applies protection and groups.
+        fixed: experts that stay, [layers, experts].
+        groups: contiguous blocks of experts of which as many stay each.
+    """
+
+    keep: int
+    choose: Chooser
+    fixed: npt.NDArray[np.bool_]
+    groups: int = 1
+
+
+@dataclass(slots=True)
+class Found:
+    """What a search found.
+
+    Attributes:
+        name: of the winner: a one-shot method, or ``search``.
+        scores: of the winner, [layers, experts].
+        kept: the winning plan, [layers, keep].
+        base: name of the best one-shot method.
+        kl: mean KL on the validation part, by candidate.
+        gain: relative difference to the best one-shot there; negative is better.
+        gain_error: its standard error over chunks.
+        plans: measured.
+    """
+
+    name: str
+    scores: Floats
+    kept: Kept
+    base: str
+    kl: dict[str, float] = field(default_factory=dict)
+    gain: float = 0.0
+    gain_error: float = 0.0
+    plans: int = 0
+
+
+def compare_one_shot(
+    meter: Meter, plans: Mapping[str, Kept], chunks: Sequence[int], always: Sequence[str] = ()
+) -> dict[str, Floats]:
+    """Measure plans on more and more of the text, dropping the worse half each time.
+
+    Args:
+        meter: measures.
+        plans: by name.
+        chunks: of text, in an order that mixes domains.
+        always: names that are measured to the end.
+
+    Returns:
+        Of those that lasted, KL by chunk of all the text, best first.
+    """
+    alive, measured = list(plans), {name: np.zeros(0) for name in plans}
+    for share in (4, 2, 1):
+        upto = max(1, len(chunks) // share)
+        for name in alive:
+            seen = len(measured[name])
+            new = meter.kl(plans[name], chunks[seen:upto]) if upto > seen else np.zeros(0)
+            measured[name] = np.concatenate([measured[name], new])
+        alive.sort(key=lambda name: float(measured[name].mean()))
+        if share > 1:
+            half = alive[: max(2, -(-len(alive) // 2))]
+            alive = half + [name for name in alive if name in always and name not in half]
+    return {name: measured[name] for name in alive}
+
+
+def best_used(measure: Callable[[int], Floats], used: int) -> tuple[int, dict[int, float]]:
+    """How many experts a token should use in a plan.
+
+    Where many experts are dropped, those that step in for them are none that the router wanted;
+    without the last of them a token is often closer to the whole model.
+
+    Args:
+        measure: gives mean KL by chunk if a token uses so many.
+        used: of the model; fewer are tried one by one for as long as that helps.
+
+    Returns:
+        The best number, which is the model's own unless the gain is significant, and mean KL by
+        number.
+    """
+    base = best = measure(used)
+    number, seen = used, {used: float(base.mean())}
+    for fewer in range(used - 1, 0, -1):
+        kl = measure(fewer)
+        seen[fewer] = float(kl.mean())
+        if kl.mean() >= best.mean():
+            break
+        number, best = fewer, kl
+    gain, error = paired(base, best)
+    return (number if gain + SIGNIFICANT * error < 0 else used), seen
+
+
+def search(
+    meter: Meter,
+    one_shot: Mapping[str, Floats],
+    rules: Rules,
+    text: Text,
+    plans: int,
+    *,
+    seed: int = 0,
+    say: Callable[[str], object] = lambda _: None,
+) -> Found:
+    """Look for a plan with less divergence than the best one-shot plan.
+
+    Args:
+        meter: measures.
+        one_shot: scores by method, [layers, experts].
+        rules: for plans.
+        text: to search and to validate on.
+        plans: how many to draw.
+        seed: the same one draws the same plans.
+        say: takes notes for the user.
+
+    Returns:
+        The winner; never worse than the best one-shot plan on the validation part.
+    """
+    choose, order = rules.choose, list(text.validation)
+    measured = compare_one_shot(meter, {n: choose(s) for n, s in one_shot.items()}, order)
+    base = next(iter(measured))
+    told = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
+    say(f"one-shot plans on the validation text, mean KL: {told}")
+    candidates = _candidates(meter, rules, text, plans, seed, say)
+    scores = one_shot[base]
+    found = Found(base, scores, choose(scores), base, plans=plans)
+    different = {
+        name: scores
+        for name, scores in candidates.items()
+        if not np.array_equal(choose(scores), found.kept)
+    }
+    trials = compare_one_shot(meter, {n: choose(s) for n, s in different.items()}, order)
+    found.kl = {name: float(values.mean()) for name, values in (measured | trials).items()}
+    if not trials:
+        return found
+    best = next(iter(trials))
+    found.gain, found.gain_error = paired(measured[base], trials[best])
+    say(
+        f"best of the search: {best}, {found.gain:+.1%} ± {found.gain_error:.1%} against {base} "
+        "on the validation text"
+    )
+    if found.gain + SIGNIFICANT * found.gain_error < 0:
+        found.name, found.scores = "search", candidates[best]
+        found.kept = choose(found.scores)
+    return found
+
+
+def paired(base: Floats, candidate: Floats) -> tuple[float, float]:
+    """Relative difference of the means, with its standard error from chunks in pairs."""
+    difference = candidate - base
+    scale = max(float(base.mean()), _FLOOR)
+    error = float(difference.std(ddof=1)) / len(difference) ** 0.5 if len(difference) > 1 else 0.0
+    return float(difference.mean()) / scale, error / scale
+
+
+def _candidates(
+    meter: Meter,
+    rules: Rules,
+    text: Text,
+    plans: int,
+    seed: int,
+    say: Callable[[str], object],
+) -> dict[str, Floats]:
+    """Draw plans; the scores that fits to them give."""
+    random = np.random.default_rng(seed)
+    used = min(len(text.fitting), max(1, plans // PLANS_A_CHUNK))
+    observed = [Observed(text.routing(chunk)) for chunk in text.fitting[:used]]
+    seen = [part.routing for part in observed] + ([text.more] if text.more is not None else [])
+    routing = Shares.joined(seen)
+
+    def covering(worth: Floats | None) -> Floats:
+        return cover_scores(
+            routing,
+            rules.keep,
+            rules.fixed.shape[1],
+            worth=worth,
+            fixed=rules.fixed,
+            groups=rules.groups,
+        )
+
+    alike = covering(None)
+    noise = spread_for(alike, rules.choose, EXCHANGED, random)
+    total = 0.0
+    for turn in _turns(used, plans, random):
+        kept = rules.choose(drawn(alike, noise, random))
+        kl = meter.token_kl(kept, text.fitting[turn])
+        observed[turn].dropped.append(_dropped(kept, rules.fixed.shape[1]))
+        observed[turn].divergence.append(kl)
+        total += float(kl.mean())
+    fits = credit.fit(observed, rules.fixed.shape, DEVIATIONS)
+    say(
+        f"{plans} plans on {used} chunks, mean KL {total / max(plans, 1):.4f}; worth of experts "
+        f"1 ± {fits[1].std():.2f}"
+    )
+    fitted = {
+        f"deviation {deviation:g}": covering(worth)
+        for deviation, worth in zip(DEVIATIONS, fits, strict=True)
+    }
+    return {"all alike": alike, **fitted}
+
+
+def _turns(chunks: int, plans: int, random: np.random.Generator) -> list[int]:
+    """Which chunk each plan is measured on: all of them equally often, in mixed order."""
+    turns: list[int] = []
+    while len(turns) < plans:
+        turns += random.permutation(chunks).tolist()
+    return turns[:plans]
+
+
+def drawn(scores: Floats, spread: float, random: np.random.Generator) -> Floats:
+    """Scores to choose a random plan by: their logarithm with Gumbel noise."""
+    logs: Floats = np.log(np.maximum(scores, _FLOOR * scores.max() + 1e-300))
+    return logs + spread * random.gumbel(size=scores.shape)
+
+
+def spread_for(scores: Floats, choose: Chooser, share: float, random: np.random.Generator) -> float:
+    """The noise with which drawn plans exchange this share of experts.
+
+    Args:
+        scores: the centre.
+        choose: scores -> experts kept.
+        share: of the kept or of the dropped experts, whichever are fewer.
+        random: for the trials that find it.
+    """
+    centre = _dropped(choose(scores), scores.shape[1])
+    fewer = max(min(int(centre.sum()), int((~centre).sum())), 1)
+    low, high = 1e-3, 30.0
+    for _ in range(14):
+        middle = (low * high) ** 0.5
+        changed = [
+            (centre & ~_dropped(choose(drawn(scores, middle, random)), scores.shape[1])).sum()
+            for _ in range(4)
+        ]
+        if np.mean(changed) / fewer < share:
+            low = middle
+        else:
+            high = middle
+    return float((low * high) ** 0.5)
+
+
+def _dropped(kept: Kept, experts: int) -> npt.NDArray[np.bool_]:
+    dropped = np.ones((len(kept), experts), np.bool_)
+    np.put_along_axis(dropped, kept, False, axis=1)
+    return dropped

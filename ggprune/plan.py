@@ -1,0 +1,245 @@
+"""Which experts stay, by layer, and the JSON file that says so."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ggprune.errors import InputError, MismatchError
+from ggprune.gguf_file import write_text
+from ggprune.model import Identity, MoeModel
+
+FORMAT = "ggprune-plan"
+VERSION = 1
+HAND_WRITTEN = "hand-written"
+
+
+@dataclass(frozen=True, slots=True)
+class LayerPlan:
+    """What happens in one layer.
+
+    Attributes:
+        keep: experts that stay, ascending.
+        retained: share of the layer's Σ g‖f‖ they have; None if it was not observed.
+        rule: how they were chosen where it was not by the plan's method (MTP layers).
+    """
+
+    keep: tuple[int, ...]
+    retained: float | None = None
+    rule: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which experts stay.
+
+    Attributes:
+        keep: experts a layer.
+        layers: by block number.
+        method: how they were chosen.
+        experts: a layer before; 0 if a hand-written plan does not say.
+        architecture: of the model; may be empty in a hand-written plan.
+        identity: of the model; None in a hand-written plan.
+        settings: of the method: seed, blend, and what it measured.
+        experts_used: for each token; 0 for as many as the model uses.
+    """
+
+    keep: int
+    layers: Mapping[int, LayerPlan]
+    method: str = HAND_WRITTEN
+    experts: int = 0
+    architecture: str = ""
+    identity: Identity | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    experts_used: int = 0
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of what is kept: two plans with the same hash make the same file."""
+        kept = {str(layer): list(part.keep) for layer, part in sorted(self.layers.items())}
+        facts = [self.keep, kept, *([self.experts_used] if self.experts_used else [])]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+    @property
+    def worst_retained(self) -> tuple[int, float] | None:
+        """The layer that loses most, and the share it keeps."""
+        known = [(p.retained, layer) for layer, p in self.layers.items() if p.retained is not None]
+        return (min(known)[1], min(known)[0]) if known else None
+
+    @property
+    def mean_retained(self) -> float | None:
+        """Mean over layers of the share kept."""
+        known = [part.retained for part in self.layers.values() if part.retained is not None]
+        return sum(known) / len(known) if known else None
+
+    def dropped(self, layer: int) -> tuple[int, ...]:
+        """Experts of a layer that go, ascending."""
+        kept = set(self.layers[layer].keep)
+        return tuple(expert for expert in range(self.experts) if expert not in kept)
+
+    def as_json(self) -> dict[str, Any]:
+        """The plan's file form."""
+        layers: dict[str, dict[str, Any]] = {}
+        for layer, part in sorted(self.layers.items()):
+            layers[str(layer)] = {"keep": list(part.keep), "drop": list(self.dropped(layer))}
+            if part.retained is not None:
+                layers[str(layer)]["retained"] = part.retained
+            if part.rule:
+                layers[str(layer)]["rule"] = part.rule
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "architecture": self.architecture,
+            "experts": self.experts,
+            "keep": self.keep,
+            **({"experts_used": self.experts_used} if self.experts_used else {}),
+            "method": self.method,
+            "settings": dict(self.settings),
+            "model": asdict(self.identity) if self.identity else None,
+            "layers": layers,
+        }
+
+    def save(self, path: Path) -> None:
+        """Write the plan's file.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        write_text(path, json.dumps(self.as_json(), indent=1) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Plan:
+        """Read a plan, ours or hand-written.
+
+        Raises:
+            InputError: it is missing or not a plan, with what is wrong in it.
+        """
+        try:
+            data = json.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path}: is not JSON: {error}") from error
+        return _from_json(data, str(path))
+
+    def for_model(self, model: MoeModel, name: str = "the plan") -> Plan:
+        """Check the plan against a model and complete what a hand-written one leaves out.
+
+        Args:
+            model: the model it is to be applied to.
+            name: what to call the plan in messages.
+
+        Raises:
+            MismatchError: it was made for another model.
+            InputError: it does not fit: layers, indices, counts, groups, experts used.
+        """
+        architecture = model.require_prunable()
+        if self.architecture and self.architecture != architecture.name:
+            raise MismatchError(
+                f"{name} is for {self.architecture}, {model.gguf.path} is {architecture.name}"
+            )
+        if self.experts and self.experts != model.experts:
+            raise MismatchError(
+                f"{name} is for {self.experts} experts a layer, "
+                f"{model.gguf.path} has {model.experts}"
+            )
+        if self.identity is not None:
+            self.identity.check_same(model.identity(), name, str(model.gguf.path))
+        model.counts.check(self.keep)
+        model.check_used(self.experts_used)
+        self._check_layers(model, name)
+        changes_used = self.experts_used != model.experts_used
+        return replace(
+            self,
+            experts=model.experts,
+            architecture=architecture.name,
+            identity=self.identity or model.identity(),
+            experts_used=self.experts_used if changes_used else 0,
+        )
+
+    def _check_layers(self, model: MoeModel, name: str) -> None:
+        missing = [layer for layer in model.moe_layers if layer not in self.layers]
+        unknown = [layer for layer in self.layers if layer not in model.expert_tensors]
+        if missing or unknown:
+            what = f"has no layer {missing[0]}" if missing else f"has a layer {unknown[0]}"
+            raise InputError(
+                f"{name}: {what}, the model has experts in {_listed(model.expert_tensors)}"
+            )
+        size = model.experts // model.groups
+        for layer, part in self.layers.items():
+            if len(part.keep) != self.keep or part.keep[-1] >= model.experts:
+                raise InputError(
+                    f"{name}: layer {layer} keeps {len(part.keep)} experts up to number "
+                    f"{part.keep[-1]}, expected {self.keep} below {model.experts}",
+                    remedy="llama.cpp has one number of experts for all layers.",
+                )
+            by_group = [0] * model.groups
+            for expert in part.keep:
+                by_group[expert // size] += 1
+            if len(set(by_group)) > 1:
+                raise InputError(
+                    f"{name}: layer {layer} keeps {by_group} experts by group, they must be equal"
+                )
+
+
+def _from_json(data: Any, name: str) -> Plan:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise InputError(
+            f'{name}: is not a plan: it lacks "format": "{FORMAT}"',
+            remedy="Make one: ggprune plan STATS --keep N -o PLAN.json",
+        )
+    if data.get("version") != VERSION:
+        raise InputError(f"{name}: is of version {data.get('version')}, expected {VERSION}")
+    keep, layers = data.get("keep"), data.get("layers")
+    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
+        raise InputError(f'{name}: "keep" is {keep!r}, expected a positive number')
+    if not isinstance(layers, dict) or not layers:
+        raise InputError(f'{name}: "layers" must be an object with one entry a layer')
+    used = data.get("experts_used", 0)
+    if not isinstance(used, int) or isinstance(used, bool) or used < 0:
+        raise InputError(f'{name}: "experts_used" is {used!r}, expected a number')
+    model = data.get("model")
+    try:
+        identity = Identity(**model) if model else None
+    except TypeError as error:
+        raise InputError(f'{name}: "model" is not what identifies a model: {error}') from error
+    return Plan(
+        keep,
+        {_layer_number(key, name): _layer_plan(key, part, name) for key, part in layers.items()},
+        str(data.get("method", HAND_WRITTEN)),
+        int(data.get("experts") or 0),
+        str(data.get("architecture") or ""),
+        identity,
+        data.get("settings") or {},
+        used,
+    )
+
+
+def _layer_number(key: str, name: str) -> int:
+    if not key.isascii() or not key.isdigit():
+        raise InputError(f"{name}: {key!r} is not the number of a layer")
+    return int(key)
+
+
+def _layer_plan(key: str, part: Any, name: str) -> LayerPlan:
+    keep = part.get("keep") if isinstance(part, dict) else None
+    whole = isinstance(keep, list) and all(type(e) is int and e >= 0 for e in keep)
+    if not whole or not keep:
+        raise InputError(f'{name}: layer {key}: "keep" must be a list of expert numbers')
+    if len(set(keep)) != len(keep):
+        raise InputError(f"{name}: layer {key} names an expert twice")
+    share = part.get("retained")
+    return LayerPlan(
+        tuple(sorted(keep)),
+        float(share) if isinstance(share, int | float) else None,
+        str(part.get("rule", "")),
+    )
+
+
+def _listed(numbers: Mapping[int, object] | Sequence[int]) -> str:
+    ordered = sorted(numbers)
+    return f"{ordered[0]} to {ordered[-1]}" if ordered else "none"

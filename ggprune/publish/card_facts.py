@@ -1,0 +1,256 @@
+"""What is known of a pruned model, gathered from the files it was published with.
+
+Everything in the card comes from a GGUF header, the drop metadata or an evaluation; what none of
+them says is said to be not recorded or not measured.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ggprune.errors import InputError
+from ggprune.gguf_file import GgufModel, stem_of
+from ggprune.llama.quantizer import FILE_TYPES
+from ggprune.model import MoeModel, describe
+from ggprune.publish import card_sources
+from ggprune.quantization.quantize_names import result_stem
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One quantization.
+
+    Attributes:
+        name: of the (first) file.
+        quantization: as llama.cpp names it.
+        size: bytes of all shards.
+        shards: files.
+        evaluation: against the unpruned base; None if there is none.
+        modelfile: name of its Modelfile; empty if there is none.
+    """
+
+    name: str
+    quantization: str
+    size: int
+    shards: int = 1
+    evaluation: Mapping[str, Any] | None = None
+    modelfile: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Everything a card says.
+
+    Attributes:
+        title: the model's name without its quantization.
+        files: quantizations, largest first.
+        metadata: the drop metadata; without it what the file itself records; None for neither.
+        architecture, layers, moe_layers, experts, experts_used, context: of the pruned model.
+        parameters: of all tensors.
+        expert_parameters: of those tensors that hold experts.
+        base_model: owner/name of the unpruned model on the Hub; empty if unknown.
+        base_model_from: the metadata key it was taken from; empty if it was given.
+        licence, licence_name, licence_link: as the Hub's metadata has them.
+        languages: codes.
+        repo: owner/name of the card's own repository; empty if unknown.
+        pictures: an mmproj file is there.
+    """
+
+    title: str
+    files: tuple[ModelFile, ...]
+    metadata: Mapping[str, Any] | None
+    architecture: str
+    layers: int
+    moe_layers: int
+    experts: int
+    experts_used: int
+    context: int
+    parameters: int
+    expert_parameters: int
+    base_model: str = ""
+    base_model_from: str = ""
+    licence: str = ""
+    licence_name: str = ""
+    licence_link: str = ""
+    languages: tuple[str, ...] = ()
+    repo: str = ""
+    pictures: bool = False
+
+    @property
+    def experts_before(self) -> int:
+        """Experts a layer of the unpruned model; 0 if not recorded."""
+        return int((self.metadata or {}).get("experts") or 0)
+
+    @property
+    def experts_used_before(self) -> int:
+        """Experts a token used in the unpruned model: as many as now, unless recorded."""
+        return int((self.metadata or {}).get("source_experts_used") or self.experts_used)
+
+    @property
+    def parameters_before(self) -> int:
+        """Parameters of the unpruned model; 0 if not recorded."""
+        if not self.experts_before or not self.experts:
+            return 0
+        each = self.expert_parameters // self.experts
+        return self.parameters + each * (self.experts_before - self.experts)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a card is to be made of.
+
+    Attributes:
+        models: GGUF files, or one folder with them.
+        metadata: the drop metadata; found beside the models if None.
+        evaluations: what ``ggprune evaluate --json`` printed; found beside the models (as
+            ``NAME.evaluation.json``) if there are none.
+        base_model, licence: instead of what the GGUF says.
+        repo: where the card will be.
+    """
+
+    models: Sequence[Path]
+    metadata: Path | None = None
+    evaluations: Sequence[Path] = ()
+    base_model: str = ""
+    licence: str = ""
+    repo: str = ""
+
+
+@dataclass(slots=True)
+class _Opened:
+    """A model while its header is looked at."""
+
+    file: ModelFile
+    path: Path
+    model: MoeModel
+    parameters: int
+    expert_parameters: int
+    recorded: Mapping[str, Any] | None
+
+
+def gather(request: Request) -> Card:
+    """Read headers, drop metadata and evaluations.
+
+    Raises:
+        InputError: no model, models of different expert counts, or a JSON file that is not what
+            it should be.
+        FormatError: a damaged model.
+    """
+    paths, pictures = _models(request.models)
+    evaluations = card_sources.evaluations(request.evaluations, paths)
+    opened = [_open(path, evaluations.get(path)) for path in paths]
+    opened.sort(key=lambda each: -each.file.size)
+    _check_alike(opened)
+    first = opened[0]
+    given = card_sources.metadata(request.metadata, [each.path for each in opened])
+    metadata = given or first.recorded
+    _check_count(first, metadata)
+    known = first.model.metadata
+    base_model, base_from = card_sources.base_model(request.base_model, known)
+    licence = card_sources.licence(request.licence, known)
+    context = known.get("context_length")
+    return Card(
+        title=result_stem(stem_of(first.path)),
+        files=tuple(each.file for each in opened),
+        metadata=metadata,
+        architecture=str(known.get("general.architecture", "")),
+        layers=first.model.layers,
+        moe_layers=len(first.model.moe_layers),
+        experts=first.model.experts,
+        experts_used=first.model.experts_used,
+        context=context if isinstance(context, int) else 0,
+        parameters=first.parameters,
+        expert_parameters=first.expert_parameters,
+        base_model=base_model,
+        base_model_from=base_from,
+        licence=licence[0],
+        licence_name=licence[1],
+        licence_link=licence[2],
+        languages=card_sources.languages(known.get("general.languages")),
+        repo=request.repo,
+        pictures=pictures,
+    )
+
+
+def _models(given: Sequence[Path]) -> tuple[list[Path], bool]:
+    """The models' (first) files, and whether a projector for pictures lies among them."""
+    models, pictures = [], False
+    for path in given:
+        if not path.is_dir():
+            models.append(path)
+            continue
+        for inner in sorted(path.rglob("*.gguf")):
+            if "mmproj" in inner.name:
+                pictures = True
+            elif not (_later_shard(inner) or _is_no_model(inner)):
+                models.append(inner)
+    if not models:
+        raise InputError(f"{given[0]}: has no model", remedy="Give a .gguf file or their folder.")
+    return list(dict.fromkeys(models)), pictures
+
+
+def _later_shard(path: Path) -> bool:
+    match = re.search(r"-(\d{5})-of-\d{5}\.gguf$", path.name)
+    return match is not None and int(match[1]) > 1
+
+
+def _is_no_model(path: Path) -> bool:
+    """Statistics and importance matrices are GGUF files too."""
+    return any(part in path.name for part in (".stats.", "imatrix"))
+
+
+def _open(path: Path, evaluation: Mapping[str, Any] | None) -> _Opened:
+    with GgufModel(path) as gguf:
+        model = describe(gguf)
+        model.require_prunable()
+        total = sum(math.prod(tensor.shape) for tensor in gguf.tensors)
+        experts = [tensor for tensors in model.expert_tensors.values() for tensor in tensors]
+        modelfile = card_sources.modelfile(path)
+        file = ModelFile(
+            name=path.name,
+            quantization=_quantization(model),
+            size=gguf.size,
+            shards=len(gguf.files),
+            evaluation=evaluation,
+            modelfile=modelfile,
+        )
+        held = sum(math.prod(tensor.shape) for tensor in experts)
+        return _Opened(file, path, model, total, held, card_sources.recorded(gguf))
+
+
+def _quantization(model: MoeModel) -> str:
+    """The name of ``general.file_type``; the commonest tensor type if it does not say."""
+    number = model.metadata.get("general.file_type")
+    for name, known in FILE_TYPES.items():
+        if known == number:
+            return name
+    return next(iter(model.quant_types()), "")
+
+
+def _check_alike(opened: Sequence[_Opened]) -> None:
+    """All are quantizations of one pruned model."""
+    first = opened[0]
+    for other in opened[1:]:
+        mine = (first.model.experts, first.model.layers, first.parameters)
+        theirs = (other.model.experts, other.model.layers, other.parameters)
+        if mine != theirs:
+            raise InputError(
+                f"{first.path} and {other.path} are not quantizations of one model: "
+                f"{mine[0]} and {theirs[0]} experts, {mine[2]:,} and {theirs[2]:,} parameters",
+                remedy="Make a card for each pruned model, in a folder of its own.",
+            )
+
+
+def _check_count(first: _Opened, metadata: Mapping[str, Any] | None) -> None:
+    keep = (metadata or {}).get("keep")
+    if keep is not None and keep != first.model.experts:
+        raise InputError(
+            f"{first.path} has {first.model.experts} experts a layer, the drop metadata says "
+            f"{keep}",
+            remedy="Give the metadata of this model with --metadata.",
+        )

@@ -1,0 +1,158 @@
+"""What a card is told by the files beside a model: drop metadata, evaluations, names, licence."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ggprune.errors import InputError
+from ggprune.gguf_file import GgufModel, stem_of
+from ggprune.quantization.quantize_names import result_stem
+from ggprune.rewrite import PROVENANCE, drop_metadata
+
+_METADATA = ".expert_drop_metadata.json"
+_EVALUATION = ".evaluation.json"
+_HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)/?")
+_PLAIN_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
+#: Keys that name the model itself on the Hub, the most certain first. ``base_model`` is last: in a
+#: file converted from the original it names what *that* was trained from.
+_REPO_KEYS = (
+    "general.source.huggingface.repository",
+    "general.source.repo_url",
+    "general.repo_url",
+    "general.source.url",
+    "general.url",
+    "general.base_model.0.repo_url",
+)
+
+
+def modelfile(path: Path) -> str:
+    """The name of a model's Modelfile beside it; empty if there is none."""
+    stem = path.name.removesuffix(".gguf")
+    quantization = stem.removeprefix(result_stem(stem)).lstrip("-.")
+    for name in (f"Modelfile-{quantization}", f"{stem}.Modelfile", "Modelfile"):
+        target = path.with_name(name)
+        if target.is_file() and (name != "Modelfile" or path.name in _text(target)):
+            return name
+    return ""
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def metadata(given: Path | None, models: Sequence[Path]) -> dict[str, Any] | None:
+    """The drop metadata: as given, of one of the models, or the only one beside them."""
+    if given is None:
+        candidates = [drop_metadata.metadata_path(path) for path in models]
+        beside = sorted(models[0].parent.glob(f"*{_METADATA}"))
+        found = [path for path in candidates if path.is_file()] or beside
+        if not found or (len(found) > 1 and found is beside):
+            return None
+        given = found[0]
+    data = _json(given)
+    if data.get("format") != drop_metadata.FORMAT:
+        raise InputError(
+            f'{given}: is not drop metadata: it lacks "format": "{drop_metadata.FORMAT}"',
+            remedy="Give the NAME.expert_drop_metadata.json that `ggprune prune` wrote.",
+        )
+    return data
+
+
+def recorded(gguf: GgufModel) -> dict[str, Any] | None:
+    """What a pruned file itself says, in the drop metadata's form: all but the layers."""
+    experts, keep = gguf.get(PROVENANCE + "source_experts"), gguf.get(PROVENANCE + "keep")
+    if not isinstance(experts, int) or not isinstance(keep, int):
+        return None
+    return {
+        "tool_version": gguf.get(PROVENANCE + "version"),
+        "source": {"name": gguf.get(PROVENANCE + "source")},
+        "experts": experts,
+        "keep": keep,
+        "method": gguf.get(PROVENANCE + "method"),
+        "plan_sha256": gguf.get(PROVENANCE + "plan_sha256"),
+        "source_experts_used": gguf.get(PROVENANCE + "source_experts_used"),
+    }
+
+
+def evaluations(given: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, Any]]:
+    """Evaluations by model."""
+    found: dict[Path, dict[str, Any]] = {}
+    for path in models:
+        beside = path.with_name(f"{stem_of(path)}{_EVALUATION}")
+        if not given and beside.is_file():
+            found[path] = _evaluation(beside)
+    for path in given:
+        of = [model for model in models if path.name.startswith(stem_of(model))]
+        if not of and len(models) > 1:
+            raise InputError(
+                f"{path}: of which model is it?",
+                remedy=f"Name it as the model, for instance {stem_of(models[0])}{_EVALUATION}.",
+            )
+        found[max(of, key=lambda model: len(stem_of(model))) if of else models[0]] = _evaluation(
+            path
+        )
+    return found
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    data = _json(path)
+    needed = ("tokens", "base", "candidate", "ppl_ratio", "kld_mean")
+    missing = [name for name in needed if name not in data]
+    if missing:
+        raise InputError(
+            f"{path}: is not an evaluation: it has no {missing[0]!r}",
+            remedy="Make one: ggprune evaluate BASE CANDIDATE --json > FILE",
+        )
+    return data
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: invalid JSON: {error}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: expected a JSON object")
+    return data
+
+
+def base_model(given: str, known: Mapping[str, Any]) -> tuple[str, str]:
+    """owner/name of the unpruned model, and the key that says so."""
+    if given:
+        page = _HUB_PAGE.fullmatch(given)
+        if page is None and not _PLAIN_ID.fullmatch(given):
+            raise InputError(f"--base-model {given}: is not OWNER/NAME on the Hub")
+        return (page[1] if page else given), ""
+    for key in _REPO_KEYS:
+        value = str(known.get(key, "")).strip()
+        page = _HUB_PAGE.fullmatch(value)
+        if page or (key == _REPO_KEYS[0] and _PLAIN_ID.fullmatch(value)):
+            return (page[1] if page else value), key
+    return "", ""
+
+
+def licence(given: str, known: Mapping[str, Any]) -> tuple[str, str, str]:
+    """The Hub's license, license_name and license_link."""
+    name = given or str(known.get("general.license", "")).strip()
+    link = "" if given else str(known.get("general.license.link", "")).strip()
+    long = "" if given else str(known.get("general.license.name", "")).strip()
+    if not name:
+        return ("other", long, link) if long else ("", "", "")
+    if _LICENCE_ID.fullmatch(name) and name != "other":
+        return name, "", link
+    return "other", (long or (name if name != "other" else "")), link
+
+
+def languages(value: Any) -> tuple[str, ...]:
+    """Language codes, if the metadata lists any."""
+    return tuple(str(item) for item in value) if isinstance(value, list) else ()

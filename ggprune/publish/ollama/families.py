@@ -1,0 +1,136 @@
+"""Tables behind the Modelfile: what Ollama calls a setting, and what it renders itself.
+
+Only data and its look-up: sampling keys of a GGUF and the Ollama parameters they become, tokens
+that end a turn, renderers and parsers built into Ollama. The Go templates are in
+:mod:`ggprune.publish.ollama.templates`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+#: ``general.sampling.*`` keys of llama.cpp (src/llama-arch.cpp) and their Ollama names.
+SAMPLING = {
+    "general.sampling.temp": "temperature",
+    "general.sampling.top_k": "top_k",
+    "general.sampling.top_p": "top_p",
+    "general.sampling.min_p": "min_p",
+    "general.sampling.penalty_last_n": "repeat_last_n",
+    "general.sampling.penalty_repeat": "repeat_penalty",
+}
+
+#: Every parameter that ``ollama create`` accepts and keeps, with its type. Names that Ollama only
+#: warns about (mirostat, low_vram, ...) or refuses (typical_p) are left out on purpose.
+PARAMETERS: dict[str, type] = {
+    "temperature": float,
+    "top_k": int,
+    "top_p": float,
+    "min_p": float,
+    "repeat_last_n": int,
+    "repeat_penalty": float,
+    "presence_penalty": float,
+    "frequency_penalty": float,
+    "seed": int,
+    "num_ctx": int,
+    "num_predict": int,
+    "num_keep": int,
+    "num_batch": int,
+    "num_gpu": int,
+    "num_thread": int,
+    "main_gpu": int,
+    "draft_num_predict": int,
+    "use_mmap": bool,
+    "stop": str,
+}
+
+#: Tokens that end an assistant's turn, after llama.cpp's list (src/llama-vocab.cpp). Two of its
+#: entries are missing here: ``<|tool_response>`` ends no turn, and ``</s>`` as text also occurs
+#: in HTML, so it counts only where the GGUF names it by id.
+END_OF_TURN = (
+    "<|im_end|>",
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<end_of_turn>",
+    "<turn|>",
+    "<|end|>",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
+    "<|END_OF_TURN_TOKEN|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<end_of_utterance>",
+    "<|role_end|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "[e~[",
+)
+
+#: Where both tokens of a pair exist, ``<|end|>`` ends a channel and the turn goes on (gpt-oss,
+#: solar-open); llama.cpp makes the same exception.
+CHANNEL_PAIRS = (("<|return|>", "<|call|>"), ("<|calls|>", "<|flush|>"))
+
+
+@dataclass(frozen=True, slots=True)
+class Renderer:
+    """A renderer and parser built into Ollama, and the models they are right for.
+
+    ``name`` is a pattern that the model's name in the metadata must hold; ``jinja`` are strings
+    that its chat template must hold, ``without`` strings that it must not hold.
+    """
+
+    renderer: str
+    parser: str
+    architectures: tuple[str, ...]
+    name: str = ""
+    jinja: tuple[str, ...] = ()
+    without: tuple[str, ...] = ()
+    stop: str = ""
+
+
+#: The first three are what ``ollama create`` sets by itself; they are written out so that the file
+#: says what will happen. The rest follow the models of Ollama's own library.
+RENDERERS = (
+    Renderer("gemma4", "gemma4", ("gemma4",), stop="<turn|>"),
+    Renderer("laguna", "laguna", ("laguna",)),
+    Renderer(
+        "nemotron-3-nano",
+        "nemotron-3-nano",
+        ("nemotron_h", "nemotron_h_moe"),
+        without=("<SPECIAL_1",),  # Nemotron Nano 2: same architecture, another conversation format
+    ),
+    Renderer("qwen3-coder", "qwen3-coder", ("qwen3moe", "qwen3next"), jinja=("<function=",)),
+    Renderer(
+        "qwen3-vl-thinking", "qwen3-vl-thinking", ("qwen3vl", "qwen3vlmoe"), jinja=("<think>",)
+    ),
+    Renderer(
+        "qwen3-vl-instruct", "qwen3-vl-instruct", ("qwen3vl", "qwen3vlmoe"), without=("<think>",)
+    ),
+    Renderer("qwen3.5", "qwen3.5", ("qwen35", "qwen35moe"), name=r"qwen[ _-]?3\.5"),
+    Renderer("glm-4.7", "glm-4.7", ("glm4moe", "deepseek2"), name=r"glm[ _-]?4\.7"),
+    Renderer("deepseek3.1", "deepseek3", ("deepseek2",), name=r"deepseek[ _-]?v3\.1"),
+)
+
+
+def renderer_for(architecture: str, name: str, jinja: str) -> Renderer | None:
+    """The built-in renderer for a model, or None where its own chat template is the better guide.
+
+    Args:
+        architecture: ``general.architecture``.
+        name: what the metadata calls the model (name, base name), in one text.
+        jinja: ``tokenizer.chat_template``; may be empty.
+    """
+    for rule in RENDERERS:
+        if (
+            architecture in rule.architectures
+            and re.search(rule.name, name, re.IGNORECASE)
+            and all(sign in jinja for sign in rule.jinja)
+            and not any(sign in jinja for sign in rule.without)
+        ):
+            return rule
+    return None

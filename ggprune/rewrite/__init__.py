@@ -1,0 +1,21 @@
+"""Write the model that a plan describes, byte for byte, and check it."""
+
+from ggprune.rewrite.rewrite import (
+    LAST_LAYER_RULE,
+    PROVENANCE,
+    Rewrite,
+    check_result,
+    plan_rewrite,
+    restate,
+    verify_bytes,
+)
+
+__all__ = [
+    "LAST_LAYER_RULE",
+    "PROVENANCE",
+    "Rewrite",
+    "check_result",
+    "plan_rewrite",
+    "restate",
+    "verify_bytes",
+]

@@ -1,0 +1,94 @@
+"""``<result>.expert_drop_metadata.json``: what was dropped from what, and why."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ggprune.calibration.statistics import Statistics
+from ggprune.gguf_file import GgufModel, write_text
+from ggprune.model import MoeModel
+from ggprune.plan import Plan
+from ggprune.version import VERSION
+
+FORMAT = "ggprune-drop-metadata"
+_FORMAT_VERSION = 1
+
+
+def metadata_path(result: Path) -> Path:
+    """Where the metadata of a result lies."""
+    return result.with_name(f"{result.name.removesuffix('.gguf')}.expert_drop_metadata.json")
+
+
+def fingerprint(model: MoeModel) -> str:
+    """SHA-256 of a file's header and routers: tells files apart without reading all of them."""
+    digest = hashlib.sha256(model.identity().router.encode())
+    first = model.gguf.files[0]
+    digest.update(first.read(0, first.data_offset))
+    return digest.hexdigest()
+
+
+def drop_metadata(
+    source: MoeModel,
+    result: GgufModel | None,
+    plan: Plan,
+    statistics: Statistics | None,
+    evaluation: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that is known of a pruned file.
+
+    Args:
+        source: the model it was made from.
+        result: the written file; None before it is written.
+        plan: complete.
+        statistics: None if a plan was given instead.
+        evaluation: perplexities and divergences as ``evaluate --json`` prints them.
+    """
+    worst = plan.worst_retained
+    return {
+        "format": FORMAT,
+        "version": _FORMAT_VERSION,
+        "tool_version": VERSION,
+        "source": {
+            "name": source.gguf.path.name,
+            "size_bytes": source.gguf.size,
+            "fingerprint": fingerprint(source),
+        },
+        "result": {"name": result.path.name, "size_bytes": result.size} if result else None,
+        "architecture": plan.architecture,
+        "experts": plan.experts,
+        "keep": plan.keep,
+        "experts_used": plan.experts_used or source.experts_used,
+        "source_experts_used": source.experts_used,
+        "method": plan.method,
+        "settings": dict(plan.settings),
+        "plan_sha256": plan.hash,
+        "calibration": _calibration(statistics),
+        "retained": {
+            "worst": {"layer": worst[0], "share": worst[1]} if worst else None,
+            "mean": plan.mean_retained,
+        },
+        "layers": plan.as_json()["layers"],
+        "evaluation": evaluation,
+    }
+
+
+def save(path: Path, metadata: Mapping[str, Any]) -> None:
+    """Write the metadata's file.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    write_text(path, json.dumps(metadata, indent=1) + "\n")
+
+
+def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:
+    if statistics is None:
+        return None
+    return {
+        "domains": {d.name: {"tokens": d.tokens, "sha256": d.sha256} for d in statistics.domains},
+        "settings": dict(statistics.settings),
+    }

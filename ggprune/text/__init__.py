@@ -1,0 +1,1 @@
+"""Text to read: files, data sets, recipes; chat templates."""

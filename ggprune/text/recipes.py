@@ -1,0 +1,176 @@
+"""Published calibration mixes by name: ``--text @reap-agentic``.
+
+A recipe says of each part which data set, subset, split and fields it takes and how many rows;
+the rows come from the Hub. Which rows the authors took is not published, so these are drawn with
+a fixed seed: the same recipe gives the same text everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from ggprune.errors import InputError
+from ggprune.hub.client import Hub
+from ggprune.hub.errors import Failure
+from ggprune.hub.files import Repo
+from ggprune.text import parquet
+from ggprune.text.load import Document, Message, Source
+from ggprune.text.recipe_table import RECIPES, Part, Recipe, Row
+
+__all__ = ["RECIPES", "is_recipe", "load"]
+
+Say = Callable[[str], object]
+
+#: The Hub keeps every public data set as Parquet here: SUBSET/SPLIT/0000.parquet.
+CONVERTED = "refs/convert/parquet"
+_SEED = 42
+_NAME = re.compile(r"@(?P<name>[\w-]+)(?::(?P<count>\d+))?")
+
+
+def is_recipe(text: str) -> bool:
+    """Whether ``--text`` names a recipe."""
+    return text.startswith("@")
+
+
+def load(
+    name: str, *, quiet: bool = False, say: Say = lambda _: None, hub: Hub | None = None
+) -> tuple[Source, ...]:
+    """The text of a recipe, by domain.
+
+    Args:
+        name: ``@reap-agentic``, or ``@reap-agentic:600`` for about 600 rows in the same
+            proportions.
+        quiet: no progress bars.
+        say: called with notes for the user.
+        hub: the connection to use.
+
+    Raises:
+        InputError: no such recipe, pyarrow is needed and missing, or a data set has changed.
+        HubError: a data set cannot be downloaded.
+    """
+    recipe, parts = _chosen(name)
+    hub = hub or Hub(quiet=quiet, say=say)
+    say(f"{name}: {recipe.title}. {recipe.note}")
+    domains: dict[str, list[Document]] = {}
+    for part in parts:
+        domains.setdefault(part.domain, []).extend(_documents(part, hub, say))
+    return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
+
+
+def _chosen(name: str) -> tuple[Recipe, list[Part]]:
+    """The recipe and its parts, scaled to the number asked for."""
+    match = _NAME.fullmatch(name)
+    recipe = RECIPES.get(match["name"]) if match else None
+    if match is None or recipe is None:
+        raise InputError(
+            f"{name}: is not a recipe",
+            remedy=f"Known: {', '.join(f'@{known}' for known in RECIPES)}; @NAME:600 takes about "
+            "600 rows. A file of this name is ./" + name,
+        )
+    if not match["count"]:
+        return recipe, list(recipe.parts)
+    share = min(int(match["count"]) / recipe.count, 1.0)
+    scaled = [
+        replace(part, count=max(round(part.count * share), 1), skip=round(part.skip * share))
+        for part in recipe.parts
+    ]
+    return recipe, scaled
+
+
+def _documents(part: Part, hub: Hub, say: Say) -> Iterator[Document]:
+    """The part's rows as conversations."""
+    files = _files(part, hub)
+    wanted = part.skip + part.count
+    paths: list[Path] = []
+    total = 0
+    for repo, file in files:
+        paths.append(hub.download(repo, file))
+        total += _count(paths[-1])
+        if total >= wanted:
+            break
+    order = list(range(total))
+    random.Random(_SEED).shuffle(order)
+    taken = set(order[part.skip : wanted])
+    if len(taken) < part.count:
+        say(f"{part}: has {len(taken)} of the {part.count} rows")
+    number = 0
+    for path in paths:
+        for row in _rows(path, part):
+            if number in taken:
+                yield Document(messages=_turns(part, row, number), where=f"{part} row {number}")
+            number += 1
+
+
+def _turns(part: Part, row: Row, number: int) -> tuple[Message, ...]:
+    try:
+        turns = tuple(part.form(row))
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(
+            f"{part} row {number}: is not as expected: {type(error).__name__}: {error}",
+            remedy="The data set may have changed; give its file with --text NAME=hf://datasets/…",
+        ) from error
+    if not turns:
+        raise InputError(f"{part} row {number}: has no text")
+    return turns
+
+
+def _files(part: Part, hub: Hub) -> list[tuple[Repo, str]]:
+    """The part's files: JSON lines as uploaded, else Parquet as the Hub converts every set."""
+    plain = Repo(part.dataset, "dataset")
+    names = [file.path for file in hub.files(plain)]
+    found = [(plain, name) for name in names if _is_of(name, part, ".jsonl")]
+    if found:
+        return found
+    converted = Repo(part.dataset, "dataset", CONVERTED)
+    try:
+        found = [(converted, name) for name in _converted(hub, converted, part)]
+    except Failure as failure:
+        if not failure.missing:
+            raise
+    found = found or [(plain, name) for name in names if _is_of(name, part, ".parquet")]
+    if not found:
+        raise InputError(
+            f"{part}: no file of this split was found",
+            remedy="The data set may have changed; give a file with --text NAME=hf://datasets/…",
+        )
+    return found
+
+
+def _converted(hub: Hub, repo: Repo, part: Part) -> list[str]:
+    """SUBSET/SPLIT/*.parquet; the first rows only (``partial-SPLIT``) of a very large set."""
+    found = []
+    for file in hub.files(repo):
+        subset, _, rest = file.path.partition("/")
+        split = rest.partition("/")[0].removeprefix("partial-")
+        if split == part.split and part.subset in ("", subset) and rest.endswith(".parquet"):
+            found.append(file.path)
+    return found
+
+
+def _is_of(name: str, part: Part, suffix: str) -> bool:
+    """Whether a file as uploaded is of the part's subset and split, by its name."""
+    words = re.split(r"[/_.-]", name)
+    subset = not part.subset or part.subset in re.split(r"[/.-]", name)
+    return name.endswith(suffix) and part.split in words and subset
+
+
+def _count(path: Path) -> int:
+    if path.suffix == ".parquet":
+        return parquet.count(path)
+    with path.open(encoding="utf-8") as stream:
+        return sum(bool(line.strip()) for line in stream)
+
+
+def _rows(path: Path, part: Part) -> Iterator[Row]:
+    if path.suffix == ".parquet":
+        yield from parquet.rows(path, part.fields)
+        return
+    with path.open(encoding="utf-8") as stream:
+        for line in stream:
+            if line.strip():
+                yield json.loads(line)

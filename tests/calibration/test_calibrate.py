@@ -1,0 +1,412 @@
+"""Calibration runs: the same numbers however they are computed, cut, packed, broken off."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ggprune.calibration import run as calibrate
+from ggprune.calibration.checkpoint import Checkpoint
+from ggprune.calibration.merge import merge
+from ggprune.calibration.run import Run, Settings, partial_path
+from ggprune.calibration.statistics import FIELDS, Statistics
+from ggprune.errors import InputError, Interrupted, LlamaError, MismatchError, OutputError
+from ggprune.llama.callback import Observer
+from ggprune.llama.session import LlamaModel, RunOptions
+from ggprune.model import open_model
+from ggprune.quantization.imatrix import Imatrix
+from ggprune.quantization.importance import ImatrixObserver
+from ggprune.text import load as texts
+from ggprune.text.chat import ChatTemplate
+from ggprune.text.load import Document, Message, Source
+from tests.support.tiny import write_tiny
+
+# A cache in F16 rounds, and so does flash attention on a CPU: a token may then choose another one
+# of two experts that are as good.
+EXACT = {
+    **{"repack": False, "gpu_layers": 0, "flash_attn": "off"},
+    **{"cache_type_k": "f32", "cache_type_v": "f32"},
+}
+OPTIONS = RunOptions(threads=1, ubatch=32, **EXACT)
+WORDS = ["the", "tired", "road", "notes", "a", "distant", "inner", "sea", "and", "rests", "there"]
+
+
+def prose(seed: int, words: int) -> str:
+    return " ".join(np.random.default_rng(seed).choice(WORDS, words))
+
+
+#: Two domains: long texts that are cut, and many short ones that are packed.
+LONG = Source("long", tuple(Document(text=prose(seed, 150)) for seed in range(2)))
+SHORT = Source("short", tuple(Document(text=prose(seed, 8)) for seed in range(40)))
+PROMPTS = Source(
+    "chat",
+    tuple(Document(messages=(Message("user", prose(seed, 5)),)) for seed in range(6)),
+)
+
+
+@contextmanager
+def silent(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[object]:
+    yield lambda _: None
+
+
+class Breaking:
+    """A progress bar that raises after some steps."""
+
+    def __init__(self, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
+        self.left, self.error = after, error
+
+    @contextmanager
+    def __call__(self, total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[object]:
+        yield self.step
+
+    def step(self, _: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error("broken off")
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("model") / "gemma4.gguf", "gemma4")
+
+
+def run(
+    path: Path,
+    *,
+    observers: Sequence[Observer] = (),
+    sources: Sequence[Source] = (LONG, SHORT),
+    partial: Path | None = None,
+    progress: object = silent,
+    options: RunOptions = OPTIONS,
+    said: list[str] | None = None,
+    **settings: object,
+) -> Statistics:
+    chosen = Settings(**{"ctx": 96, "generate": 0, **settings})
+    say = (said if said is not None else []).append
+    how = (chosen, options, progress, partial)
+    return Run(open_model(path), sources, *how, observers=observers, say=say).run()
+
+
+def assert_same(found: Statistics, wanted: Statistics, tolerance: float = 0.0) -> None:
+    assert [d.name for d in found.domains] == [d.name for d in wanted.domains]
+    for mine, theirs in zip(found.domains, wanted.domains, strict=True):
+        assert (mine.tokens, mine.sha256) == (theirs.tokens, theirs.sha256)
+        for name in FIELDS:
+            ours, others = getattr(mine.sums, name), getattr(theirs.sums, name)
+            if tolerance == 0 or ours.dtype.kind == "i":
+                assert np.array_equal(ours, others), (mine.name, name)
+            else:
+                np.testing.assert_allclose(ours, others, rtol=tolerance, err_msg=name)
+
+
+def test_every_layer_sees_every_token(path: Path) -> None:
+    model = open_model(path)
+    for domain in run(path).domains:
+        assert (domain.sums.tokens == domain.tokens).all()
+        assert (domain.sums.count.sum(1) == domain.tokens * model.experts_used).all()
+
+
+def test_texts_are_cut_into_consecutive_chunks(path: Path) -> None:
+    """Counted here: tokens of the text, and one BOS for each chunk."""
+    with LlamaModel(path, OPTIONS, vocab_only=True) as llama:
+        bodies = [len(llama.tokenize(d.text, add_special=False)) for d in LONG.documents]
+    expected = sum(body + -(-body // 95) for body in bodies)
+    assert run(path, sources=[LONG]).domains[0].tokens == expected
+
+
+def test_a_larger_context_changes_nothing_for_short_texts(path: Path) -> None:
+    assert_same(run(path, sources=[SHORT], ctx=512), run(path, sources=[SHORT]), 1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        RunOptions(threads=2, ubatch=32, **EXACT),
+        RunOptions(threads=1, ubatch=512, **EXACT),
+        RunOptions(threads=1, ubatch=32, mmap=False, **EXACT),
+    ],
+)
+def test_how_it_is_computed_changes_nothing(path: Path, options: RunOptions) -> None:
+    assert_same(run(path, options=options), run(path), 1e-4)
+
+
+@pytest.mark.parametrize("architecture", ["qwen3moe", "glm4moe", "jamba"])
+def test_packed_equals_one_by_one(
+    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_tiny(tmp_path / "m.gguf", architecture)
+    packed = run(path)
+    monkeypatch.setattr("ggprune.calibration.checkpoint.SEQUENCES", 1)
+    assert_same(packed, run(path), 1e-4)
+
+
+def test_rows_are_kept_without_logits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = run(path)
+    monkeypatch.setattr(Run, "_keeps_rows", lambda *_: False)
+    assert_same(run(path), kept, 1e-6)
+
+
+@pytest.mark.parametrize("after", [0, 1, 3, 6])
+def test_interrupted_and_continued_equals_uninterrupted(
+    path: Path, tmp_path: Path, after: int
+) -> None:
+    partial = tmp_path / "s.partial"
+    with pytest.raises(Interrupted) as caught:
+        run(path, partial=partial, progress=Breaking(after))
+    assert caught.value.exit_code == 130 and str(partial) in caught.value.remedy
+    done = Checkpoint.load(partial).done
+    assert done == after + 1, "what was finished before counts"
+    continued, whole = run(path, partial=partial), run(path)
+    assert_same(continued, whole)
+    assert continued.shares is not None and whole.shares is not None
+    assert np.array_equal(continued.shares.experts, whole.shares.experts)
+    assert np.array_equal(continued.shares.shares, whole.shares.shares)
+
+
+@pytest.mark.parametrize("after", [0, 3])
+def test_an_importance_matrix_is_continued_too(path: Path, tmp_path: Path, after: int) -> None:
+    def gathered(**more: object) -> tuple[Statistics, Imatrix]:
+        observer = ImatrixObserver()
+        return run(path, observers=[observer], **more), observer.result(["t"], 1, 96)
+
+    partial = tmp_path / "s.partial"
+    with pytest.raises(Interrupted):
+        gathered(partial=partial, progress=Breaking(after))
+    (statistics, matrix), (wanted, whole) = gathered(partial=partial), gathered()
+    assert_same(statistics, wanted)
+    assert matrix.entries.keys() == whole.entries.keys()
+    for name, entry in whole.entries.items():
+        assert np.array_equal(matrix.entries[name].sums, entry.sums), name
+        assert np.array_equal(matrix.entries[name].counts, entry.counts), name
+
+
+def test_a_run_without_the_importance_matrix_cannot_gain_one(path: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "s.partial"
+    with pytest.raises(Interrupted):
+        run(path, partial=partial, progress=Breaking(2))
+    with pytest.raises(MismatchError, match="without the importance matrix"):
+        run(path, partial=partial, observers=[ImatrixObserver()])
+
+
+def test_interrupted_while_answering(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ggprune.calibration.run.chat.template_of", template)
+    chat = {"sources": [PROMPTS, SHORT], "generate": 12, "parallel": 2}
+    whole = run(path, **chat)
+    partial = tmp_path / "s.partial"
+    for after in (30, 20, 30):
+        with pytest.raises(Interrupted):
+            run(path, partial=partial, progress=Breaking(after), **chat)
+    assert_same(run(path, partial=partial, **chat), whole)
+
+
+def template(llama: LlamaModel, _: object) -> ChatTemplate:
+    source = "{{ bos_token }}{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    return ChatTemplate(source, bos="<s>", eos="</s>", name="template")
+
+
+def test_answers_are_replayed(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ggprune.calibration.run.chat.template_of", template)
+    without = run(path, sources=[PROMPTS]).domains[0].tokens
+    answered = run(path, sources=[PROMPTS], generate=12).domains[0].tokens
+    assert without < answered <= without + 12 * len(PROMPTS.documents)
+    again = run(path, sources=[PROMPTS], generate=12, seed=1)
+    other = run(path, sources=[PROMPTS], generate=12)
+    assert not np.array_equal(again.total.count, other.total.count)
+
+
+def test_max_tokens_holds_for_prompts_and_answers(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ggprune.calibration.run.chat.template_of", template)
+    found = run(path, sources=[PROMPTS, LONG], generate=12, max_tokens=70)
+    assert all(domain.tokens <= 72 for domain in found.domains)
+    assert found.domains[1].tokens >= 70
+
+
+def test_a_model_larger_than_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    run(path, sources=[SHORT], said=said)
+    assert said == []
+    monkeypatch.setattr(calibrate, "physical_memory", lambda: path.stat().st_size - 1)
+    run(path, sources=[SHORT], said=said)
+    assert "larger than this machine's memory" in said[0] and "--ubatch" in said[0]
+
+
+def test_without_text(path: Path) -> None:
+    with pytest.raises(InputError, match="no text"):
+        run(path, sources=[Source("empty", ())])
+
+
+def test_an_error_keeps_what_was_gathered(path: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "s.partial"
+    with pytest.raises(LlamaError) as caught:
+        run(path, partial=partial, progress=Breaking(2, LlamaError))
+    assert "continues from there" in caught.value.remedy
+    assert_same(run(path, partial=partial), run(path))
+
+
+def test_a_full_disk_does_not_end_the_run(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Checkpoint, _: Path) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(Checkpoint, "save", full)
+    monkeypatch.setattr(calibrate, "_CHECKPOINT_SECONDS", 0.0)
+    said: list[str] = []
+    assert_same(run(path, partial=tmp_path / "s.partial", said=said), run(path))
+    assert "the disk is full" in said[0]
+
+
+def test_another_run_is_refused_with_what_differs(path: Path, tmp_path: Path) -> None:
+    partial = tmp_path / "s.partial"
+    with pytest.raises(Interrupted):
+        run(path, partial=partial, progress=Breaking(1))
+    with pytest.raises(MismatchError, match="ctx 96, now it is 64"):
+        run(path, partial=partial, ctx=64)
+    with pytest.raises(MismatchError, match="shard not set, now it is 1/2"):
+        run(path, partial=partial, shard=(1, 2))
+    with pytest.raises(MismatchError, match="text of 'short' differs"):
+        run(path, partial=partial, sources=[LONG, Source("short", LONG.documents)])
+    with pytest.raises(MismatchError, match="text of 'short' differs"):
+        run(path, partial=partial, sources=[LONG])
+    other = write_tiny(tmp_path / "other.gguf", "gemma4", seed=1)
+    with pytest.raises(MismatchError, match="not of one model: router"):
+        run(other, partial=partial)
+    quantized = write_tiny(tmp_path / "quantized.gguf", "gemma4", dtype="Q8_0")
+    with pytest.raises(MismatchError, match="model_bytes"):
+        run(quantized, partial=partial)
+
+
+@pytest.mark.parametrize("count", [2, 3, 7])
+def test_shards_merged_equal_the_whole(path: Path, count: int) -> None:
+    parts = [(f"{i}", run(path, shard=(i, count))) for i in range(1, count + 1)]
+    whole = run(path)
+    merged = merge(parts[::-1])
+    assert_same(merged, whole, 1e-4)
+    assert dict(merged.settings) == dict(whole.settings)
+
+
+def test_more_shards_than_text(path: Path) -> None:
+    with pytest.raises(InputError, match="shard 9 of 9 is empty: the text has 8 sequences"):
+        run(path, sources=[PROMPTS, Source("two", SHORT.documents[:2])], shard=(9, 9))
+
+
+def test_the_output_appears_when_it_is_complete(path: Path, tmp_path: Path) -> None:
+    output = tmp_path / "stats.gguf"
+    broken = Run(open_model(path), [LONG], Settings(ctx=96), OPTIONS, Breaking(1))
+    with pytest.raises(Interrupted):
+        broken.run_into(output)
+    assert not output.exists() and partial_path(output).exists()
+    Run(open_model(path), [LONG], Settings(ctx=96), OPTIONS, silent).run_into(output)
+    assert output.exists() and not partial_path(output).exists()
+    assert Statistics.load(output).domains[0].tokens > 0
+    with pytest.raises(OutputError, match="exists"):
+        Run(open_model(path), [LONG], Settings(ctx=96), OPTIONS, silent).run_into(output)
+    with pytest.raises(OutputError, match="is the source itself"):
+        Run(open_model(path), [LONG], Settings(), OPTIONS, silent).run_into(path, force=True)
+
+
+# Whole processes: signals, kill -9, an abort of llama.cpp.
+
+_SLOW = """
+import os, signal, sys, time
+import ggprune.calibration.run as calibrate
+from ggprune.calibration import collect
+calibrate._CHECKPOINT_SECONDS = 0.0
+receive = collect.RoutingObserver.receive
+seen = 0
+def watched(self, name, tensor):
+    global seen
+    if name == "ffn_moe_weighted-1":
+        seen += 1
+        if seen == 6:
+            print("running", flush=True)
+            {then}
+    return receive(self, name, tensor)
+collect.RoutingObserver.receive = watched
+sys.argv[0] = "ggprune"
+from ggprune.cli.main import main
+main()
+"""
+
+
+def arguments(path: Path, folder: Path) -> list[str]:
+    text = folder / "text.txt"
+    text.write_text(prose(5, 900))
+    return [
+        *("calibrate", str(path), "-o", str(folder / "s.gguf"), "--text", f"a={text}"),
+        *("--ctx", "64", "--ubatch", "16", "--threads", "1", "--no-repack"),
+    ]
+
+
+def child(path: Path, folder: Path, then: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", _SLOW.replace("{then}", then), *arguments(path, folder)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that started these tests in the background has made them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def finish(path: Path, folder: Path) -> None:
+    """The same command once more, and compared with a run in a folder of its own."""
+    code = "from ggprune.cli.main import main; main()"
+    partial = folder / "s.gguf.partial"
+    assert Checkpoint.load(partial).done > 0
+    fresh = folder / "fresh"
+    fresh.mkdir()
+    for where in (folder, fresh):
+        subprocess.run([sys.executable, "-c", code, *arguments(path, where)], check=True)
+    assert not partial.exists()
+    assert_same(Statistics.load(folder / "s.gguf"), Statistics.load(fresh / "s.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
+)
+def test_signals(path: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
+    process = child(path, tmp_path, "time.sleep(0.3)")
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.05)
+    os.kill(process.pid, number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code, errors
+    if code == 130:
+        assert "continues from there" in errors and "Traceback" not in errors
+    assert not (tmp_path / "s.gguf").exists()
+    finish(path, tmp_path)
+
+
+def test_an_abort_of_llama_keeps_what_was_gathered(path: Path, tmp_path: Path) -> None:
+    """A failed assertion of ggml, as a lost RPC server makes one."""
+    then = (
+        "import ctypes; from ggprune.llama.library import library; "
+        "library().ggml['ggml_backend_tensor_alloc'](None, None, None)"
+    )
+    process = child(path, tmp_path, then)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == LlamaError.exit_code, errors
+    assert "llama.cpp stopped" in errors and "continues from there" in errors
+    finish(path, tmp_path)
+
+
+def test_the_built_in_prompts_of_the_trained_model(trained: Path, tmp_path: Path) -> None:
+    """A few real prompts with answers, through the template in the file."""
+    some = [Source(s.domain, s.documents[:2]) for s in texts.builtin()[:2]]
+    found = run(trained, sources=some, generate=8, ctx=512)
+    assert all((d.sums.tokens == d.tokens).all() for d in found.domains)

@@ -1,0 +1,168 @@
+"""Choosing by masked evaluation, on a tiny model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.budget import Budget
+from ggprune.choosing.choose import Request, Resources, choose_plan
+from ggprune.choosing.search.meter import CHUNK, MaskedMeter
+from ggprune.errors import InputError
+from ggprune.evaluation.evaluator import Evaluator
+from ggprune.evaluation.masking import dropped_by
+from ggprune.llama.session import RunOptions
+from ggprune.model import open_model
+from ggprune.plan import Plan
+from ggprune.text.load import Document, Source
+from ggprune.types import no_progress
+from tests.support.tiny import write_tiny
+
+OPTIONS = RunOptions(threads=1)
+
+
+def words(seed: int, count: int = 700) -> Source:
+    random = np.random.default_rng(seed)
+    letters = "etaoin shrdlu cmfwyp vbgkqj xz "
+    text = "".join(random.choice(list(letters), count * 4).tolist())
+    return Source("abc"[seed % 3], (Document(text=text),))
+
+
+SEARCH = tuple(words(seed) for seed in (3, 4))
+
+
+@pytest.fixture(scope="module")
+def resources(tmp_path_factory: pytest.TempPathFactory) -> Resources:
+    folder = tmp_path_factory.mktemp("measured")
+    path = write_tiny(folder / "m.gguf", "qwen3moe", keys={"context_length": 1024})
+    return Resources(model=open_model(path), options=OPTIONS, search_sources=SEARCH, cache=folder)
+
+
+@pytest.fixture(scope="module")
+def statistics(resources: Resources) -> Statistics:
+    assert resources.model is not None
+    sources = tuple(words(seed) for seed in (0, 1))
+    settings = Settings(ctx=512, generate=0)
+    return Run(resources.model, sources, settings, OPTIONS, no_progress).run()
+
+
+def kl_of(resources: Resources, plan: Plan) -> float:
+    """On the search text, not through the meter."""
+    assert resources.model is not None
+    with Evaluator(
+        resources.model.gguf.path, OPTIONS, SEARCH, n_ctx=CHUNK, scored_from=64
+    ) as evaluator:
+        return evaluator.mask(dropped_by(plan), experts_used=plan.experts_used).total.kld_mean
+
+
+def asked(method: str, **budget: float) -> Request:
+    return Request(
+        budget=Budget(**budget),  # type: ignore[arg-type]
+        method=method,
+        super_experts=False,
+        search_plans=24,
+    )
+
+
+def test_auto_takes_the_best_on_the_search_text(
+    resources: Resources, statistics: Statistics
+) -> None:
+    plan = choose_plan(statistics, asked("auto", keep=8), resources)
+    measured = plan.settings["search_kl"]
+    assert plan.settings["chosen_by"] == "auto"
+    assert kl_of(resources, plan) == pytest.approx(min(measured.values()), rel=1e-3)
+    reap = choose_plan(statistics, asked("reap", keep=8), resources)
+    assert kl_of(resources, reap) == pytest.approx(measured["reap"], rel=1e-3)
+    assert measured["reap"] >= min(measured.values())
+
+
+def test_search_repeats_exactly_and_goes_on_from_its_journal(
+    resources: Resources, statistics: Statistics, tmp_path: Path
+) -> None:
+    journal = tmp_path / "journal"
+    kept = replace(resources, journal=journal)
+    first = choose_plan(statistics, asked("search", keep=8), kept)
+    lines = journal.read_text("utf-8").splitlines()
+    # As if it had been killed while it wrote the last line that is left.
+    journal.write_text("\n".join(lines[: len(lines) // 2]) + "\n" + lines[-1][:20], "utf-8")
+    again = choose_plan(statistics, asked("search", keep=8), kept)
+    assert again.layers == first.layers
+    assert again.settings["search_kl"] == first.settings["search_kl"]
+    assert again.settings["search_tokens"] == first.settings["search_tokens"]
+    # What was known was not measured again, and the damaged line is gone.
+    assert sorted(journal.read_text("utf-8").splitlines()) == sorted(lines)
+    other = choose_plan(statistics, replace(asked("search", keep=8), seed=5), resources)
+    assert other.settings["search_plans"] == 24
+
+
+def test_max_kld_is_the_fewest_within_it(resources: Resources, statistics: Statistics) -> None:
+    limit = 0.01
+    plan = choose_plan(statistics, asked("contribution", max_kld=limit), resources)
+    assert kl_of(resources, plan) <= limit
+    fewer = choose_plan(statistics, asked("contribution", keep=plan.keep - 1), resources)
+    assert kl_of(resources, fewer) > limit
+
+
+def test_max_ppl_ratio(resources: Resources, statistics: Statistics) -> None:
+    plan = choose_plan(statistics, asked("contribution", max_ppl_ratio=1.02), resources)
+    counts = plan.settings["search_counts"]
+    assert counts[str(plan.keep)] <= 1.02
+
+
+def test_the_number_of_experts_used_is_measured(
+    resources: Resources, statistics: Statistics
+) -> None:
+    whole = statistics.identity.experts_used
+    request = replace(asked("contribution", keep=8), experts_used="auto")
+    plan = choose_plan(statistics, request, resources)
+    kl = {int(n): value for n, value in plan.settings["experts_used_kl"].items()}
+    assert whole in kl and len(kl) > 1
+    if plan.experts_used:
+        assert kl[plan.experts_used] == min(kl.values()) < kl[whole]
+    same = choose_plan(statistics, asked("contribution", keep=8), resources)
+    assert plan.layers == same.layers and same.experts_used == 0
+    fewer = choose_plan(statistics, replace(request, experts_used=whole - 1), resources)
+    assert fewer.layers == same.layers and fewer.experts_used == whole - 1
+    # Validation is a third of the search text.
+    assert kl_of(resources, fewer) == pytest.approx(kl[whole - 1], rel=0.3)
+
+
+def test_more_experts_than_the_model_uses(resources: Resources, statistics: Statistics) -> None:
+    request = replace(asked("contribution", keep=8), experts_used=99)
+    with pytest.raises(InputError, match="--experts-used 99: the model uses"):
+        choose_plan(statistics, request, resources)
+
+
+def test_a_limit_is_kept_with_fewer_experts_used(
+    resources: Resources, statistics: Statistics
+) -> None:
+    whole = statistics.identity.experts_used
+    request = replace(asked("contribution", max_kld=0.06), experts_used=whole - 1)
+    plan = choose_plan(statistics, request, resources)
+    assert plan.experts_used == whole - 1
+    assert kl_of(resources, plan) <= 0.06
+
+
+def test_a_limit_out_of_reach(resources: Resources, statistics: Statistics) -> None:
+    with pytest.raises(InputError, match="exceeds"):
+        choose_plan(statistics, asked("contribution", max_kld=1e-9), resources)
+
+
+def test_measuring_needs_the_model(statistics: Statistics) -> None:
+    with pytest.raises(InputError, match="runs the model"):
+        choose_plan(statistics, asked("auto", keep=8))
+
+
+def test_parts_of_the_text_are_disjoint_and_hold_all_domains(resources: Resources) -> None:
+    assert resources.model is not None
+    with MaskedMeter(resources.model.gguf.path, OPTIONS, [0, 1], SEARCH) as meter:
+        fitting, validation = meter.parts()
+        assert not set(fitting) & set(validation)
+        assert sorted(fitting + validation) == list(range(len(meter.chunks)))
+        for part in (fitting, validation):
+            assert {meter.chunks[n].domain for n in part} == {"a", "b"}

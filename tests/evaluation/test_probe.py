@@ -1,0 +1,187 @@
+"""Generation side by side: the measures by hand, and the command on a model."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import gguf
+import pytest
+from click.testing import CliRunner
+
+from ggprune.calibration.generate import Sampling
+from ggprune.cli import cli
+from ggprune.evaluation.probe import (
+    LOOP_RATIO,
+    builtin_probes,
+    decode,
+    distinct_ratio,
+    ends_in_repetition,
+    is_json,
+    measure,
+    own_sampling,
+    side_by_side,
+)
+from ggprune.evaluation.verdict import verdict
+from ggprune.gguf_file import GgufModel
+from ggprune.llama.session import LlamaModel
+from ggprune.model import open_model
+from ggprune.plan import LayerPlan, Plan
+from tests.evaluation.test_masking import OPTIONS, random_plan
+from tests.support.tiny import write_tiny
+
+STORY = [*range(100), 5, 9, 4, 5, 9, 7, *range(100, 180)]
+
+
+def test_distinct_ratio() -> None:
+    assert distinct_ratio(STORY) == 1.0
+    assert distinct_ratio([1, 2, 3, 4, 5] * 2) == 1.0, "too short to say"
+    assert distinct_ratio([1, 2, 3, 4] * 10) == pytest.approx(4 / 37)
+    # 60 tokens, then the last 30 of them again: 57 different 4-grams, 3 over the seam, 27 old.
+    assert distinct_ratio([*range(60), *range(30, 60)]) == pytest.approx(60 / 87)
+
+
+@pytest.mark.parametrize(
+    ("ids", "loops"),
+    [
+        (STORY, False),
+        ([*STORY, *[7] * 24], True),
+        ([*STORY, *[7] * 23], False),
+        ([*STORY, *[1, 2, 3, 4, 5, 6] * 4], True),
+        ([*STORY, *[1, 2, 3, 4, 5, 6] * 3], False),
+        ([*STORY, *[*range(50)] * 4], True),
+        ([*STORY, *[1, 2, 3] * 8, 1], True),
+        ([*[1, 2, 3] * 20, *STORY], False),
+        ([], False),
+        ([1], False),
+    ],
+)
+def test_repeated_suffix(ids: list[int], loops: bool) -> None:
+    assert ends_in_repetition(ids) == loops
+
+
+@pytest.mark.parametrize(
+    ("text", "valid"),
+    [
+        ('{"name": "f", "arguments": {}}', True),
+        ('\n```json\n{"a": 1}\n```\n', True),
+        ('<think>It is {this}.</think>{"a": 1}', True),
+        ('<|channel>thought\nWhich?<channel|>{"a": 1}', True),
+        ('Here it is: {"a": 1}', False),
+        ('{"a": 1', False),
+        ("[1, 2]", False),
+        ("", False),
+    ],
+)
+def test_json(text: str, valid: bool) -> None:
+    assert is_json(text) == valid
+
+
+def test_decode() -> None:
+    assert decode("né".encode(), cut=False) == ("né", True)
+    assert decode("né".encode()[:-1], cut=True) == ("n", True)
+    assert decode("né".encode()[:-1], cut=False)[1] is False
+    assert decode(b"a\xffb", cut=True)[1] is False
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny(tmp_path_factory.mktemp("models") / "m.gguf", "qwen3moe")
+
+
+def test_measure(path: Path) -> None:
+    with LlamaModel(path, OPTIONS, vocab_only=True) as model:
+        ids = model.tokenize("the rain, and the sun", add_special=False)
+        good = measure(model, [*ids, model.eos])
+        cut = measure(model, ids)
+        euro = model.tokenize("\u20ac", add_special=False)
+        broken = measure(model, [*ids, *euro[:-1], model.eos])
+        assert measure(model, [model.eos]).collapse and measure(model, []).collapse
+        assert measure(model, [ids[0]] * 40).collapse and measure(model, [ids[0]] * 40).loop
+    assert good.text.strip() == "the rain, and the sun" and good.words == 5
+    assert good.ended and not (good.loop or good.collapse) and good.json is None
+    assert not cut.ended
+    assert broken.collapse, "bytes that are not UTF-8"
+
+
+def test_builtin_probes() -> None:
+    probes = builtin_probes()
+    kinds = {probe.kind for probe in probes}
+    assert len(probes) >= 14
+    assert kinds == {
+        "code", "math", "philosophy", "long_context", "repetition", "tools", "language"
+    }  # fmt: skip
+    assert {probe.kind for probe in probes if probe.expect_json} == {"tools"}
+
+
+def test_own_sampling(path: Path, tmp_path: Path) -> None:
+    with GgufModel(path) as model:
+        assert own_sampling(model) == Sampling(temperature=0.7, top_p=0.9)
+    writer = gguf.GGUFWriter(tmp_path / "x.gguf", "qwen3moe")
+    writer.add_float32("general.sampling.temp", 1.0)
+    writer.add_float32("general.sampling.top_p", 0.95)
+    writer.add_int32("general.sampling.top_k", 20)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with GgufModel(tmp_path / "x.gguf") as model:
+        found = own_sampling(model)
+    assert (found.temperature, found.top_k) == (1.0, 20) and found.top_p == pytest.approx(0.95)
+
+
+def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    short = [p for p in builtin_probes() if len(p.messages[-1].content) < 250]
+    assert len(short) > 5
+    monkeypatch.setattr("ggprune.evaluation.probe.builtin_probes", lambda: short)
+    model = open_model(path)
+    identity = Plan(16, {layer: LayerPlan(tuple(range(16))) for layer in model.moe_layers})
+    identity.save(tmp_path / "identity.json")
+    random_plan(model, 4).save(tmp_path / "random.json")
+    # All experts, but fewer of them for each token.
+    replace(identity, experts_used=1).save(tmp_path / "fewer.json")
+    options = ["--max-tokens", "4", "-t", "1", "--mode", "greedy", "-np", "4"]
+    results = {}
+    for name in ("identity", "random", "fewer"):
+        out = tmp_path / f"{name}.probe.json"
+        arguments = ["probe", str(path), str(tmp_path / f"{name}.json"), "-o", str(out), *options]
+        run = CliRunner().invoke(cli, arguments)
+        assert run.exit_code == 0, run.output
+        assert "greedy" in run.stdout and "math" in run.stdout
+        assert len(run.stdout.splitlines()) < 25
+        results[name] = json.loads(out.read_text())
+    for probe in results["identity"]["modes"]["greedy"]["probes"]:
+        assert probe["base"] == probe["candidate"]
+    for name in ("random", "fewer"):
+        probes = results[name]["modes"]["greedy"]["probes"]
+        assert any(probe["base"] != probe["candidate"] for probe in probes)
+    assert not verdict(probe=results["identity"])
+    run = CliRunner().invoke(
+        cli, ["probe", str(path), str(tmp_path / "random.json"), "-o", str(out)]
+    )
+    assert run.exit_code != 0, "the output exists"
+
+
+def test_loops_in_the_candidate_only(path: Path) -> None:
+    probes = builtin_probes()[:3]
+    with LlamaModel(path, OPTIONS, vocab_only=True) as model:
+        fine, loops = measure(model, STORY), measure(model, [5, 6, 7, 8] * 20)
+    assert fine.distinct4 == 1 and loops.distinct4 < LOOP_RATIO
+
+    def result(base: list, candidate: list) -> dict:
+        return side_by_side(
+            probes,
+            {"greedy": base},
+            {"greedy": candidate},
+            names=("a", "b"),
+            settings={},
+            modes={"greedy": Sampling()},
+        )
+
+    bad = result([fine, fine, loops], [fine, loops, loops])
+    assert bad["modes"]["greedy"]["loops_in_candidate_only"] == [probes[1].name]
+    (finding,) = verdict(probe=bad)
+    assert finding.gate == "loops" and probes[1].name in finding.text
+    assert not verdict(probe=result([fine, loops, fine], [fine, loops, fine]))
+    assert not verdict(probe=result([fine, loops, fine], [loops, fine, fine])), "as many as before"

@@ -1,0 +1,510 @@
+"""The table of architectures, held against llama.cpp itself with a tiny model of each."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from ggprune.errors import UnsupportedModelError
+from ggprune.model import architectures
+from ggprune.model.architectures import ARCHITECTURES, Architecture, Gating, Kind, Role
+from tests.support.llama_ctypes import Node, loaded
+from tests.support.tiny import DIMENSIONS, NOT_GENERATED, SPECS, tiny_tensors, write_tiny
+
+# Files in src/models of llama.cpp that call build_moe_ffn (git grep -l build_moe_ffn) and the
+# architectures that reach the call; checked by hand for the release that pyproject.toml pins.
+MODEL_FILES = {
+    "afmoe": ["afmoe"],
+    "arctic": ["arctic"],
+    "bailingmoe": ["bailingmoe"],
+    "bailingmoe2": ["bailingmoe2"],
+    "bailingmoe3": ["bailingmoe3"],
+    "bert": ["nomic-bert-moe"],
+    "cohere2moe": ["cohere2moe"],
+    "dbrx": ["dbrx"],
+    "deepseek": ["deepseek"],
+    "deepseek2": ["deepseek2", "deepseek2-ocr", "mistral4"],
+    "deepseek32": ["deepseek32"],
+    "deepseek4": ["deepseek4"],
+    "dflash": ["dflash"],
+    "dots1": ["dots1"],
+    "dots3note": ["dots3note"],
+    "ernie4-5-moe": ["ernie4_5-moe"],
+    "exaone-moe": ["exaone-moe"],
+    "gemma4": ["gemma4"],
+    "glm-dsa": ["glm-dsa"],
+    "glm4-moe": ["glm4moe"],
+    "glm5-next": ["glm5-next"],
+    "granite": ["granite", "granitemoe", "minicpm"],
+    "granite-hybrid": ["granitehybrid"],
+    "granite-swa": ["granite_swa"],
+    "grok": ["grok"],
+    "grovemoe": ["grovemoe"],
+    "hunyuan-moe": ["hunyuan-moe"],
+    "hy-v3": ["hy_v3"],
+    "hy-v4": ["hy_v4"],
+    "jamba": ["jamba"],
+    "kimi-k3": ["kimi-k3"],
+    "kimi-linear": ["kimi-linear"],
+    "laguna": ["laguna"],
+    "lfm2": ["lfm2moe"],
+    "llada-moe": ["llada-moe"],
+    "llama": ["llama", "llama-embed"],
+    "llama4": ["llama4"],
+    "maple": ["maple"],
+    "mellum": ["mellum"],
+    "mimo2": ["mimo2"],
+    "minimax-01": ["minimax-01"],
+    "minimax-m2": ["minimax-m2"],
+    "minimax-m3": ["minimax-m3"],
+    "mistral3": ["mistral3"],
+    "nemotron-h": ["nemotron_h", "nemotron_h_moe"],
+    "nemotron-h-moe": [],  # MTP of nemotron_h_moe
+    "olmoe": ["olmoe"],
+    "openai-moe": ["gpt-oss"],
+    "phi3": ["phimoe"],
+    "qwen2moe": ["qwen2moe"],
+    "qwen35moe": ["qwen35moe"],
+    "qwen3moe": ["qwen3moe"],
+    "qwen3next": ["qwen3next"],
+    "qwen3vlmoe": ["qwen3vlmoe"],
+    "qwen4exp": ["qwen4exp"],
+    "rnd1": ["rnd1"],
+    "smallthinker": ["smallthinker"],
+    "step35": ["step35"],
+}
+
+EXPERTS, USED, KEPT = 16, 4, 11
+TOKENS = np.random.default_rng(7).integers(3, 259, size=64).tolist()
+
+# What real files of these architectures may have, beside the model that SPECS gives.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "afmoe: softmax over the chosen": ("afmoe", {"keys": {"expert_gating_func": 3}}),
+    "cohere2moe: softmax": ("cohere2moe", {"keys": {"expert_gating_func": 1}}),
+    "cohere2moe: softmax over the chosen": ("cohere2moe", {"keys": {"expert_gating_func": 3}}),
+    "deepseek2: groups": ("deepseek2", {"groups": (4, 2)}),
+    "deepseek2: softmax, bias, not normalised": (
+        "deepseek2",
+        {"keys": {"expert_gating_func": 1, "expert_weights_norm": False}},
+    ),
+    "deepseek2: no MTP": ("deepseek2", {"mtp": 0}),
+    "llama: one expert used": ("llama", {"used": 1}),
+    "qwen3moe: scales": ("qwen3moe", {"tensors": "scales"}),
+    "qwen3moe: groups": ("qwen3moe", {"groups": (2, 1)}),
+    "qwen3moe: Q8_0": ("qwen3moe", {"dtype": "Q8_0"}),
+}
+PRUNED = [
+    name for name in SPECS if name != "grovemoe"
+]  # grovemoe emits every name twice and is refused
+CASES = {**{name: (name, {}) for name in PRUNED}, **VARIANTS}
+Metadata = dict[str, Any]
+
+
+def make(folder: Path, case: str) -> tuple[Path, Architecture]:
+    name, options = CASES[case]
+    path = write_tiny(folder / "base.gguf", name, experts=EXPERTS, **{"used": USED, **options})
+    return path, ARCHITECTURES[name]
+
+
+def read(path: Path) -> tuple[Metadata, dict[str, gguf.ReaderTensor]]:
+    """Read metadata (without the architecture's prefix) and tensors."""
+    reader = gguf.GGUFReader(path)
+    prefix = reader.fields["general.architecture"].contents() + "."
+    metadata = {
+        key.removeprefix(prefix): field.contents()
+        for key, field in reader.fields.items()
+        if not key.startswith("GGUF.")
+    }
+    return metadata, {tensor.name: tensor for tensor in reader.tensors}
+
+
+@cache
+def per_expert_suffixes() -> frozenset[str]:
+    """Name the tensors that have a part for each expert: those that grow with their number."""
+    grown = {f"ffn_{part}_exps.scale" for part in ("gate", "up", "down")}
+    for name in SPECS:
+        small, large = (
+            dict(tiny_tensors(name, {**DIMENSIONS, **SPECS[name].dimensions, "n": n}, 4, 1))
+            for n in (EXPERTS, 2 * EXPERTS)
+        )
+        for tensor, shape in small.items():
+            if large[tensor] != shape:
+                assert large[tensor][:-1] == shape[:-1], "the outermost axis is the expert axis"
+                grown.add(without_layer(tensor))
+    return frozenset(grown)
+
+
+def per_expert(names: Iterable[str]) -> set[str]:
+    return {name for name in names if without_layer(name) in per_expert_suffixes()}
+
+
+def without_layer(name: str) -> str:
+    return re.sub(r"^blk\.\d+\.", "", name)
+
+
+def moe_layers(names: Iterable[str]) -> set[int]:
+    return {
+        int(match[1])
+        for name in names
+        if (match := re.match(r"blk\.(\d+)\.ffn_down_exps\.w", name))
+    }
+
+
+def reference_slice(
+    source: Path, target: Path, keep: Mapping[int, Sequence[int]], changed: Mapping[str, Any]
+) -> Path:
+    """Keep some experts in each layer (and no tensors of layers that keep none), by brute force."""
+    reader = gguf.GGUFReader(source)
+    name = reader.fields["general.architecture"].contents()
+    writer = gguf.GGUFWriter(target, name)
+    for key, field in reader.fields.items():
+        if not key.startswith("GGUF.") and key != "general.architecture":
+            value = changed.get(key.removeprefix(f"{name}."), field.contents())
+            kind = field.types[0]
+            writer.add_key_value(
+                key, value, kind, field.types[-1] if len(field.types) > 1 else None
+            )
+    sliced = per_expert(tensor.name for tensor in reader.tensors)
+    for tensor in reader.tensors:
+        match = re.match(r"blk\.(\d+)\.", tensor.name)
+        if match and int(match[1]) not in keep:
+            continue
+        data = tensor.data
+        if match and tensor.name in sliced:
+            data = data[keep[int(match[1])]]
+        writer.add_tensor(tensor.name, np.ascontiguousarray(data), raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return target
+
+
+def choose(metadata: Metadata) -> dict[int, list[int]]:
+    """Choose the experts to keep: another set in each layer, as many in each group."""
+    random = np.random.default_rng(3)
+    groups = metadata.get("expert_group_count", 1)
+    size = EXPERTS // groups
+    kept = KEPT if groups == 1 else size - 1
+    return {
+        layer: sorted(
+            int(group * size + expert)
+            for group in range(groups)
+            for expert in random.choice(size, kept, replace=False)
+        )
+        for layer in range(metadata["block_count"])
+    }
+
+
+def layer_number(node: str) -> int:
+    return int(node.rsplit("-", 1)[1])
+
+
+def whole_names(names: Iterable[str]) -> Callable[[str], bool]:
+    """Match nodes of these names in any layer, and not their views, which share the name."""
+    pattern = re.compile(rf"({'|'.join(names)})-\d+")
+    return lambda name: pattern.fullmatch(name) is not None
+
+
+def observe(
+    path: Path, architecture: Architecture
+) -> tuple[Any, dict[str, NDArray[Any]], Counter[str]]:
+    """Run a model; return logits, the nodes named ``ffn_moe_…`` and how often each was seen."""
+    nodes: dict[str, NDArray[Any]] = {}
+    seen: Counter[str] = Counter()
+
+    def visit(name: str, node: Node) -> None:
+        seen[name] += 1
+        nodes[name] = node.array.copy()
+        if name.startswith("ffn_moe_weighted-"):
+            nodes[name.replace("weighted", "gates")] = node.source(1).array.copy()
+
+    with loaded(path, embedding=architecture.kind is Kind.EMBEDDING) as model:
+        logits = model.run(TOKENS, visit, whole_names([r"ffn_moe_\w+"]))
+    return logits, nodes, seen
+
+
+def expected_gates(
+    logits: NDArray[Any], chosen: NDArray[Any], gating: Gating, normalised: bool, scale: float
+) -> NDArray[Any]:
+    """Compute gates from router logits as the table says, in double precision."""
+    scores: Callable[[NDArray[Any]], NDArray[Any]] = {
+        Gating.SOFTMAX: softmax,
+        Gating.SIGMOID: lambda x: 1 / (1 + np.exp(-x)),
+        Gating.SQRT_SOFTPLUS: lambda x: np.sqrt(np.log1p(np.exp(x))),
+        Gating.SOFTMAX_CHOSEN: lambda x: x,
+    }[gating]
+    gates = np.take_along_axis(scores(logits.astype(np.float64)), chosen, axis=-1)
+    if gating is Gating.SOFTMAX_CHOSEN:
+        gates = softmax(gates)
+    if normalised:
+        gates = gates / gates.sum(axis=-1, keepdims=True)
+    return gates * scale
+
+
+def softmax(x: NDArray[Any]) -> NDArray[Any]:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return np.asarray(e / e.sum(axis=-1, keepdims=True))
+
+
+def test_table_covers_llama_cpp() -> None:
+    assert len(MODEL_FILES) == 58
+    assert sorted(ARCHITECTURES) == sorted(name for names in MODEL_FILES.values() for name in names)
+    assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
+    assert architectures.find("qwen3moe") is ARCHITECTURES["qwen3moe"]
+    assert architectures.find("qwen3") is None
+
+
+def test_every_architecture_is_generated() -> None:
+    assert set(SPECS).isdisjoint(NOT_GENERATED)
+    assert set(ARCHITECTURES) == set(SPECS) | set(NOT_GENERATED)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_nodes(tmp_path: Path, case: str) -> None:
+    path, architecture = make(tmp_path, case)
+    metadata, tensors = read(path)
+    used = CASES[case][1].get("used", USED)
+    layers = moe_layers(tensors) - set(architectures.mtp_layers(metadata, tensors))
+    logits, nodes, seen = observe(path, architecture)
+
+    assert np.isfinite(logits).all() and logits.std() > 0.05
+    assert layers and {layer_number(name) for name in seen} == layers
+    gating = architectures.gating_of(architecture, metadata)
+    normalised = architectures.is_normalised(architecture, metadata)
+    scale = metadata.get("expert_weights_scale", 1.0)
+    for layer in layers:
+        for node in (*architecture.mask_nodes, architectures.CHOSEN_NODE, "ffn_moe_weighted"):
+            # gpt-oss adds a bias to the logits; without one, both names are of one node.
+            renamed = node == "ffn_moe_logits" and gating is Gating.SOFTMAX_CHOSEN
+            assert seen[f"{node}-{layer}"] == 1 or (renamed and seen[f"{node}-{layer}"] == 0)
+        chosen = nodes[f"ffn_moe_topk-{layer}"][0, 0]
+        gates = nodes[f"ffn_moe_gates-{layer}"][0, :, :, 0]
+        assert chosen.shape == gates.shape == (len(TOKENS), used)
+        router = "ffn_moe_probs" if gating is Gating.SOFTMAX_CHOSEN else "ffn_moe_logits"
+        np.testing.assert_allclose(
+            gates,
+            expected_gates(nodes[f"{router}-{layer}"][0, 0], chosen, gating, normalised, scale),
+            rtol=1e-4,
+        )
+        contribution = next(
+            nodes[f"{node}-{layer}"]
+            for node in architecture.contribution_nodes
+            if f"{node}-{layer}" in nodes
+        )[0]
+        assert contribution.shape[:2] == (len(TOKENS), used)
+        if f"ffn_moe_out-{layer}" in nodes:
+            total = nodes[f"ffn_moe_out-{layer}"][0, 0]
+            np.testing.assert_allclose(contribution.sum(axis=1), total, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_masking_is_slicing(tmp_path: Path, case: str) -> None:
+    path, architecture = make(tmp_path, case)
+    metadata, _ = read(path)
+    keep = choose(metadata)
+    count = len(keep[0])
+    target = reference_slice(path, tmp_path / "cut.gguf", keep, {"expert_count": count})
+
+    def mask(name: str, node: Node) -> None:
+        kept = keep[layer_number(name)]
+        node.array[..., [expert for expert in range(EXPERTS) if expert not in kept]] = -1e30
+
+    embedding = architecture.kind is Kind.EMBEDDING
+    with loaded(path, embedding=embedding) as model:
+        whole = model.run(TOKENS)
+        masked = model.run(TOKENS, mask, whole_names(architecture.mask_nodes))
+    # load_mtp makes llama.cpp use the tensors of MTP layers, not only check them.
+    with loaded(target, embedding=embedding, mtp=True) as model:
+        cut = model.run(TOKENS)
+    # Not exact, as a softmax over fewer experts rounds otherwise, and layers carry that on.
+    spread = np.ptp(whole)
+    assert np.abs(masked - cut).max() <= 5e-5 * spread
+    assert np.abs(whole - cut).max() >= 5e-2 * spread
+
+
+@pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.mtp])
+def test_dropping_mtp_layers_changes_nothing(tmp_path: Path, name: str) -> None:
+    path = write_tiny(tmp_path / "base.gguf", name)
+    metadata, tensors = read(path)
+    depth = metadata["block_count"]
+    mtp = architectures.mtp_layers(metadata, tensors)
+    assert mtp == (depth - 1,)
+    has_experts = bool(set(mtp) & moe_layers(tensors))
+    assert ARCHITECTURES[name].mtp_experts is not None
+    assert ARCHITECTURES[name].mtp_experts or not has_experts
+
+    keep = {layer: range(EXPERTS) for layer in range(depth) if layer not in mtp}
+    target = reference_slice(
+        path, tmp_path / "cut.gguf", keep, architectures.keys_without_mtp(metadata, mtp)
+    )
+    with loaded(path) as whole, loaded(target) as cut:
+        np.testing.assert_array_equal(whole.run(TOKENS), cut.run(TOKENS))
+    metadata, tensors = read(target)
+    assert architectures.mtp_layers(metadata, tensors) == ()
+
+
+def test_mtp_layers_without_tensors() -> None:
+    metadata = {"block_count": 4, "nextn_predict_layers": 1}
+    assert architectures.mtp_layers(metadata, ["blk.3.attn_norm.weight"]) == ()
+    assert architectures.keys_without_mtp(metadata, ()) == {}
+
+
+def test_keys_without_mtp() -> None:
+    metadata = {
+        "block_count": 4,
+        "nextn_predict_layers": 1,
+        "expert_used_count": [0, 4, 4, 2],
+        "attention.indexer.types": [1, 0, 1],
+        "rope.dimension_sections": [4, 2, 2, 0],
+    }
+    assert architectures.keys_without_mtp(metadata, (3,)) == {
+        "block_count": 3,
+        "nextn_predict_layers": 0,
+        "expert_used_count": [0, 4, 4],
+    }
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_expert_tensors(tmp_path: Path, name: str) -> None:
+    _, tensors = read(write_tiny(tmp_path / "base.gguf", name, tensors="scales"))
+    expected = per_expert(tensors)
+    assert any("ffn_down_exps.weight" in tensor for tensor in expected)
+    for tensor in tensors:
+        if "chexps" in tensor:
+            with pytest.raises(UnsupportedModelError, match=tensor):
+                architectures.expert_tensor(tensor)
+            continue
+        found = architectures.expert_tensor(tensor)
+        assert (found is not None) == (tensor in expected), tensor
+        if found:
+            assert tensors[tensor].shape[-1] == EXPERTS
+            assert tensor == f"blk.{architectures.layer_of(tensor)}.{found.suffix}"
+
+
+def test_roles() -> None:
+    roles = {
+        "blk.3.ffn_gate_inp.weight": Role.ROUTER,
+        "blk.3.ffn_gate_inp.bias": Role.ROUTER_BIAS,
+        "blk.3.exp_probs_b": Role.SELECTION_BIAS,
+        "blk.3.ffn_gate_up_exps.weight": Role.GATE_UP,
+        "blk.3.ffn_down_exps.weight": Role.DOWN,
+        "blk.3.ffn_down_exps.bias": Role.BIAS,
+        "blk.3.ffn_up_exps.input_scale": Role.INPUT_SCALE,
+    }
+    for name, role in roles.items():
+        found = architectures.expert_tensor(name)
+        assert found is not None and found.role is role
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "blk.0.ffn_side_exps.weight",
+        "blk.0.exp_probs_c.bias",
+        "blk.0.ffn_gate_inp.lora_a",
+        "blk.0.ffn_gate_tid2eid.weight",
+        "blk.0.ffn_gate_up_exps.scale",
+        "ffn_up_exps.weight",
+        "expert_map.weight",
+        "blk.0.ffn_gate.7.weight",
+    ],
+)
+def test_unknown_tensors_that_look_per_expert_stop(name: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=re.escape(name)):
+        architectures.expert_tensor(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "output.weight",
+        "blk.1.ffn_gate_inp_shexp.weight",
+        "blk.1.ffn_up_shexp.weight",
+        "blk.1.ffn_norm_exps.weight",
+        "blk.1.ffn_gate_inp.scale",
+        "blk.1.ffn_latent_up.weight",
+        "blk.1.attn_k_b.weight",
+    ],
+)
+def test_tensors_that_are_not_per_expert(name: str) -> None:
+    assert architectures.expert_tensor(name) is None
+
+
+def test_layer_of() -> None:
+    assert architectures.layer_of("blk.12.attn_q.weight") == 12
+    assert architectures.layer_of("output_norm.weight") is None
+    assert architectures.layer_of("enc.blk.1.attn_q.weight") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "metadata", "refused"),
+    [
+        ("llama4", {"expert_count": 128}, True),
+        ("llama4", {"expert_count": 16}, False),
+        ("grovemoe", {"expert_count": 128}, True),
+        ("deepseek4", {"hash_layer_count": 3}, True),
+        ("deepseek4", {"hash_layer_count": 0}, False),
+        ("dflash", {}, True),
+        ("qwen3moe", {"expert_count": 128}, False),
+    ],
+)
+def test_refusals(name: str, metadata: Metadata, refused: bool) -> None:
+    refusal = ARCHITECTURES[name].refusal(metadata)
+    assert (refusal is not None) == refused
+
+
+def test_gating_of_a_file_that_names_none() -> None:
+    with pytest.raises(UnsupportedModelError, match="expert_gating_func is missing"):
+        architectures.gating_of(ARCHITECTURES["dots1"], {})
+    with pytest.raises(UnsupportedModelError, match="expert_gating_func is 9"):
+        architectures.gating_of(ARCHITECTURES["glm4moe"], {"expert_gating_func": 9})
+    assert architectures.gating_of(ARCHITECTURES["glm4moe"], {}) is Gating.SIGMOID
+
+
+def test_notes_depend_on_the_file() -> None:
+    nemotron = ARCHITECTURES["nemotron_h_moe"]
+    assert architectures.statistics_note(nemotron, {"moe_latent_size": 1024})
+    assert not architectures.statistics_note(nemotron, {})
+    assert architectures.statistics_note(ARCHITECTURES["gemma4"], {})
+
+
+def table() -> list[str]:
+    """Write the rows of the table in docs/architectures.md."""
+    rows = []
+    for name in sorted(ARCHITECTURES):
+        architecture = ARCHITECTURES[name]
+        gating = architecture.gating.value
+        if architecture.gating is Gating.BY_KEY:
+            default = architecture.default_gating
+            gating = "by key" + (f", else {default.value}" if default else "")
+        normalised = {True: "yes", False: "no", None: "by key"}[architecture.normalised]
+        notes = [] if architecture.kind is Kind.CAUSAL else [architecture.kind.value]
+        if architecture.contribution_space is not architectures.Space.RESIDUAL:
+            notes.append(f"norms: {architecture.contribution_space.value}")
+        if architecture.weights_before_ffn:
+            notes.append("gates multiply the experts' input")
+        if architecture.mtp_experts is not None:
+            notes.append("MTP layers" + ("" if architecture.mtp_experts else " (dense)"))
+        notes += [
+            f"**refused** {refusal.condition}".rstrip() + f": {refusal.reason}"
+            for refusal in architecture.refusals
+        ]
+        rows.append(f"| `{name}` | {gating} | {normalised} | {'; '.join(notes)} |")
+    return rows
+
+
+def test_documentation_lists_every_architecture() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
+    listed = [line for line in page.splitlines() if line.startswith("| `")]
+    # To write it anew: python -c "import test_architectures as t; print(*t.table(), sep='\\n')"
+    assert listed == table()

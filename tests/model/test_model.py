@@ -1,0 +1,153 @@
+"""Descriptions: what is refused and why, identity across quantizations, sizes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+
+from ggprune.errors import InputError, MismatchError, UnsupportedModelError
+from ggprune.model import ExpertCounts, describe, open_model
+from tests.support.tiny import write_tiny
+
+
+def write(path: Path, architecture: str, keys: dict[str, object], **tensors: object) -> Path:
+    writer = gguf.GGUFWriter(path, architecture)
+    for key, value in keys.items():
+        add = writer.add_string if isinstance(value, str) else writer.add_uint32
+        add(key, value)
+    for name, data in tensors.items():
+        writer.add_tensor(name.replace("__", "."), data)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_describes(tmp_path: Path) -> None:
+    model = open_model(write_tiny(tmp_path / "m.gguf", "deepseek2"))
+    assert model.refusal == ""
+    assert (model.experts, model.experts_used) == (16, 4)
+    assert len(model.mtp_layers) == 1 and model.mtp_layers[0] == model.layers - 1
+    assert 0 not in model.moe_layers, "the first layer is dense"
+    per_expert = sum(
+        tensor.nbytes
+        for tensor in model.gguf.tensors
+        if "_exps." in tensor.name or "gate_inp." in tensor.name or "exp_probs" in tensor.name
+    )
+    assert model.expert_bytes == per_expert
+    assert model.size_with(8) == model.gguf.size - per_expert // 2
+
+
+@pytest.mark.parametrize(
+    ("keys", "tensors", "reason"),
+    [
+        ({"llama.block_count": 1}, {}, "dense"),
+        ({"general.type": "mmproj"}, {}, "mmproj"),
+        ({"general.type": "adapter"}, {}, "adapter"),
+        ({"general.type": "imatrix"}, {}, "importance matrix"),
+        ({"llama.expert_count": 4, "llama.expert_used_count": 2}, {}, "no expert tensors"),
+        (
+            {"llama.expert_count": 4, "llama.expert_used_count": 2, "llama.block_count": 1},
+            {"blk__0__ffn_mystery_exps__weight": np.zeros((4, 2, 32), np.float32)},
+            "ffn_mystery_exps.weight",
+        ),
+        (
+            {"llama.expert_count": 4, "llama.expert_used_count": 2, "llama.block_count": 1},
+            {"blk__0__ffn_up_exps__weight": np.zeros((3, 2, 32), np.float32)},
+            "32 x 2 x 3, not 4 experts",
+        ),
+        (
+            {"llama.expert_count": 4, "llama.expert_used_count": 2, "llama.block_count": 1},
+            {"blk__0__ffn_up_exps__weight": np.zeros((4, 2, 32), np.float32)},
+            "no router",
+        ),
+        (
+            {"llama.expert_count": 4, "llama.expert_used_count": 5, "llama.block_count": 1},
+            {"blk__0__ffn_up_exps__weight": np.zeros((4, 2, 32), np.float32)},
+            "5 of 4 experts are used",
+        ),
+    ],
+)
+def test_refuses(tmp_path: Path, keys, tensors, reason: str) -> None:
+    model = open_model(write(tmp_path / "m.gguf", "llama", keys, **tensors))
+    assert reason in model.refusal
+    with pytest.raises(UnsupportedModelError, match=r"m\.gguf: cannot be pruned"):
+        model.require_prunable()
+
+
+def test_refuses_unknown_architectures(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.gguf", "novelmoe", {"novelmoe.expert_count": 4})
+    assert "novelmoe" in open_model(path).refusal
+
+
+def test_unknown_tensor_is_named_with_its_shape(tmp_path: Path) -> None:
+    keys = {"llama.expert_count": 4, "llama.expert_used_count": 2}
+    data = np.zeros((4, 2, 32), np.float32)
+    path = write(tmp_path / "m.gguf", "llama", keys, blk__0__ffn_new_exps__weight=data)
+    assert "blk.0.ffn_new_exps.weight" in open_model(path).refusal
+    assert "32 x 2 x 4" in open_model(path).refusal
+
+
+def test_identity_ignores_quantization(tmp_path: Path) -> None:
+    one = open_model(write_tiny(tmp_path / "f32.gguf", "qwen3moe", dtype="F32")).identity()
+    two = open_model(write_tiny(tmp_path / "q8.gguf", "qwen3moe", dtype="Q8_0")).identity()
+    other = open_model(write_tiny(tmp_path / "b.gguf", "qwen3moe", seed=1)).identity()
+    assert one == two
+    one.check_same(two, "a", "b")
+    with pytest.raises(MismatchError, match="router"):
+        one.check_same(other, "a", "b")
+
+
+@pytest.mark.parametrize("counts", [ExpertCounts(64, 8), ExpertCounts(256, 8, 8, 4)])
+def test_possible_counts(counts: ExpertCounts) -> None:
+    for keep in range(counts.experts + 3):
+        # llama.cpp: as many in each group, two at least, enough for the top-k.
+        per_group, rest = divmod(keep, counts.groups)
+        fits = (
+            rest == 0
+            and keep <= counts.experts
+            and per_group * counts.groups_used >= counts.used
+            and (counts.groups == 1 or per_group >= 2)
+        )
+        if fits:
+            counts.check(keep)
+        else:
+            with pytest.raises(InputError, match=f"--keep {keep}"):
+                counts.check(keep)
+
+
+def test_nearest_counts_are_named() -> None:
+    with pytest.raises(InputError) as caught:
+        ExpertCounts(256, 8, 8, 4).check(100)
+    assert "96 or 104" in caught.value.remedy
+    with pytest.raises(InputError) as caught:
+        ExpertCounts(64, 8).check(3)
+    assert "8" in caught.value.remedy
+
+
+def test_describe_does_not_need_a_name(tmp_path: Path) -> None:
+    from ggprune.gguf_file import GgufModel
+
+    with GgufModel(write_tiny(tmp_path / "m.gguf", "olmoe")) as files:
+        assert describe(files).name == "tiny olmoe"
+
+
+def test_billions_of_claimed_layers(tmp_path: Path) -> None:
+    keys = {"nextn_predict_layers": 2**32 - 1}
+    path = write_tiny(tmp_path / "m.gguf", "deepseek2", keys=keys, layers=2)
+    assert open_model(path).refusal == "" or "MTP" in open_model(path).refusal
+
+
+def test_architecture_that_is_not_a_string(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.kv_data[0].pop("general.architecture")
+    writer.add_array("general.architecture", [1, 2, 3])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert "no general.architecture" in open_model(tmp_path / "m.gguf").refusal

@@ -1,0 +1,33 @@
+"""The Modelfile that the command writes, read back by an independent reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ggprune.errors import InputError
+from ggprune.publish.ollama.modelfile import parse_parameters
+from tests.support.modelfile_reader import read
+from tests.support.tiny import write_tiny
+from tests.test_cli import ggprune
+
+
+def test_written_beside_the_model(tmp_path: Path) -> None:
+    model = write_tiny(tmp_path / "tiny.gguf", "gemma4", keys={"context_length": 4096})
+    result = ggprune("modelfile", model, "--parameter", "temperature=0.7", cwd=tmp_path)
+    assert "ollama create tiny" in result.stdout
+    commands = read((tmp_path / "Modelfile").read_bytes())
+    assert ("FROM", "./tiny.gguf") in commands
+    text = (tmp_path / "Modelfile").read_text()
+    assert "RENDERER gemma4" in text and "PARSER gemma4" in text
+    assert "PARAMETER temperature 0.7" in text
+    assert "PARAMETER num_ctx 4096" in text
+    ggprune("modelfile", model, cwd=tmp_path, code=5)
+    ggprune("modelfile", model, "--force", cwd=tmp_path)
+
+
+def test_parameters() -> None:
+    assert parse_parameters(["a=1", "b=0.5", "stop=<x>"]) == {"a": 1, "b": 0.5, "stop": "<x>"}
+    with pytest.raises(InputError, match="NAME=VALUE"):
+        parse_parameters(["temperature"])
