@@ -83,7 +83,7 @@ def test_within_five_percent_of_what_is_allocated(
 
 @pytest.mark.parametrize("kind", KV_TYPES)
 def test_quantized_caches(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(tiny.DIMENSIONS, "h", 64)
+    monkeypatch.setitem(tiny.DIMENSIONS, "head", 64)
     path = tiny.write_tiny(tmp_path / "m.gguf", "qwen3moe")
     use = Use(context=4096, kv_type=kind)
     formula = cache_bytes(open_model(path), use)

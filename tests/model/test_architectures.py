@@ -133,7 +133,7 @@ def per_expert_suffixes() -> frozenset[str]:
     grown = {f"ffn_{part}_exps.scale" for part in ("gate", "up", "down")}
     for name in SPECS:
         small, large = (
-            dict(tiny_tensors(name, {**DIMENSIONS, **SPECS[name].dimensions, "n": n}, 4, 1))
+            dict(tiny_tensors(name, {**DIMENSIONS, **SPECS[name].dimensions, "experts": n}, 4, 1))
             for n in (EXPERTS, 2 * EXPERTS)
         )
         for tensor, shape in small.items():
