@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import field
 from typing import Any, Protocol
 
 import numpy as np
@@ -31,3 +32,33 @@ class Progress(Protocol):
 def no_progress(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
     """Show nothing."""
     yield lambda _: None
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    choices: Sequence[str] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    metavar: str | None = None,
+) -> Any:
+    """Declare a field of an options record; the command line makes its option from it.
+
+    Args:
+        default: value of the field when it is not given; None means "not given".
+        help: what ``--help`` says.
+        choices: the only values allowed.
+        minimum, maximum: the range allowed, both included.
+        metavar: how ``--help`` names the value.
+    """
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "choices": choices,
+            "minimum": minimum,
+            "maximum": maximum,
+            "metavar": metavar,
+        },
+    )
