@@ -10,11 +10,10 @@ from typing import Any
 from ggprune.calibration.run import Run
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError, OutputError
-from ggprune.gguf_file import GgufModel, check_targets, write_files
+from ggprune.gguf_file import GgufModel, OutputFile, check_targets, write_files
 from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
 from ggprune.model import MoeModel
-from ggprune.plan import LayerPlan, Plan
-from ggprune.rewrite import Rewrite, check_result, drop_metadata, plan_rewrite, verify_bytes
+from ggprune.rewrite import Rewrite, check_result, drop_metadata, result_files, verify_bytes
 from ggprune.text import load as texts
 from ggprune.types import Progress
 
@@ -90,21 +89,19 @@ def check_output(
     keep: int,
     target: Path,
     *,
-    experts_used: int = 0,
+    experts_used: int | None = None,
     method: str = "",
     mtp: str = "prune",
     split_max_size: int | None = None,
     force: bool = False,
-) -> Rewrite:
+) -> tuple[OutputFile, ...]:
     """Find out before any long work whether the result can be written, and how large it is.
-
-    The size does not depend on which experts stay, so any plan tells.
 
     Args:
         model: the source.
         keep: experts a layer.
         target: name of the result.
-        experts_used: for each token; 0 for as many as in the model.
+        experts_used: for each token; None for as many as in the model.
         method: what the plan will name as its method (it is kept in the result).
         mtp, split_max_size: see rewrite.plan_rewrite.
         force: allow replacing files.
@@ -113,16 +110,18 @@ def check_output(
         InputError: an impossible number.
         OutputError: see gguf_file.check_targets.
     """
-    model.require_prunable()
-    model.counts.check(keep)
-    size = model.experts // model.groups
-    first = tuple(e for e in range(model.experts) if e % size < keep // model.groups)
-    layers = {layer: LayerPlan(first) for layer in model.moe_layers}
-    plan = Plan(keep, layers, method, experts_used=experts_used)
-    rewrite = plan_rewrite(model, plan, target, mtp=mtp, split_max_size=split_max_size)
-    paths = [file.path for file in rewrite.files]
-    check_targets(paths, rewrite.size, source=model.gguf, force=force)
-    return rewrite
+    files = result_files(
+        model,
+        keep,
+        target,
+        experts_used=experts_used,
+        method=method,
+        mtp=mtp,
+        split_max_size=split_max_size,
+    )
+    size = sum(file.size for file in files)
+    check_targets([file.path for file in files], size, source=model.gguf, force=force)
+    return files
 
 
 def gather(run: Run, output: Path, *, force: bool = False) -> Statistics:

@@ -12,6 +12,7 @@ from typing import Any
 from ggprune.errors import InputError, MismatchError
 from ggprune.gguf_file import write_text
 from ggprune.model import Identity, MoeModel
+from ggprune.util import read_json
 
 FORMAT = "ggprune-plan"
 VERSION = 1
@@ -118,13 +119,7 @@ class Plan:
         Raises:
             InputError: it is missing or not a plan, with what is wrong in it.
         """
-        try:
-            data = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path}: is not JSON: {error}") from error
-        return _from_json(data, str(path))
+        return _from_json(read_json(path, "a plan"), str(path))
 
     def for_model(self, model: MoeModel, name: str = "the plan") -> Plan:
         """Check the plan against a model and complete what a hand-written one leaves out.

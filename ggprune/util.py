@@ -1,9 +1,13 @@
-"""Small helpers without a subject of their own: sizes for people, closing."""
+"""Small helpers without a subject of their own: JSON files, sizes for people, closing."""
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import TracebackType
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from ggprune.errors import InputError
 
 _T = TypeVar("_T", bound="Closing")
 
@@ -25,6 +29,27 @@ class Closing:
     def close(self) -> None:
         """Let go of it; closing twice is harmless."""
         raise NotImplementedError
+
+
+def read_json(path: Path, what: str = "a JSON file") -> Any:
+    """Read a JSON file that a user named.
+
+    Args:
+        path: the file, in UTF-8 with or without a byte order mark.
+        what: what it should be, with its article, for messages: "a plan".
+
+    Raises:
+        InputError: it is missing, unreadable, not UTF-8 or not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        problem = f"byte {error.start} is not UTF-8"
+        raise InputError(f"{path}: is not JSON: {problem}", remedy=f"Give {what}.") from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: is not JSON: {error}", remedy=f"Give {what}.") from error
 
 
 def human_size(size: float) -> str:

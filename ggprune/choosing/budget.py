@@ -9,12 +9,9 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from ggprune.errors import InputError
-from ggprune.model import ExpertCounts, MoeModel
-from ggprune.plan import LayerPlan, Plan
-from ggprune.rewrite import plan_rewrite
+from ggprune.model import ExpertCounts
 from ggprune.util import human_size
 
 #: Numbers of experts for which CUDA chooses the top-k in one kernel: llama.cpp's ggml-cuda
@@ -171,22 +168,6 @@ def most(
             remedy="A smaller quantization of the model helps more than pruning here.",
         )
     return allowed[min(at, len(allowed) - 1) if budget.rounding == "up" else at - 1]
-
-
-def file_size(model: MoeModel, keep: int, mtp: str = "prune") -> int:
-    """Bytes of the file with ``keep`` experts a layer, padding and metadata included.
-
-    Which experts stay does not matter, so the first of each group do.
-
-    Args:
-        model: the source.
-        keep: experts a layer.
-        mtp: see rewrite.plan_rewrite.
-    """
-    size, stay = model.experts // model.groups, keep // model.groups
-    first = tuple(e for e in range(model.experts) if e % size < stay)
-    plan = Plan(keep, {layer: LayerPlan(first) for layer in model.moe_layers})
-    return plan_rewrite(model, plan, Path("size.gguf"), mtp=mtp).size
 
 
 def notes_on(keep: int, counts: ExpertCounts) -> list[str]:

@@ -19,6 +19,7 @@ from ggprune.choosing.ranking import Ranking, cover_ranking
 from ggprune.errors import InputError
 from ggprune.model import ExpertCounts, MoeModel
 from ggprune.plan import LayerPlan, Plan
+from ggprune.rewrite import result_size
 from ggprune.text.load import Source
 from ggprune.types import Progress, no_progress
 
@@ -280,7 +281,7 @@ def _count_by_size(budget: Budget, model: MoeModel) -> int:
     return budgets.most(
         budget,
         model.counts,
-        lambda keep: budgets.file_size(model, keep),
+        lambda keep: result_size(model, keep),
         budget.target_size,
         "--target-size",
     )

@@ -15,6 +15,7 @@ from ggprune.choosing.choose import Request, Resources, choose_plan, known_count
 from ggprune.choosing.methods.sums import COVER
 from ggprune.cli.common import table
 from ggprune.errors import InputError
+from ggprune.gguf_file import OutputFile
 from ggprune.llama.session import RunOptions
 from ggprune.model import MoeModel, open_model
 from ggprune.model.architectures import Kind
@@ -57,8 +58,8 @@ class PruneRun:
         The size is an upper bound where the number of experts depends on the statistics.
         """
         model = open_model(self.path)
-        rewrite = self._check(model, self._given_plan())
-        return [(file.path, file.size) for file in rewrite.files]
+        files = self._check(model, self._given_plan())
+        return [(file.path, file.size) for file in files]
 
     def run(self) -> Pruned:
         """All stages.
@@ -130,23 +131,23 @@ class PruneRun:
         path = self.arguments["plan_path"]
         return Plan.load(path) if path else None
 
-    def _check(self, model: MoeModel, plan: Plan | None) -> Rewrite:
+    def _check(self, model: MoeModel, plan: Plan | None) -> tuple[OutputFile, ...]:
         """Find out early what cannot work."""
         model.require_prunable()
         keep = plan.keep if plan else self._known_count(model)
         asked = self.request.fixed_used if self.request else 0
-        rewrite = pipeline.check_output(
+        files = pipeline.check_output(
             model,
             keep,
             self._target(model, keep),
-            experts_used=plan.experts_used if plan else asked,
+            experts_used=(plan.experts_used if plan else asked) or None,
             method=plan.method if plan else (self.request and self.request.method) or COVER,
             mtp=self.arguments["mtp"],
             split_max_size=self.arguments["split_max_size"],
             force=self.arguments["force"],
         )
         self.text()
-        return rewrite
+        return files
 
     def _known_count(self, model: MoeModel) -> int:
         assert self.request is not None

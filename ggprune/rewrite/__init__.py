@@ -7,6 +7,8 @@ from ggprune.rewrite.rewrite import (
     check_result,
     plan_rewrite,
     restate,
+    result_files,
+    result_size,
     verify_bytes,
 )
 
@@ -17,5 +19,7 @@ __all__ = [
     "check_result",
     "plan_rewrite",
     "restate",
+    "result_files",
+    "result_size",
     "verify_bytes",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,23 +73,112 @@ def plan_rewrite(
     Raises:
         MismatchError, InputError, UnsupportedModelError: see Plan.for_model.
     """
+    _check_count(model, plan.keep)
+    complete = _complete(plan.for_model(model, plan_name), model, mtp)
+    kept = {layer: part.keep for layer, part in complete.layers.items()}
+    changes = _Changes(complete.keep, complete.experts_used, complete.method, complete.hash)
+    files = _lay_out(model, kept, changes, target, mtp, split_max_size)
+    return Rewrite(complete, files, model.mtp_layers if mtp == "drop" else ())
+
+
+def result_files(
+    model: MoeModel,
+    keep: int,
+    target: Path = Path("size.gguf"),
+    *,
+    method: str = "",
+    experts_used: int | None = None,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+) -> tuple[OutputFile, ...]:
+    """Lay out a result whose experts are not chosen yet: its paths and sizes are exact.
+
+    Neither depends on which experts stay, only on how many. The files must not be written.
+
+    Args:
+        model: the source.
+        keep: experts a layer.
+        target: path of the result.
+        method: what the plan will name as its method, which the result records.
+        experts_used: for each token; None for as many as in the model.
+        mtp, split_max_size: see plan_rewrite.
+
+    Raises:
+        InputError: an impossible number.
+        UnsupportedModelError: the model cannot be pruned.
+    """
+    _check_count(model, keep)
+    _check_mtp(mtp)
+    model.counts.check(keep)
+    model.check_used(experts_used or 0)
+    used = 0 if experts_used == model.experts_used else experts_used or 0
+    kept = dict.fromkeys(model.expert_tensors, range(keep))
+    changes = _Changes(keep, used, method, "0" * 64)
+    return _lay_out(model, kept, changes, target, mtp, split_max_size)
+
+
+def result_size(
+    model: MoeModel,
+    keep: int,
+    *,
+    method: str = "",
+    experts_used: int | None = None,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+) -> int:
+    """Bytes of the result with ``keep`` experts a layer, all shards, exactly; see result_files."""
+    files = result_files(
+        model,
+        keep,
+        method=method,
+        experts_used=experts_used,
+        mtp=mtp,
+        split_max_size=split_max_size,
+    )
+    return sum(file.size for file in files)
+
+
+@dataclass(frozen=True, slots=True)
+class _Changes:
+    """What the metadata of a result says of its plan."""
+
+    keep: int
+    experts_used: int
+    method: str
+    plan_hash: str
+
+
+def _check_count(model: MoeModel, keep: int) -> None:
     architecture = model.require_prunable()
-    if plan.keep != model.experts and plan.keep in architecture.forbidden_counts:
+    if keep != model.experts and keep in architecture.forbidden_counts:
         raise InputError(
-            f"--keep {plan.keep}: llama.cpp computes another function for {architecture.name} "
-            f"with exactly {plan.keep} experts",
+            f"keep={keep}: llama.cpp computes another function for {architecture.name} "
+            f"with exactly {keep} experts",
             remedy="Keep one more or one fewer.",
         )
-    complete = _complete(plan.for_model(model, plan_name), model, mtp)
+
+
+def _check_mtp(mtp: str) -> None:
+    if mtp not in ("prune", "drop"):
+        raise InputError(f"mtp={mtp}: expected prune or drop")
+
+
+def _lay_out(
+    model: MoeModel,
+    kept: Mapping[int, Sequence[int]],
+    changes: _Changes,
+    target: Path,
+    mtp: str,
+    split_max_size: int | None,
+) -> tuple[OutputFile, ...]:
     dropped = model.mtp_layers if mtp == "drop" else ()
     tensors = [
-        _sliced(tensor, model, complete)
+        _sliced(tensor, model, kept)
         for tensor in model.gguf.tensors
         if layer_of(tensor.name) not in dropped
     ]
-    edits = _edits(model, complete, dropped)
-    files = lay_out(target, model.gguf, edits, tensors, split_max_size=split_max_size)
-    return Rewrite(complete, files, dropped)
+    edits = _edits(model, changes, dropped)
+    return lay_out(target, model.gguf, edits, tensors, split_max_size=split_max_size)
 
 
 def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel) -> int:
@@ -109,9 +198,10 @@ def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel) -> int:
         VerificationError: names the first tensor that differs.
     """
     originals = {tensor.name: tensor for tensor in model.gguf.tensors}
+    kept = {layer: part.keep for layer, part in plan.layers.items()}
     compared = 0
     for tensor in result.tensors:
-        expected = _sliced(originals[tensor.name], model, plan)
+        expected = _sliced(originals[tensor.name], model, kept)
         if tensor.shape != expected.shape or tensor.nbytes != expected.nbytes:
             raise VerificationError(f"{result.path}: {tensor.name} has the shape {tensor.shape}")
         at = tensor.offset
@@ -140,8 +230,7 @@ def _compare(
 
 def _complete(plan: Plan, model: MoeModel, mtp: str) -> Plan:
     """Add MTP layers, which decoding gives no statistics for."""
-    if mtp not in ("prune", "drop"):
-        raise InputError(f"--mtp {mtp}: expected prune or drop")
+    _check_mtp(mtp)
     layers = dict(plan.layers)
     for layer in model.mtp_layers:
         if mtp == "drop":
@@ -152,7 +241,7 @@ def _complete(plan: Plan, model: MoeModel, mtp: str) -> Plan:
     return replace(plan, layers=layers)
 
 
-def _sliced(tensor: Tensor, model: MoeModel, plan: Plan) -> OutputTensor:
+def _sliced(tensor: Tensor, model: MoeModel, kept: Mapping[int, Sequence[int]]) -> OutputTensor:
     """The kept experts of a per-expert tensor, as byte ranges; any other tensor whole.
 
     The expert axis is the outermost, so an expert is one range of nbytes / experts bytes.
@@ -162,28 +251,27 @@ def _sliced(tensor: Tensor, model: MoeModel, plan: Plan) -> OutputTensor:
     layer = layer_of(tensor.name)
     assert layer is not None
     size = tensor.nbytes // model.experts
-    kept = plan.layers[layer].keep
-    ranges = joined(ByteRange(tensor.shard, tensor.offset + e * size, size) for e in kept)
-    shape = (*tensor.shape[:-1], plan.keep)
-    return OutputTensor(tensor.name, shape, tensor.type, ranges)
+    stay = kept[layer]
+    ranges = joined(ByteRange(tensor.shard, tensor.offset + e * size, size) for e in stay)
+    return OutputTensor(tensor.name, (*tensor.shape[:-1], len(stay)), tensor.type, ranges)
 
 
-def _edits(model: MoeModel, plan: Plan, dropped: tuple[int, ...]) -> KeyEdits:
+def _edits(model: MoeModel, changes: _Changes, dropped: tuple[int, ...]) -> KeyEdits:
     """Metadata that must change; none if nothing is dropped."""
-    if plan.keep == model.experts and not dropped and not plan.experts_used:
+    if changes.keep == model.experts and not dropped and not changes.experts_used:
         return KeyEdits()
     changed: dict[str, TypedValue] = {}
-    prefix = f"{plan.architecture}."
-    values: dict[str, Any] = {architectures.EXPERT_COUNT_KEY: plan.keep}
-    if plan.experts_used:
-        values[architectures.EXPERT_USED_KEY] = plan.experts_used
+    prefix = f"{model.require_prunable().name}."
+    values: dict[str, Any] = {architectures.EXPERT_COUNT_KEY: changes.keep}
+    if changes.experts_used:
+        values[architectures.EXPERT_USED_KEY] = changes.experts_used
     if dropped:
         values |= architectures.keys_without_mtp(model.metadata, dropped)
     for key, value in values.items():
         changed[prefix + key] = _same_type(model.gguf, prefix + key, value)
-    for key, text in _restated_names(model, plan.keep).items():
+    for key, text in _restated_names(model, changes.keep).items():
         changed[key] = TypedValue(ValueType.STRING, text)
-    for key, entry in _provenance(model, plan).items():
+    for key, entry in _provenance(model, changes).items():
         changed[PROVENANCE + key] = entry
     return KeyEdits(changed)
 
@@ -199,7 +287,7 @@ def _same_type(gguf: GgufModel, key: str, value: Any) -> TypedValue:
     return TypedValue(ValueType(pair.type), value)
 
 
-def _provenance(model: MoeModel, plan: Plan) -> Mapping[str, TypedValue]:
+def _provenance(model: MoeModel, changes: _Changes) -> Mapping[str, TypedValue]:
     """Where the file comes from, for whoever finds it."""
     text, number = ValueType.STRING, ValueType.UINT32
     used = {"source_experts_used": TypedValue(number, model.experts_used)}
@@ -207,10 +295,10 @@ def _provenance(model: MoeModel, plan: Plan) -> Mapping[str, TypedValue]:
         "version": TypedValue(text, VERSION),
         "source": TypedValue(text, model.gguf.path.name),
         "source_experts": TypedValue(number, model.experts),
-        **(used if plan.experts_used else {}),
-        "keep": TypedValue(number, plan.keep),
-        "method": TypedValue(text, plan.method),
-        "plan_sha256": TypedValue(text, plan.hash),
+        **(used if changes.experts_used else {}),
+        "keep": TypedValue(number, changes.keep),
+        "method": TypedValue(text, changes.method),
+        "plan_sha256": TypedValue(text, changes.plan_hash),
     }
 
 

@@ -14,7 +14,7 @@ from ggprune.errors import InputError
 from ggprune.gguf_file import write_files
 from ggprune.model import ExpertCounts, MoeModel, open_model
 from ggprune.plan import LayerPlan, Plan
-from ggprune.rewrite import plan_rewrite
+from ggprune.rewrite import plan_rewrite, result_size
 from tests.support.tiny import write_tiny
 
 COUNTS = ExpertCounts(128, 8)
@@ -100,7 +100,7 @@ def test_target_size_is_within_one_expert(model: MoeModel, tmp_path: Path) -> No
     limit = model.gguf.size * 2 // 3
 
     def size(keep: int) -> int:
-        return budgets.file_size(model, keep)
+        return result_size(model, keep)
 
     keep = budgets.most(Budget(), model.counts, size, limit, "--target-size")
     plan = Plan(keep, {layer: LayerPlan(tuple(range(keep))) for layer in model.moe_layers})
@@ -114,7 +114,7 @@ def test_target_size_is_within_one_expert(model: MoeModel, tmp_path: Path) -> No
 
 def test_file_size_of_groups_and_mtp(tmp_path: Path) -> None:
     grouped = open_model(write_tiny(tmp_path / "g.gguf", "bailingmoe2"))
-    sizes = [budgets.file_size(grouped, keep) for keep in grouped.counts.possible()]
+    sizes = [result_size(grouped, keep) for keep in grouped.counts.possible()]
     assert sizes == sorted(sizes)
     assert sizes[-1] == grouped.gguf.size
 
