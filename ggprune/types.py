@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
-Floats = npt.NDArray[np.float64]
-Floats32 = npt.NDArray[np.float32]
-Ints = npt.NDArray[np.int64]
-Ints32 = npt.NDArray[np.int32]
+# As text: help is made from records that this module describes, and must not wait for numpy.
+Floats: TypeAlias = "npt.NDArray[np.float64]"
+Floats32: TypeAlias = "npt.NDArray[np.float32]"
+Ints: TypeAlias = "npt.NDArray[np.int64]"
+Ints32: TypeAlias = "npt.NDArray[np.int32]"
 Json = dict[str, Any]
 #: Takes the number of units just done.
 Advance = Callable[[int], object]
@@ -41,16 +43,21 @@ def option(
     choices: Sequence[str] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
     metavar: str | None = None,
+    default_help: str | None = None,
 ) -> Any:
     """Declare a field of an options record; the command line makes its option from it.
 
     Args:
         default: value of the field when it is not given; None means "not given".
-        help: what ``--help`` says.
+        help: what ``--help`` says; of a switch that is on, what switching it off does.
         choices: the only values allowed.
         minimum, maximum: the range allowed, both included.
+        above, below: bounds that the number must not reach.
         metavar: how ``--help`` names the value.
+        default_help: the default in words, where the value says too little.
     """
     return field(
         default=default,
@@ -59,6 +66,9 @@ def option(
             "choices": choices,
             "minimum": minimum,
             "maximum": maximum,
+            "above": above,
+            "below": below,
             "metavar": metavar,
+            "default_help": default_help,
         },
     )

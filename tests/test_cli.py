@@ -266,3 +266,34 @@ def test_the_stages_choose_as_the_main_job_does(tmp_path: Path, model: Path, tex
 def test_a_context_beyond_the_trained_one_is_said(tmp_path: Path, model: Path, text: str) -> None:
     result = ggprune("evaluate", model, model, "--text", text, "--ctx", 4096, cwd=tmp_path)
     assert "was trained with 256 tokens" in result.stderr
+
+
+def test_messages_of_the_library_name_the_options_of_the_command() -> None:
+    import click
+
+    from ggprune.cli.main import cli
+    from ggprune.cli.notes import in_options
+
+    command = cli.get_command(click.Context(cli), "prune")
+    for text, expected in {
+        "keep=9: at least 10 must stay": "--keep 9: at least 10 must stay",
+        "Pass force=True to replace it.": "Pass --force to replace it.",
+        "max_kld=0.1, or max_ppl_ratio=1.1.": "--max-kld 0.1, or --max-ppl-ratio 1.1.",
+        "always_keep=3:17: no such layer": "--always-keep 3:17: no such layer",
+        "/tmp/keep=9.gguf: is no model; temperature=0.7": None,
+    }.items():
+        assert in_options(text, command) == (expected or text)
+
+
+def test_notes_go_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    import logging
+
+    from ggprune.cli.notes import show_notes
+
+    log = logging.getLogger("ggprune.somewhere")
+    for quiet in (False, True):
+        show_notes(quiet=quiet)
+        log.info("a note")
+        log.warning("a warning")
+    show_notes()
+    assert capsys.readouterr() == ("", "a note\na warning\na warning\n")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from ggprune.cli.notes import show_notes
 from ggprune.util import human_size as human_size
 
 if TYPE_CHECKING:
@@ -83,11 +84,20 @@ def force_option(command: Command) -> Command:
 def verbosity_options(command: Command) -> Command:
     """-q and -v."""
     # Eager: a MODEL to download wants to know it, wherever -q stands.
-    quiet = click.option(
-        "-q", "--quiet", is_flag=True, is_eager=True, help="No progress, no notes."
-    )
-    command = quiet(command)
+    command = click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        is_eager=True,
+        callback=_quieten,
+        help="No progress, no notes.",
+    )(command)
     return click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log too.")(command)
+
+
+def _quieten(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> bool:
+    show_notes(quiet=quiet)
+    return quiet
 
 
 def text_options(command: Command) -> Command:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib
 import signal
 import sys
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import click
 
+from ggprune.cli.notes import in_options, show_notes
 from ggprune.errors import GgpruneError
 
 
@@ -66,6 +67,16 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error of ours speaks of its options."""
+        try:
+            return super().invoke(ctx)
+        except GgpruneError as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            error.message = in_options(error.message, command)
+            error.remedy = in_options(error.remedy, command)
+            raise
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the default command in front of a model's path."""
         own = {"--help", "-h", "--version"}
@@ -111,6 +122,7 @@ def main() -> NoReturn:
     """Run the command line and exit: 0, or the exit code of the error's class."""
     # A killed run should end like an interrupted one, so that temporary files are removed.
     signal.signal(signal.SIGTERM, _raise_interrupt)
+    show_notes()
     try:
         code = cli.main(standalone_mode=False)
     except GgpruneError as error:
