@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,25 +10,10 @@ from pathlib import Path
 import pytest
 
 from ggprune.cli.main import COMMANDS
+from tests.support.command import ggprune
 from tests.support.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
-
-
-def ggprune(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
-    """Run the command line; the exit code must be as said, and no traceback shown."""
-    result = subprocess.run(
-        [sys.executable, "-c", "from ggprune.cli import main; main()", *map(str, arguments)],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        env={**os.environ, "COLUMNS": "100"},
-        timeout=240,
-        check=False,
-    )
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    return result
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +27,8 @@ from ggprune.quantization.importance import ImatrixObserver
 from ggprune.text import load as texts
 from ggprune.text.chat import ChatTemplate
 from ggprune.text.load import Document, Message, Source
+from tests.support.command import COMMAND
+from tests.support.halting import halting
 from tests.support.tiny import write_tiny
 
 # A cache in F16 rounds, and so does flash attention on a CPU: a token may then choose another one
@@ -320,27 +321,6 @@ def test_the_output_appears_when_it_is_complete(path: Path, tmp_path: Path) -> N
 
 # Whole processes: signals, kill -9, an abort of llama.cpp.
 
-_SLOW = """
-import os, signal, sys, time
-import ggprune.calibration.run as calibrate
-from ggprune.calibration import collect
-calibrate._CHECKPOINT_SECONDS = 0.0
-receive = collect.RoutingObserver.receive
-seen = 0
-def watched(self, name, tensor):
-    global seen
-    if name == "ffn_moe_weighted-1":
-        seen += 1
-        if seen == 6:
-            print("running", flush=True)
-            {then}
-    return receive(self, name, tensor)
-collect.RoutingObserver.receive = watched
-sys.argv[0] = "ggprune"
-from ggprune.cli.main import main
-main()
-"""
-
 
 def arguments(path: Path, folder: Path) -> list[str]:
     text = folder / "text.txt"
@@ -353,7 +333,7 @@ def arguments(path: Path, folder: Path) -> list[str]:
 
 def child(path: Path, folder: Path, then: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-c", _SLOW.replace("{then}", then), *arguments(path, folder)],
+        [*halting("ffn_moe_weighted-1", 6, then), *arguments(path, folder)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -364,13 +344,12 @@ def child(path: Path, folder: Path, then: str) -> subprocess.Popen[str]:
 
 def finish(path: Path, folder: Path) -> None:
     """The same command once more, and compared with a run in a folder of its own."""
-    code = "from ggprune.cli.main import main; main()"
     partial = folder / "s.gguf.partial"
     assert Checkpoint.load(partial).done > 0
     fresh = folder / "fresh"
     fresh.mkdir()
     for where in (folder, fresh):
-        subprocess.run([sys.executable, "-c", code, *arguments(path, where)], check=True)
+        subprocess.run([*COMMAND, *arguments(path, where)], check=True)
     assert not partial.exists()
     assert_same(Statistics.load(folder / "s.gguf"), Statistics.load(fresh / "s.gguf"))
 
@@ -379,7 +358,7 @@ def finish(path: Path, folder: Path) -> None:
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)]
 )
 def test_signals(path: Path, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    process = child(path, tmp_path, "time.sleep(0.3)")
+    process = child(path, tmp_path, "pause")
     assert process.stdout is not None
     process.stdout.readline()
     time.sleep(0.05)
@@ -394,11 +373,7 @@ def test_signals(path: Path, tmp_path: Path, number: signal.Signals, code: int) 
 
 def test_an_abort_of_llama_keeps_what_was_gathered(path: Path, tmp_path: Path) -> None:
     """A failed assertion of ggml, as a lost RPC server makes one."""
-    then = (
-        "import ctypes; from ggprune.llama.library import library; "
-        "library().ggml['ggml_backend_tensor_alloc'](None, None, None)"
-    )
-    process = child(path, tmp_path, then)
+    process = child(path, tmp_path, "abort")
     _, errors = process.communicate(timeout=60)
     assert process.returncode == LlamaError.exit_code, errors
     assert "llama.cpp stopped" in errors and "continues from there" in errors

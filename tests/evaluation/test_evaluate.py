@@ -27,7 +27,7 @@ from ggprune.rewrite import plan_rewrite
 from ggprune.text import load as texts
 from ggprune.text.chat import ChatTemplate
 from ggprune.text.load import Document, Message, Source
-from tests.evaluation.test_masking import OPTIONS, TEXT, random_plan
+from tests.support.evaluating import OPTIONS, TEXT, random_plan
 from tests.support.llama_ctypes import loaded
 from tests.support.tiny import write_tiny
 

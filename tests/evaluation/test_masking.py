@@ -13,31 +13,13 @@ from ggprune.errors import InputError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import MaskObserver, dropped_by
 from ggprune.gguf_file import write_files
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
-from ggprune.model import MoeModel, open_model
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
+from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
 from ggprune.text.load import Document, Source
+from tests.support.evaluating import OPTIONS, TEXT, random_plan
 from tests.support.tiny import write_tiny
-
-OPTIONS = RunOptions(threads=1, repack=False, gpu_layers=0)
-TEXT = "the theory of the rain and the sun is that one is often not in the other's place. " * 8
-
-
-def random_plan(model: MoeModel, keep: int, seed: int = 0) -> Plan:
-    """Any experts, the same number in every group."""
-    draw = np.random.default_rng(seed)
-    size = model.experts // model.groups
-
-    def kept() -> tuple[int, ...]:
-        groups = [
-            start + draw.choice(size, keep // model.groups, replace=False)
-            for start in range(0, model.experts, size)
-        ]
-        return tuple(sorted(np.concatenate(groups).tolist()))
-
-    return Plan(keep, {layer: LayerPlan(kept()) for layer in model.moe_layers})
-
 
 CASES = {
     "softmax": ("qwen3moe", None),

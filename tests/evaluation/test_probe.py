@@ -28,7 +28,7 @@ from ggprune.gguf_file import GgufModel
 from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
-from tests.evaluation.test_masking import OPTIONS, random_plan
+from tests.support.evaluating import OPTIONS, random_plan
 from tests.support.tiny import write_tiny
 
 STORY = [*range(100), 5, 9, 4, 5, 9, 7, *range(100, 180)]

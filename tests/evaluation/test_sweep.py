@@ -25,7 +25,7 @@ from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.text import load as texts
 from ggprune.text.load import Document, Message, Source
-from tests.evaluation.test_masking import OPTIONS, TEXT, random_plan
+from tests.support.evaluating import OPTIONS, TEXT, random_plan
 from tests.support.tiny import write_tiny
 
 SOURCES = [Source("text", (Document(text=TEXT),))]

@@ -1,4 +1,4 @@
-"""The Hub, against a local server that speaks its API: tests/hub_server.py."""
+"""The Hub, against a local server that speaks its API: tests/support/hub_server.py."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import logging
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -22,18 +21,6 @@ from ggprune.hub.files import LocalFile, Repo
 from tests.support.hub_server import TOKEN, Fault, HubServer
 
 MODEL_BYTES = bytes(range(256)) * 4096
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with HubServer() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
 
 
 @pytest.fixture
@@ -104,19 +91,19 @@ def test_a_local_path_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve_model("o/r:Q4_K_M") == Path("o/r:Q4_K_M")
 
 
-def test_download_by_file_and_from_the_cache(server: HubServer) -> None:
-    server.add("o/r", {"a/m-Q8_0.gguf": MODEL_BYTES})
+def test_download_by_file_and_from_the_cache(hub: HubServer) -> None:
+    hub.add("o/r", {"a/m-Q8_0.gguf": MODEL_BYTES})
     path = resolve_model("hf://o/r/a/m-Q8_0.gguf")
     assert path.read_bytes() == MODEL_BYTES
     assert path.name == "m-Q8_0.gguf"
-    gets = server.count("GET", "/resolve/")
+    gets = hub.count("GET", "/resolve/")
     assert resolve_model("hf://o/r/a/m-Q8_0.gguf") == path
-    assert server.count("GET", "/resolve/") == gets == 1
+    assert hub.count("GET", "/resolve/") == gets == 1
 
 
-def test_download_a_tag_with_all_its_shards(server: HubServer) -> None:
+def test_download_a_tag_with_all_its_shards(hub: HubServer) -> None:
     shards = {f"m-Q4_K_M-{n:05d}-of-00003.gguf": bytes([n]) * 100 for n in (1, 2, 3)}
-    server.add("o/r", {**shards, "m-Q8_0.gguf": b"other", "README.md": b"card"})
+    hub.add("o/r", {**shards, "m-Q8_0.gguf": b"other", "README.md": b"card"})
     said: list[str] = []
     path = resolve_model("o/r:Q4_K_M", say=said.append)
     assert path.name == "m-Q4_K_M-00001-of-00003.gguf"
@@ -126,30 +113,30 @@ def test_download_a_tag_with_all_its_shards(server: HubServer) -> None:
     assert said == ["o/r:Q4_K_M is o/r/m-Q4_K_M-00001-of-00003.gguf and 2 more shards"]
 
 
-def test_any_shard_brings_the_others(server: HubServer) -> None:
+def test_any_shard_brings_the_others(hub: HubServer) -> None:
     names = [f"m-{n:05d}-of-00002.gguf" for n in (1, 2)]
-    server.add("o/r", {name: name.encode() for name in names})
+    hub.add("o/r", {name: name.encode() for name in names})
     path = resolve_model(f"hf://o/r/{names[1]}")
     assert path.name == names[0]
     assert (path.parent / names[1]).read_bytes() == names[1].encode()
 
 
-def test_a_missing_shard_is_named(server: HubServer) -> None:
-    server.add("o/r", {"m-Q8_0-00001-of-00002.gguf": b"x"})
+def test_a_missing_shard_is_named(hub: HubServer) -> None:
+    hub.add("o/r", {"m-Q8_0-00001-of-00002.gguf": b"x"})
     with pytest.raises(HubError, match="m-Q8_0-00002-of-00002"):
         resolve_model("o/r:Q8_0")
 
 
-def test_a_revision(server: HubServer) -> None:
-    server.add("o/r", {"m.gguf": b"new"})
-    server.add("o/r", {"m.gguf": b"old"}, branch="v1")
+def test_a_revision(hub: HubServer) -> None:
+    hub.add("o/r", {"m.gguf": b"new"})
+    hub.add("o/r", {"m.gguf": b"old"}, branch="v1")
     assert resolve_model("hf://o/r/m.gguf@v1").read_bytes() == b"old"
     with pytest.raises(HubError, match="no such revision"):
         resolve_model("hf://o/r/m.gguf@v2")
 
 
-def test_what_is_there_is_listed(server: HubServer) -> None:
-    server.add("o/r", {"m-Q8_0.gguf": b"x", "mmproj.gguf": b"y"})
+def test_what_is_there_is_listed(hub: HubServer) -> None:
+    hub.add("o/r", {"m-Q8_0.gguf": b"x", "mmproj.gguf": b"y"})
     with pytest.raises(HubError, match="no quantization Q2_K") as caught:
         resolve_model("o/r:Q2_K")
     assert caught.value.remedy == "It has: m-Q8_0.gguf."
@@ -157,16 +144,16 @@ def test_what_is_there_is_listed(server: HubServer) -> None:
         resolve_model("hf://o/r/other.gguf")
 
 
-def test_a_repository_that_is_not_there(server: HubServer) -> None:
+def test_a_repository_that_is_not_there(hub: HubServer) -> None:
     with pytest.raises(HubError, match="no such repository") as caught:
         resolve_model("o/none:Q8_0")
     assert "hf auth login" in caught.value.remedy
 
 
 def test_a_private_repository_without_token(
-    server: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    server.add("o/r", {"m-Q8_0.gguf": b"x"}, private=True)
+    hub.add("o/r", {"m-Q8_0.gguf": b"x"}, private=True)
     assert resolve_model("o/r:Q8_0").read_bytes() == b"x"
     monkeypatch.delenv("HF_TOKEN")
     from huggingface_hub import constants
@@ -177,26 +164,26 @@ def test_a_private_repository_without_token(
     assert caught.value.remedy.startswith("hf auth login")
 
 
-def test_a_broken_download_resumes(server: HubServer, waits: list[float]) -> None:
-    server.add("o/r", {"m-Q8_0.gguf": MODEL_BYTES})
+def test_a_broken_download_resumes(hub: HubServer, waits: list[float]) -> None:
+    hub.add("o/r", {"m-Q8_0.gguf": MODEL_BYTES})
     broken = Fault("GET", "/resolve/", drop_after=300_000)
-    server.faults.append(broken)
+    hub.faults.append(broken)
     assert resolve_model("o/r:Q8_0").read_bytes() == MODEL_BYTES
     assert broken.seen == 1
-    assert server.count("GET", "/resolve/") == 2
+    assert hub.count("GET", "/resolve/") == 2
 
 
-def test_downloads_wait_as_long_as_the_hub_says(server: HubServer, waits: list[float]) -> None:
-    server.add("o/r", {"m-Q8_0.gguf": b"x"})
-    server.faults.append(Fault("GET", "/tree/", status=429, headers={"Retry-After": "7"}))
+def test_downloads_wait_as_long_as_the_hub_says(hub: HubServer, waits: list[float]) -> None:
+    hub.add("o/r", {"m-Q8_0.gguf": b"x"})
+    hub.faults.append(Fault("GET", "/tree/", status=429, headers={"Retry-After": "7"}))
     assert resolve_model("o/r:Q8_0").read_bytes() == b"x"
     assert any(7 <= wait <= 8 for wait in waits)
 
 
 def test_without_connection_the_cache_is_used(
-    server: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.add("o/r", {"m.gguf": b"x"})
+    hub.add("o/r", {"m.gguf": b"x"})
     path = resolve_model("hf://o/r/m.gguf")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     assert resolve_model("hf://o/r/m.gguf") == path
@@ -205,14 +192,14 @@ def test_without_connection_the_cache_is_used(
     assert "Check the network" in caught.value.remedy
 
 
-def test_text_of_a_dataset(server: HubServer, tmp_path: Path) -> None:
-    server.add("o/d", {"a/t.jsonl": b'{"text": "hello"}\n'}, kind="dataset")
+def test_text_of_a_dataset(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("o/d", {"a/t.jsonl": b'{"text": "hello"}\n'}, kind="dataset")
     assert resolve_text("hf://datasets/o/d/a/t.jsonl").read_bytes() == b'{"text": "hello"}\n'
     assert resolve_text(str(tmp_path / "x.txt")) == tmp_path / "x.txt"
 
 
-def test_the_model_argument(server: HubServer, tmp_path: Path) -> None:
-    server.add("o/r", {"m-Q8_0.gguf": b"x"})
+def test_the_model_argument(hub: HubServer, tmp_path: Path) -> None:
+    hub.add("o/r", {"m-Q8_0.gguf": b"x"})
 
     @click.command()
     @click.argument("model", type=MODEL)
@@ -285,10 +272,10 @@ PUSHED = [
 ]
 
 
-def test_push_and_again(server: HubServer, folder: Path) -> None:
+def test_push_and_again(hub: HubServer, folder: Path) -> None:
     code, out, err = run_push(str(folder), "o/r-GGUF", "--private")
     assert code == 0, err
-    repository = server.repositories["model", "o/r-GGUF"]
+    repository = hub.repositories["model", "o/r-GGUF"]
     assert repository.private
     files = repository.branches["main"]
     assert sorted(files) == PUSHED
@@ -296,121 +283,119 @@ def test_push_and_again(server: HubServer, folder: Path) -> None:
         assert files[name] == (folder / name).read_bytes()
     assert repository.commits[:2] == ["Upload m-Q4_K_M.gguf", "Upload m-Q8_0.gguf"]
     assert len(repository.commits) == 3
-    assert f"{server.url}/o/r-GGUF" in out
+    assert f"{hub.url}/o/r-GGUF" in out
     assert "Left out: .env, notes.docx" in err
     sums = subprocess.run(
         ["sha256sum", "-c", "SHA256SUMS"], cwd=folder, capture_output=True, text=True
     )
     assert sums.stdout == "m-Q4_K_M.gguf: OK\nm-Q8_0.gguf: OK\n"
 
-    sent = len(server.uploaded)
+    sent = len(hub.uploaded)
     code, out, _ = run_push(str(folder), "o/r-GGUF", "--json")
     assert json.loads(out)["upload"] == []
     assert [file["name"] for file in json.loads(out)["present"]] == sorted(
         PUSHED, key=lambda name: (name == "SHA256SUMS", name)
     )
-    assert (len(server.uploaded), len(repository.commits)) == (sent, 3)
+    assert (len(hub.uploaded), len(repository.commits)) == (sent, 3)
 
 
-def test_only_what_changed_is_sent(server: HubServer, folder: Path) -> None:
+def test_only_what_changed_is_sent(hub: HubServer, folder: Path) -> None:
     run_push(str(folder), "o/r")
     (folder / "m-Q4_K_M.gguf").write_bytes(b"new" * 100_000)
     code, out, _ = run_push(str(folder), "o/r", "--json")
     assert code == 0
     changed = [file["name"] for file in json.loads(out)["upload"]]
     assert changed == ["m-Q4_K_M.gguf", "SHA256SUMS"]
-    files = server.repositories["model", "o/r"].branches["main"]
+    files = hub.repositories["model", "o/r"].branches["main"]
     assert files["m-Q4_K_M.gguf"] == b"new" * 100_000
 
 
-def test_dry_run_sends_nothing(server: HubServer, folder: Path) -> None:
+def test_dry_run_sends_nothing(hub: HubServer, folder: Path) -> None:
     code, out, _ = run_push(str(folder), "o/r", "--dry-run", "--json")
     result = json.loads(out)
     assert code == 0
     assert result["creates"] and result["dry_run"]
     assert sorted(file["name"] for file in result["upload"]) == PUSHED
-    assert server.repositories == {}
+    assert hub.repositories == {}
     assert not (folder / "SHA256SUMS").exists()
-    assert not any(method in ("POST", "PUT") for method, _ in server.requests)
+    assert not any(method in ("POST", "PUT") for method, _ in hub.requests)
 
 
-def test_a_branch(server: HubServer, folder: Path) -> None:
-    server.add("o/r", {"m-Q8_0.gguf": MODEL_BYTES})
+def test_a_branch(hub: HubServer, folder: Path) -> None:
+    hub.add("o/r", {"m-Q8_0.gguf": MODEL_BYTES})
     code, out, _ = run_push(str(folder), "o/r", "--revision", "v2", "--json")
     assert code == 0
-    branches = server.repositories["model", "o/r"].branches
+    branches = hub.repositories["model", "o/r"].branches
     assert sorted(branches["v2"]) == PUSHED
     assert sorted(branches["main"]) == ["m-Q8_0.gguf"]
     assert [file["name"] for file in json.loads(out)["present"]] == ["m-Q8_0.gguf"]
 
 
-def test_multipart_upload(server: HubServer, folder: Path) -> None:
-    server.chunk_size = 200_000
+def test_multipart_upload(hub: HubServer, folder: Path) -> None:
+    hub.chunk_size = 200_000
     code, _, err = run_push(str(folder), "o/r")
     assert code == 0, err
-    files = server.repositories["model", "o/r"].branches["main"]
+    files = hub.repositories["model", "o/r"].branches["main"]
     assert files["m-Q8_0.gguf"] == MODEL_BYTES
 
 
 def test_a_dropped_connection_is_tried_again(
-    server: HubServer, folder: Path, waits: list[float]
+    hub: HubServer, folder: Path, waits: list[float]
 ) -> None:
     dropped = Fault("PUT", "/lfs/", drop_after=100_000)
-    server.faults.append(dropped)
+    hub.faults.append(dropped)
     code, _, err = run_push(str(folder), "o/r")
     assert code == 0, err
     assert dropped.seen == 1
-    assert sorted(server.repositories["model", "o/r"].branches["main"]) == PUSHED
+    assert sorted(hub.repositories["model", "o/r"].branches["main"]) == PUSHED
 
 
 def test_a_connection_that_stays_broken_resumes_next_time(
-    server: HubServer, folder: Path, waits: list[float]
+    hub: HubServer, folder: Path, waits: list[float]
 ) -> None:
     first = LocalFile.of(folder / "m-Q4_K_M.gguf", "m-Q4_K_M.gguf")
     second = LocalFile.of(folder / "m-Q8_0.gguf", "m-Q8_0.gguf")
-    server.faults.append(Fault("PUT", second.sha256, drop_after=1000, times=10_000))
+    hub.faults.append(Fault("PUT", second.sha256, drop_after=1000, times=10_000))
     code, _, err = run_push(str(folder), "o/r")
     assert code == 9
     assert "uploading m-Q8_0.gguf" in err and "connection broke" in err
     assert "it continues where it stopped" in err
-    assert sorted(server.repositories["model", "o/r"].branches["main"]) == ["m-Q4_K_M.gguf"]
+    assert sorted(hub.repositories["model", "o/r"].branches["main"]) == ["m-Q4_K_M.gguf"]
 
-    server.faults.clear()
+    hub.faults.clear()
     code, _, err = run_push(str(folder), "o/r")
     assert code == 0, err
-    assert server.uploaded == [first.sha256, second.sha256]
-    assert sorted(server.repositories["model", "o/r"].branches["main"]) == PUSHED
+    assert hub.uploaded == [first.sha256, second.sha256]
+    assert sorted(hub.repositories["model", "o/r"].branches["main"]) == PUSHED
 
 
-def test_a_lost_commit_answer_is_harmless(
-    server: HubServer, folder: Path, waits: list[float]
-) -> None:
-    server.faults.append(Fault("POST", "/commit/", status=503, times=2))
+def test_a_lost_commit_answer_is_harmless(hub: HubServer, folder: Path, waits: list[float]) -> None:
+    hub.faults.append(Fault("POST", "/commit/", status=503, times=2))
     code, _, err = run_push(str(folder), "o/r")
     assert code == 0, err
     assert "the Hub has a problem (503); trying again" in err
 
 
-def test_429_waits_as_long_as_asked(server: HubServer, folder: Path, waits: list[float]) -> None:
-    server.faults.append(Fault("POST", "/commit/", status=429, headers={"Retry-After": "42"}))
+def test_429_waits_as_long_as_asked(hub: HubServer, folder: Path, waits: list[float]) -> None:
+    hub.faults.append(Fault("POST", "/commit/", status=429, headers={"Retry-After": "42"}))
     code, _, err = run_push(str(folder), "o/r")
     assert code == 0, err
     assert 42.0 in waits
     assert "the Hub asks to slow down (429); trying again in 42 s" in err
 
 
-def test_429_for_hours_is_reported(server: HubServer, folder: Path, waits: list[float]) -> None:
+def test_429_for_hours_is_reported(hub: HubServer, folder: Path, waits: list[float]) -> None:
     slow = Fault("POST", "/commit/", status=429, headers={"Retry-After": "7200"}, times=100)
-    server.faults.append(slow)
+    hub.faults.append(slow)
     code, _, err = run_push(str(folder), "o/r")
     assert code == 9 and "slow down" in err
     assert slow.seen == 1 and 7200.0 not in waits
 
 
 def test_401_says_how_to_log_in(
-    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.add("o/r", {})
+    hub.add("o/r", {})
     wrong = "hf_WrongTokenThatMustNotBeSeen"
     monkeypatch.setenv("HF_TOKEN", wrong)
     code, out, err = run_push(str(folder), "o/r")
@@ -420,7 +405,7 @@ def test_401_says_how_to_log_in(
 
 
 def test_without_token_nothing_is_hashed_or_asked(
-    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from huggingface_hub import constants
 
@@ -428,30 +413,30 @@ def test_without_token_nothing_is_hashed_or_asked(
     monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "none"))
     code, _, err = run_push(str(folder), "o/r")
     assert code == 9 and "hf auth login" in err
-    assert server.requests == []
+    assert hub.requests == []
 
 
-def test_403_and_404(server: HubServer, folder: Path) -> None:
-    server.add("o/r", {})
-    server.faults.append(Fault("POST", "/preupload/", status=403))
+def test_403_and_404(hub: HubServer, folder: Path) -> None:
+    hub.add("o/r", {})
+    hub.faults.append(Fault("POST", "/preupload/", status=403))
     code, _, err = run_push(str(folder), "o/r")
     assert code == 9 and "the token does not allow this (403)" in err and "write access" in err
-    server.faults.append(Fault("POST", "/preupload/", status=404))
+    hub.faults.append(Fault("POST", "/preupload/", status=404))
     code, _, err = run_push(str(folder), "o/r")
     assert code == 9 and "no such repository (404)" in err
 
 
-def test_a_checksum_mismatch_is_seen(server: HubServer, folder: Path) -> None:
-    server.faults.append(Fault("PUT", "/lfs/", corrupt=True))
+def test_a_checksum_mismatch_is_seen(hub: HubServer, folder: Path) -> None:
+    hub.faults.append(Fault("PUT", "/lfs/", corrupt=True))
     code, _, err = run_push(str(folder), "o/r")
     assert code == 9
     assert "checksum mismatch after the upload of m-Q4_K_M.gguf" in err
     # Nothing after it is sent: neither the card that praises it, nor the checksums.
-    assert list(server.repositories["model", "o/r"].branches["main"]) == ["m-Q4_K_M.gguf"]
+    assert list(hub.repositories["model", "o/r"].branches["main"]) == ["m-Q4_K_M.gguf"]
 
 
 def test_too_large_for_the_hub(
-    server: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (folder / "big.gguf").open("wb") as stream:
         stream.truncate(50 * 1000**3 + 1)  # Sparse: takes no room.
@@ -459,23 +444,23 @@ def test_too_large_for_the_hub(
     assert code == 2
     assert "50,000,000,001 bytes" in err
     assert f"llama-gguf-split --split --split-max-size 50G {folder / 'big.gguf'}" in err
-    assert server.requests == []
+    assert hub.requests == []
 
 
-def test_a_missing_local_shard(server: HubServer, folder: Path) -> None:
+def test_a_missing_local_shard(hub: HubServer, folder: Path) -> None:
     (folder / "s-00001-of-00002.gguf").write_bytes(b"x")
     code, _, err = run_push(str(folder), "o/r")
     assert code == 2 and "s-00002-of-00002.gguf: shard 2 of 2 is missing" in err
 
 
 @pytest.mark.parametrize("name", ["name-only", "a/b/c", "o/r:Q4", "../x"])
-def test_a_bad_repository_name(server: HubServer, folder: Path, name: str) -> None:
+def test_a_bad_repository_name(hub: HubServer, folder: Path, name: str) -> None:
     code, _, err = run_push(str(folder), name)
     assert code == 2 and "OWNER/NAME" in err
 
 
 def test_no_token_is_ever_logged(
-    server: HubServer, folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+    hub: HubServer, folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Everything the library and ggprune say, at the most talkative level, through failures."""
     from huggingface_hub.utils import logging as library
@@ -486,14 +471,14 @@ def test_no_token_is_ever_logged(
     monkeypatch.setattr(root.handlers[0], "stream", said)
     monkeypatch.setattr(root, "level", logging.DEBUG)
     monkeypatch.setenv("HF_DEBUG", "1")
-    server.faults += [
+    hub.faults += [
         Fault("PUT", "/lfs/", status=500, times=3),
         Fault("PUT", "/lfs/", drop_after=10, times=1),
         Fault("POST", "/commit/", status=502),
     ]
     code, out, err = run_push(str(folder), "o/r")
     assert code == 0, err
-    server.faults.append(Fault("PUT", "/lfs/", status=403, times=100))
+    hub.faults.append(Fault("PUT", "/lfs/", status=403, times=100))
     (folder / "m-Q8_0.gguf").write_bytes(b"changed" * 100_000)
     code, out, more = run_push(str(folder), "o/r")
     assert code == 9

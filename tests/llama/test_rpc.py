@@ -25,10 +25,11 @@ from ggprune.calibration.checkpoint import Checkpoint
 from ggprune.calibration.statistics import FIELDS, Statistics
 from ggprune.errors import InputError, LlamaError
 from ggprune.llama import rpc
+from tests.support.command import COMMAND
+from tests.support.halting import halting
 from tests.support.tiny import write_tiny
 
 built_in = pytest.mark.skipif(not rpc.is_built_in(), reason="llama-cpp-python without RPC")
-RUN = [sys.executable, "-c", "from ggprune.cli.main import main; main()"]
 EXACT = ["--no-repack", "--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"]
 
 
@@ -67,7 +68,7 @@ def server(*options: str) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         endpoint = f"127.0.0.1:{probe.getsockname()[1]}"
-    command = [*RUN, "rpc-server", "--listen", endpoint, "--threads", "1", *options]
+    command = [*COMMAND, "rpc-server", "--listen", endpoint, "--threads", "1", *options]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     try:
         _wait(endpoint, process)
@@ -89,7 +90,7 @@ def _wait(endpoint: str, process: subprocess.Popen[bytes]) -> None:
 
 
 def calibrate(
-    path: Path, output: Path, *options: str, code: str = RUN[2]
+    path: Path, output: Path, *options: str, code: str = COMMAND[2]
 ) -> subprocess.CompletedProcess[str]:
     text = path.with_name("text.txt")
     return subprocess.run(
@@ -172,28 +173,6 @@ def test_norms_are_reduced_on_the_server(path: Path, tmp_path: Path) -> None:
     assert reduced > 0 and copied == 0
 
 
-_SLOW = """
-import time
-import ggprune.calibration.run as calibrate
-from ggprune.calibration import collect
-calibrate._CHECKPOINT_SECONDS = 0.0
-receive = collect.RoutingObserver.receive
-seen = 0
-def watched(self, name, tensor):
-    global seen
-    if name == "ffn_moe_topk-1":
-        seen += 1
-        if seen == 20:
-            print("running", flush=True)
-        if seen >= 20:
-            time.sleep(0.2)
-    return receive(self, name, tensor)
-collect.RoutingObserver.receive = watched
-from ggprune.cli.main import main
-main()
-"""
-
-
 @built_in
 def test_a_killed_server_gives_an_error_and_a_usable_checkpoint(path: Path, tmp_path: Path) -> None:
     output, text = tmp_path / "s.gguf", path.with_name("text.txt")
@@ -203,7 +182,7 @@ def test_a_killed_server_gives_an_error_and_a_usable_checkpoint(path: Path, tmp_
     ]
     with server() as (endpoint, process):
         client = subprocess.Popen(
-            [sys.executable, "-c", _SLOW, *same, "--rpc", endpoint],
+            [*halting("ffn_moe_topk-1", 20, "slowly"), *same, "--rpc", endpoint],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -217,9 +196,9 @@ def test_a_killed_server_gives_an_error_and_a_usable_checkpoint(path: Path, tmp_
     partial = output.with_name("s.gguf.partial")
     assert Checkpoint.load(partial).tokens_done > 0
     # It goes on without the server too.
-    subprocess.run([*RUN, *same], check=True, capture_output=True)
+    subprocess.run([*COMMAND, *same], check=True, capture_output=True)
     whole = tmp_path / "whole.gguf"
-    subprocess.run([*RUN, *same[:3], str(whole), *same[4:]], check=True, capture_output=True)
+    subprocess.run([*COMMAND, *same[:3], str(whole), *same[4:]], check=True, capture_output=True)
     assert_same(output, whole)
 
 
@@ -237,7 +216,7 @@ def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         endpoint = f"127.0.0.1:{other.getsockname()[1]}"
         result = subprocess.run(
-            [*RUN, "rpc-server", "--listen", endpoint], capture_output=True, text=True
+            [*COMMAND, "rpc-server", "--listen", endpoint], capture_output=True, text=True
         )
     assert result.returncode == LlamaError.exit_code
     assert "cannot listen there" in result.stderr
@@ -245,7 +224,7 @@ def test_a_port_in_use() -> None:
 
 @built_in
 def test_a_warning_beyond_this_machine() -> None:
-    command = [*RUN, "rpc-server", "--listen", "0.0.0.0:0"]
+    command = [*COMMAND, "rpc-server", "--listen", "0.0.0.0:0"]
     result = subprocess.run(command, capture_output=True, text=True)
     assert "is not HOST:PORT" in result.stderr
     with socket.create_server(("0.0.0.0", 0)) as other:

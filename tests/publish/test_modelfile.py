@@ -8,9 +8,9 @@ import pytest
 
 from ggprune.errors import InputError
 from ggprune.publish.ollama.modelfile import parse_parameters
+from tests.support.command import ggprune
 from tests.support.modelfile_reader import read
 from tests.support.tiny import write_tiny
-from tests.test_cli import ggprune
 
 
 def test_written_beside_the_model(tmp_path: Path) -> None:

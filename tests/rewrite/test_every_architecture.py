@@ -18,15 +18,15 @@ from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
 from ggprune.choosing.ranking import make_plan
 from ggprune.errors import InputError
 from ggprune.gguf_file import write_files
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
 from ggprune.model.architectures import Kind
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import LAST_LAYER_RULE, check_result, plan_rewrite, verify_bytes
-from tests.model.test_architectures import CASES, TOKENS, choose, make, read, reference_slice
+from tests.support.evaluating import OPTIONS
 from tests.support.llama_ctypes import loaded
+from tests.support.slicing import CASES, TOKENS, choose, make, read, reference_slice
 
-OPTIONS = RunOptions(threads=1, repack=False, gpu_layers=0)
 UNREFUSED = {name: case for name, case in CASES.items() if name != "dflash"}
 
 

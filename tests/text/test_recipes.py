@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +15,7 @@ from ggprune.errors import InputError
 from ggprune.text import load as texts
 from ggprune.text import recipes
 from ggprune.text.recipe_table import RECIPES, Part, Recipe
-from tests.support.hub_server import TOKEN, HubServer
-
-
-@pytest.fixture
-def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub-cache"))
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
-    with HubServer() as running:
-        monkeypatch.setenv("HF_ENDPOINT", running.url)
-        yield running
+from tests.support.hub_server import HubServer
 
 
 def jsonl(rows: list[dict[str, Any]]) -> bytes:
@@ -159,9 +146,9 @@ def rows(count: int, mark: str = "") -> list[dict[str, Any]]:
     return [{"instruction": f"{mark}{n}", "output": "o", "other": n} for n in range(count)]
 
 
-def test_load_from_json_lines(server: HubServer, two_parts: None) -> None:
-    server.add("o/a", {"train.jsonl": jsonl(rows(20)), "test.jsonl": b"{}"}, kind="dataset")
-    server.add("o/b", {"x/test.jsonl": jsonl(rows(5, "b"))}, kind="dataset")
+def test_load_from_json_lines(hub: HubServer, two_parts: None) -> None:
+    hub.add("o/a", {"train.jsonl": jsonl(rows(20)), "test.jsonl": b"{}"}, kind="dataset")
+    hub.add("o/b", {"x/test.jsonl": jsonl(rows(5, "b"))}, kind="dataset")
     said: list[str] = []
     sources = recipes.load("@tiny", say=said.append)
     assert [(source.domain, len(source.documents)) for source in sources] == [
@@ -176,28 +163,28 @@ def test_load_from_json_lines(server: HubServer, two_parts: None) -> None:
     assert recipes.load("@tiny") == sources
 
 
-def test_a_number_of_rows(server: HubServer, two_parts: None) -> None:
-    server.add("o/a", {"train.jsonl": jsonl(rows(20))}, kind="dataset")
-    server.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
+def test_a_number_of_rows(hub: HubServer, two_parts: None) -> None:
+    hub.add("o/a", {"train.jsonl": jsonl(rows(20))}, kind="dataset")
+    hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
     sources = recipes.load("@tiny:5")
     assert [len(source.documents) for source in sources] == [2, 2, 1]
 
 
-def test_too_few_rows_are_noted(server: HubServer, two_parts: None) -> None:
-    server.add("o/a", {"train.jsonl": jsonl(rows(6))}, kind="dataset")
-    server.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
+def test_too_few_rows_are_noted(hub: HubServer, two_parts: None) -> None:
+    hub.add("o/a", {"train.jsonl": jsonl(rows(6))}, kind="dataset")
+    hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
     said: list[str] = []
     sources = recipes.load("@tiny", say=said.append)
     assert len(sources[1].documents) == 2
     assert "o/a(train): has 2 of the 3 rows" in said
 
 
-def test_load_from_the_hubs_parquet(server: HubServer, two_parts: None) -> None:
-    server.add("o/a", {"data.json": b"[]"}, kind="dataset")
+def test_load_from_the_hubs_parquet(hub: HubServer, two_parts: None) -> None:
+    hub.add("o/a", {"data.json": b"[]"}, kind="dataset")
     converted = {f"default/train/{n:04d}.parquet": parquet_bytes(rows(5, f"{n}.")) for n in (0, 1)}
-    server.add("o/a", converted, kind="dataset", branch="refs/convert/parquet")
-    server.add("o/b", {"x/test-00000-of-00001.parquet": parquet_bytes(rows(9))}, kind="dataset")
-    server.add("o/b", {}, kind="dataset", branch="elsewhere")
+    hub.add("o/a", converted, kind="dataset", branch="refs/convert/parquet")
+    hub.add("o/b", {"x/test-00000-of-00001.parquet": parquet_bytes(rows(9))}, kind="dataset")
+    hub.add("o/b", {}, kind="dataset", branch="elsewhere")
     sources = recipes.load("@tiny")
     assert [len(source.documents) for source in sources] == [4, 3, 2]
     asked = {d.messages[0].content for source in sources[:2] for d in source.documents}
@@ -205,20 +192,20 @@ def test_load_from_the_hubs_parquet(server: HubServer, two_parts: None) -> None:
     assert {text[0] for text in asked} == {"0", "1"}
 
 
-def test_only_as_many_files_as_needed(server: HubServer, two_parts: None) -> None:
+def test_only_as_many_files_as_needed(hub: HubServer, two_parts: None) -> None:
     files = {f"train-{n}.jsonl": jsonl(rows(10)) for n in range(5)}
-    server.add("o/a", files, kind="dataset")
-    server.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
+    hub.add("o/a", files, kind="dataset")
+    hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
     recipes.load("@tiny")
-    assert server.count("GET", r"/o/a/resolve/") == 1
+    assert hub.count("GET", r"/o/a/resolve/") == 1
 
 
-def test_a_changed_data_set_is_named(server: HubServer, two_parts: None) -> None:
-    server.add("o/a", {"train.jsonl": jsonl([{"question": "?"}] * 9)}, kind="dataset")
+def test_a_changed_data_set_is_named(hub: HubServer, two_parts: None) -> None:
+    hub.add("o/a", {"train.jsonl": jsonl([{"question": "?"}] * 9)}, kind="dataset")
     with pytest.raises(InputError, match=r"o/a\(train\) row \d+: is not as expected"):
         recipes.load("@tiny")
-    server.add("o/a", {"train.jsonl": b""}, kind="dataset")
-    del server.repositories["dataset", "o/a"].branches["main"]["train.jsonl"]
+    hub.add("o/a", {"train.jsonl": b""}, kind="dataset")
+    del hub.repositories["dataset", "o/a"].branches["main"]["train.jsonl"]
     with pytest.raises(InputError, match="no file of this split"):
         recipes.load("@tiny")
 
@@ -233,10 +220,10 @@ def test_unknown_recipes_list_the_known() -> None:
 # As --text
 
 
-def test_the_text_option(server: HubServer, two_parts: None) -> None:
-    server.add("o/a", {"train.jsonl": jsonl(rows(20))}, kind="dataset")
-    server.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
-    server.add("o/d", {"t.jsonl": b'{"text": "hello"}\n'}, kind="dataset")
+def test_the_text_option(hub: HubServer, two_parts: None) -> None:
+    hub.add("o/a", {"train.jsonl": jsonl(rows(20))}, kind="dataset")
+    hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
+    hub.add("o/d", {"t.jsonl": b'{"text": "hello"}\n'}, kind="dataset")
     named = [
         NAMED_PATH.convert(text, None, None)
         for text in ("@tiny", "all=@tiny", "mine=hf://datasets/o/d/t.jsonl")
@@ -245,9 +232,9 @@ def test_the_text_option(server: HubServer, two_parts: None) -> None:
     assert found == {"code": 4, "more": 3, "sub": 2, "all": 9, "mine": 1}
 
 
-def test_parquet_as_text(server: HubServer, tmp_path: Path) -> None:
+def test_parquet_as_text(hub: HubServer, tmp_path: Path) -> None:
     data = parquet_bytes([{"prompt": "Hi", "response": "Ho", "n": 1}, {"prompt": "A", "n": 2}])
-    server.add("o/d", {"t.parquet": data}, kind="dataset")
+    hub.add("o/d", {"t.parquet": data}, kind="dataset")
     (source,) = texts.load([("mine", "hf://datasets/o/d/t.parquet")])
     assert [len(document.messages) for document in source.documents] == [2, 1]
     assert source.documents[0].where.endswith("t.parquet row 0")

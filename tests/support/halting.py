@@ -1,0 +1,55 @@
+"""ggprune in a child process that halts in the middle of its work, to be killed there.
+
+The child writes a checkpoint after every step, and a line to standard output when it halts.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+
+def halting(node: str, after: int, then: str) -> list[str]:
+    """Give the command that halts when a node of the graph is seen for the ``after``-th time.
+
+    Then it ``pause``s for a moment, goes on ``slowly``, or lets llama.cpp ``abort``.
+    """
+    return [sys.executable, __file__, node, str(after), then]
+
+
+def _abort() -> None:
+    """A failed assertion of ggml, as a lost RPC server makes one."""
+    from ggprune.llama.library import library
+
+    library().ggml["ggml_backend_tensor_alloc"](None, None, None)
+
+
+def _main(node: str, count: str, then: str, *arguments: str) -> None:
+    from ggprune.calibration import observers, run
+    from ggprune.cli import main
+
+    run._CHECKPOINT_SECONDS = 0.0
+    receive = observers.RoutingObserver.receive
+    seen, after = 0, int(count)
+
+    def watched(self: Any, name: str, tensor: Any) -> bool:
+        nonlocal seen
+        seen += name == node
+        if name == node and seen == after:
+            print("running", flush=True)
+            if then == "pause":
+                time.sleep(0.3)
+            elif then == "abort":
+                _abort()
+        if then == "slowly" and seen >= after:
+            time.sleep(0.2)
+        return receive(self, name, tensor)
+
+    observers.RoutingObserver.receive = watched  # type: ignore[method-assign]
+    sys.argv = ["ggprune", *arguments]
+    main()
+
+
+if __name__ == "__main__":
+    _main(*sys.argv[1:])
