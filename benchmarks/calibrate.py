@@ -35,7 +35,8 @@ from ggprune.calibration.checkpoint import Chunk
 from ggprune.calibration.observers import RoutingObserver
 from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.sequences import replay
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "gemma4-moe-tiny-Q8_0.gguf"

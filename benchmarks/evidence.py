@@ -31,7 +31,7 @@ from ggprune.choosing.choose import EXTRA, Request, Resources, choose_plan, rank
 from ggprune.choosing.ranking import Ranking
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.gguf_file import write_text
-from ggprune.llama.session import RunOptions
+from ggprune.llama.options import RunOptions
 from ggprune.model import open_model
 from ggprune.plan import Plan
 from ggprune.text import load as texts

@@ -23,7 +23,8 @@ from ggprune.calibration.checkpoint import Chunk
 from ggprune.calibration.observers import RoutingObserver
 from ggprune.calibration.sequences import replay
 from ggprune.calibration.statistics import ExpertSums
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel
 from ggprune.model import open_model
 
 BASE = Shape(layers=4, experts=32, used=4, width=512, inner=256, vocabulary=4096, type=Type.Q8_0)

@@ -21,7 +21,8 @@ from ggprune.choosing.methods.cover import cover_scores
 from ggprune.choosing.methods.sums import choose_all
 from ggprune.choosing.search import search
 from ggprune.choosing.search.meter import CHUNK, MaskedMeter
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import open_model
 from ggprune.text import load as texts
 

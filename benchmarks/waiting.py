@@ -22,7 +22,8 @@ TOKENS = 400
 
 def rate() -> float:
     """Tokens generated a second, in this process."""
-    from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+    from ggprune.llama.options import RunOptions
+    from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 
     options = RunOptions(threads=os.cpu_count())
     with LlamaModel(FIXTURE, options) as llama, LlamaContext(llama, n_ctx=512) as context:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ggprune.choosing.methods.sums import METHODS, score
     from ggprune.errors import GgpruneError
     from ggprune.evaluation.evaluator import Evaluation, Evaluator
-    from ggprune.llama.session import RunOptions
+    from ggprune.llama.options import RunOptions
     from ggprune.model import Identity, MoeModel, open_model
     from ggprune.plan import LayerPlan, Plan
     from ggprune.version import VERSION
@@ -59,7 +59,7 @@ _HOME = {
     "calibration.calibrate": ("Settings",),
     "errors": ("GgpruneError",),
     "evaluation.evaluate": ("Evaluation", "Evaluator"),
-    "llama.runtime": ("RunOptions",),
+    "llama.options": ("RunOptions",),
     "calibration.merging": ("merge",),
     "model": ("Identity", "MoeModel", "open_model"),
     "planning.plan": ("LayerPlan", "Plan"),

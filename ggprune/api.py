@@ -11,7 +11,7 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.budget import Budget
 from ggprune.choosing.choose import Request, choose_plan
 from ggprune.evaluation.evaluator import Evaluation, Evaluator
-from ggprune.llama.session import RunOptions
+from ggprune.llama.options import RunOptions
 from ggprune.model import open_model
 from ggprune.plan import Plan
 from ggprune.rewrite import plan_rewrite

@@ -11,7 +11,8 @@ from ggprune.calibration.run import Run
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError, OutputError
 from ggprune.gguf_file import GgufModel, OutputFile, check_targets, write_files
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel
 from ggprune.rewrite import Rewrite, check_result, drop_metadata, result_files, verify_bytes
 from ggprune.text import load as texts

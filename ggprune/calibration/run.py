@@ -28,7 +28,8 @@ from ggprune.gguf_file import check_targets
 from ggprune.llama.callback import Observer, ResumableObserver
 from ggprune.llama.devices import physical_memory
 from ggprune.llama.library import library
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens, can_keep_rows
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens, can_keep_rows
 from ggprune.model import MoeModel
 from ggprune.model.architectures import Kind
 from ggprune.text import chat

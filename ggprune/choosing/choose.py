@@ -24,7 +24,7 @@ from ggprune.text.load import Source
 from ggprune.types import Progress, no_progress
 
 if TYPE_CHECKING:
-    from ggprune.llama.session import RunOptions
+    from ggprune.llama.options import RunOptions
 
 
 #: Methods that measure plans on the model.

@@ -8,15 +8,14 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from ggprune.cli.notes import show_notes
+from ggprune.cli.options import options_of, record_from
+from ggprune.llama.options import RunOptions
 from ggprune.util import human_size as human_size
-
-if TYPE_CHECKING:
-    from ggprune.llama.session import RunOptions
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -124,28 +123,12 @@ def text_options(command: Command) -> Command:
 
 def run_options(command: Command) -> Command:
     """Options of llama.cpp, with its names; see run_options_from."""
-    from ggprune.cli.llama_options import OPTIONS
-
-    for option in reversed(OPTIONS):
-        command = option(command)
-    return command
+    return options_of(RunOptions)(command)
 
 
 def run_options_from(arguments: dict[str, Any], *, verbose: bool = False) -> RunOptions:
-    """Take the options of ``run_options`` out of a command's arguments."""
-    from ggprune.llama.session import RunOptions
-
-    same = (
-        *("threads", "gpu_layers", "ubatch", "cpu_moe", "n_cpu_moe", "override_tensor"),
-        *("split_mode", "tensor_split", "main_gpu", "flash_attn", "rpc"),
-        *("cache_type_k", "cache_type_v"),
-    )
-    return RunOptions(
-        **{name: arguments.pop(name) for name in same},
-        mmap=not arguments.pop("no_mmap"),
-        repack=not arguments.pop("no_repack"),
-        verbose=verbose,
-    )
+    """Make a record of the options of ``run_options``."""
+    return record_from(RunOptions, arguments, verbose=verbose)
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from ggprune.cli.model_argument import MODEL
 if TYPE_CHECKING:
     from ggprune.evaluation.candidate import Candidate
     from ggprune.evaluation.probe import Answer
-    from ggprune.llama.session import RunOptions
+    from ggprune.llama.options import RunOptions
     from ggprune.model import MoeModel
     from ggprune.plan import Plan
 

@@ -16,7 +16,7 @@ from ggprune.choosing.methods.sums import COVER
 from ggprune.cli.common import table
 from ggprune.errors import InputError
 from ggprune.gguf_file import OutputFile
-from ggprune.llama.session import RunOptions
+from ggprune.llama.options import RunOptions
 from ggprune.model import MoeModel, open_model
 from ggprune.model.architectures import Kind
 from ggprune.pipeline import Paths, Pruned

@@ -20,7 +20,8 @@ from ggprune.evaluation.logprobs import BaseLog, TokenScores, compare, record
 from ggprune.evaluation.masking import Dropped, MaskObserver, dropped_by
 from ggprune.evaluation.metrics import Metrics
 from ggprune.gguf_file import GgufModel
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel
 from ggprune.model import MoeModel, describe
 from ggprune.plan import Plan
 from ggprune.text import chat

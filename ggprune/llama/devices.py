@@ -15,6 +15,7 @@ from typing import Any
 from ggprune.errors import InputError
 from ggprune.gguf_file import GgufModel
 from ggprune.llama.library import library
+from ggprune.llama.options import SPLIT_MODES, RunOptions
 from ggprune.llama.symbols import BufferOverride
 
 #: Weights of experts, as ``--cpu-moe`` matches them (common/common.h).
@@ -121,13 +122,15 @@ class Offload:
     tensor_split: tuple[float, ...] = ()
     main_gpu: int = 0
 
+    @classmethod
+    def of(cls, options: RunOptions) -> Offload:
+        """What the user decided of it."""
+        return cls(**{name: getattr(options, name) for name in cls.__slots__})
+
     @property
     def is_automatic(self) -> bool:
         """Whether the user left it all to what fits."""
         return self == Offload()
-
-
-SPLIT_MODES = ("none", "layer", "row", "tensor")
 
 
 def apply(offload: Offload, gguf: GgufModel, params: Any) -> list[Any]:

@@ -17,6 +17,7 @@ from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
 from ggprune.llama.callback import Dispatcher, Observer
 from ggprune.llama.library import library
+from ggprune.llama.options import CACHE_TYPES, FLASH_ATTENTION, RunOptions
 from ggprune.llama.overrides import kv_overrides
 from ggprune.llama.rpc import add_servers
 from ggprune.llama.safety import extra_buffers_work
@@ -24,80 +25,6 @@ from ggprune.llama.symbols import KEEP_ROWS
 from ggprune.util import Closing
 
 _LOAD_NO_MMAP = 0
-
-#: Values of ``enum llama_flash_attn_type``.
-FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
-
-#: Types of a KV cache, by ``enum ggml_type``.
-CACHE_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "bf16": 30,
-    "q8_0": 8,
-    "q5_1": 7,
-    "q5_0": 6,
-    "iq4_nl": 20,
-    "q4_1": 3,
-    "q4_0": 2,
-}
-
-
-@dataclass(frozen=True, slots=True)
-class RunOptions:
-    """How to run a model; names and meanings are llama.cpp's.
-
-    Attributes:
-        threads: for computing; None takes one a core.
-        gpu_layers: layers on the GPU; None for all that fit.
-        ubatch: tokens computed at once.
-        mmap: map the file instead of reading it.
-        repack: let llama.cpp rearrange weights for this CPU (faster; see safety).
-        verbose: pass llama.cpp's log to stderr.
-        cpu_moe, n_cpu_moe, override_tensor, split_mode, tensor_split, main_gpu: see
-            devices.Offload.
-        flash_attn: "on", "off" or "auto".
-        cache_type_k, cache_type_v: types of the KV cache, one of CACHE_TYPES.
-        rpc: servers (host:port) whose devices are used too.
-    """
-
-    threads: int | None = None
-    gpu_layers: int | None = None
-    ubatch: int = 512
-    mmap: bool = True
-    repack: bool = True
-    verbose: bool = False
-    cpu_moe: bool = False
-    n_cpu_moe: int = 0
-    override_tensor: tuple[str, ...] = ()
-    split_mode: str = "layer"
-    tensor_split: tuple[float, ...] = ()
-    main_gpu: int = 0
-    flash_attn: str = "auto"
-    cache_type_k: str = "f16"
-    cache_type_v: str = "f16"
-    rpc: tuple[str, ...] = ()
-
-    @property
-    def n_threads(self) -> int:
-        """Threads to use, at least one."""
-        available = len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count()
-        return self.threads or available or 1
-
-    @property
-    def offload(self) -> devices.Offload:
-        """Where tensors go, as far as the user decided it."""
-        return devices.Offload(
-            gpu_layers=self.gpu_layers,
-            cpu_moe=self.cpu_moe,
-            n_cpu_moe=self.n_cpu_moe,
-            override_tensor=self.override_tensor,
-            split_mode=self.split_mode,
-            tensor_split=self.tensor_split,
-            main_gpu=self.main_gpu,
-        )
-
-
-_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
 
 
 class LlamaModel(Closing):
@@ -230,7 +157,7 @@ def can_keep_rows() -> bool:
 def _place(path: Path, options: RunOptions, params: Any) -> list[Any]:
     """Decide where tensors go; returns memory that must live as long as the model."""
     add_servers(options.rpc)
-    offload = options.offload
+    offload = devices.Offload.of(options)
     with GgufModel(path) as gguf:
         if offload.is_automatic:
             offload = devices.fit(gguf, devices.offload_devices(), ubatch=options.ubatch)

@@ -20,7 +20,8 @@ from ggprune.calibration.run import Run, Settings, partial_path
 from ggprune.calibration.statistics import FIELDS, Statistics
 from ggprune.errors import InputError, Interrupted, LlamaError, MismatchError, OutputError
 from ggprune.llama.callback import Observer
-from ggprune.llama.session import LlamaModel, RunOptions
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.importance import ImatrixObserver

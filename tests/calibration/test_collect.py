@@ -21,7 +21,8 @@ from ggprune.calibration.statistics import PER_EXPERT, ExpertSums
 from ggprune.errors import LlamaError
 from ggprune.llama.library import TENSOR_NB
 from ggprune.llama.norms import NormReader
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
 from ggprune.text import load as texts

@@ -11,7 +11,8 @@ from ggprune.calibration.merge import merge
 from ggprune.calibration.routing import KEPT_BYTES, Shares, stride
 from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
 from ggprune.text.load import Document, Source

@@ -18,7 +18,8 @@ from ggprune.choosing.budget import Budget
 from ggprune.choosing.choose import Request, Resources, choose_plan
 from ggprune.choosing.methods.extras import shapley
 from ggprune.errors import InputError
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import MoeModel, open_model
 from ggprune.text.load import Document, Source

@@ -16,7 +16,7 @@ from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.errors import InputError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import dropped_by
-from ggprune.llama.session import RunOptions
+from ggprune.llama.options import RunOptions
 from ggprune.model import open_model
 from ggprune.plan import Plan
 from ggprune.text.load import Document, Source

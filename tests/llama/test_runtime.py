@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import subprocess
@@ -16,14 +17,15 @@ import pytest
 from click.testing import CliRunner
 
 from ggprune.calibration.generate import Sampling, generate
-from ggprune.cli.common import run_options, run_options_from
+from ggprune.cli.options import options_of, record_from
 from ggprune.errors import InputError, LlamaError
 from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
 from ggprune.llama.callback import layer_node
 from ggprune.llama.devices import Device, Kind, Offload
 from ggprune.llama.library import others_running
-from ggprune.llama.session import CACHE_TYPES, LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import CACHE_TYPES, RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView, node_name
 from tests.support.llama_ctypes import loaded
 from tests.support.tiny import write_tiny
@@ -266,10 +268,11 @@ def test_options_of_the_command_line() -> None:
     found: list[RunOptions] = []
 
     @click.command()
-    @run_options
+    @options_of(RunOptions)
     def command(**arguments: object) -> None:
-        found.append(run_options_from(arguments))
-        assert not arguments, "all are taken"
+        found.append(record_from(RunOptions, arguments))
+        every = {field.name for field in dataclasses.fields(RunOptions)}
+        assert set(arguments) == every - {"verbose"}
 
     line = (
         "--threads 3 -ngl 7 --cpu-moe --n-cpu-moe 4 -ot a=CPU,b=CPU -ot c=CPU --split-mode row "

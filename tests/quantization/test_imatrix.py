@@ -17,7 +17,8 @@ from ggprune.calibration.observers import RoutingObserver
 from ggprune.cli.slice_imatrix import command as slice_command
 from ggprune.errors import FormatError, InputError, LlamaError, MismatchError
 from ggprune.gguf_file import GgufModel, write_files
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan

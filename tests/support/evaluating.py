@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ggprune.llama.session import RunOptions
+from ggprune.llama.options import RunOptions
 from ggprune.model import MoeModel
 from ggprune.plan import LayerPlan, Plan
 

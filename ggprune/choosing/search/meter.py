@@ -20,7 +20,8 @@ from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.logprobs import TokenScores
 from ggprune.gguf_file import write_text
-from ggprune.llama.session import LlamaContext, LlamaModel, RunOptions, Tokens
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.text.load import Source
 from ggprune.types import Floats
 from ggprune.util import Closing

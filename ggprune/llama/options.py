@@ -1,0 +1,71 @@
+"""How llama.cpp runs a model, as a record; light, since help is made from it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from ggprune.types import option
+
+#: Values of ``enum llama_flash_attn_type``.
+FLASH_ATTENTION = {"auto": -1, "off": 0, "on": 1}
+
+#: Types of a KV cache, by ``enum ggml_type``.
+CACHE_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "bf16": 30,
+    "q8_0": 8,
+    "q5_1": 7,
+    "q5_0": 6,
+    "iq4_nl": 20,
+    "q4_1": 3,
+    "q4_0": 2,
+}
+
+#: By ``enum llama_split_mode``.
+SPLIT_MODES = ("none", "layer", "row", "tensor")
+
+_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
+
+
+@dataclass(frozen=True, slots=True)
+class RunOptions:
+    """How to run a model; names and meanings are llama.cpp's.
+
+    The fields are described where they are declared, as ``--help`` shows them. ``threads`` is
+    None for one a core, ``gpu_layers`` None for all that fit.
+    """
+
+    threads: int | None = option(None, "Default: one a core.", minimum=1)
+    gpu_layers: int | None = option(None, "Layers on the GPU; default: all that fits.", minimum=0)
+    cpu_moe: bool = option(False, "Keep all experts on the CPU.")
+    n_cpu_moe: int = option(
+        0, "Keep the experts of the first N layers on the CPU.", minimum=0, metavar="N"
+    )
+    override_tensor: tuple[str, ...] = option(
+        (), "Put tensors into a buffer of your choice; repeatable.", metavar="PATTERN=BUFFER"
+    )
+    split_mode: str = option("layer", "How to split over several GPUs.", choices=SPLIT_MODES)
+    tensor_split: tuple[float, ...] = option(
+        (), "Share of each GPU, such as 3,1.", metavar="N0,N1,…"
+    )
+    main_gpu: int = option(0, "The GPU to use where the split mode is none or row.", minimum=0)
+    flash_attn: str = option("auto", "Flash attention.", choices=("on", "off", "auto"))
+    cache_type_k: str = option("f16", "Type of cached keys.", choices=tuple(CACHE_TYPES))
+    cache_type_v: str = option("f16", "Type of cached values.", choices=tuple(CACHE_TYPES))
+    ubatch: int = option(512, "Tokens computed at once.", minimum=1)
+    mmap: bool = option(True, "Read the model into memory.")
+    repack: bool = option(True, "Do not rearrange weights for this CPU.")
+    rpc: tuple[str, ...] = option(
+        (),
+        "Use these servers' devices too; see `ggprune rpc-server`.",
+        metavar="HOST:PORT,…",
+    )
+    verbose: bool = False
+
+    @property
+    def n_threads(self) -> int:
+        """Threads to use, at least one."""
+        available = len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count()
+        return self.threads or available or 1
