@@ -34,7 +34,8 @@ from ggprune.gguf_file import write_text
 from ggprune.llama.options import RunOptions
 from ggprune.model import open_model
 from ggprune.plan import Plan
-from ggprune.text import load as texts
+from ggprune.text.documents import Source
+from ggprune.text.load import load_texts
 from ggprune.types import no_progress
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,9 +117,9 @@ class Evidence:
             self.results.setdefault("seconds", {})["calibrate"] = time.monotonic() - before
         return Statistics.load(path)
 
-    def _texts(self, part: str) -> tuple[texts.Source, ...]:
+    def _texts(self, part: str) -> tuple[Source, ...]:
         found = sorted((self.arguments.texts / part).glob("*.txt"))
-        return texts.load((path.stem, str(path)) for path in found)
+        return load_texts((path.stem, str(path)) for path in found)
 
     def _one_shot(self, keep: int) -> Iterator[tuple[str, Plan]]:
         for method, blend in ONE_SHOT:

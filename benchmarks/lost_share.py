@@ -24,7 +24,7 @@ from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import open_model
-from ggprune.text import load as texts
+from ggprune.text.load import load_texts
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 EXCHANGED = 0.25
@@ -60,7 +60,7 @@ def main() -> None:
     parser.add_argument("--plans", type=int, default=10, help="of each chunk")
     args = parser.parse_args()
     model, options = open_model(args.model), RunOptions()
-    sources = texts.load((path.stem, str(path)) for path in sorted(args.texts.glob("*.txt")))
+    sources = load_texts((path.stem, str(path)) for path in sorted(args.texts.glob("*.txt")))
     random = np.random.default_rng(0)
     recorder = RoutingRecorder(model.require_prunable(), model.moe_layers)
     with MaskedMeter(args.model, options, model.moe_layers, sources) as meter:

@@ -15,7 +15,8 @@ from ggprune.llama.options import RunOptions
 from ggprune.model import open_model
 from ggprune.plan import Plan
 from ggprune.rewrite import plan_rewrite
-from ggprune.text import load as texts
+from ggprune.text.builtin import CALIBRATION, HELD_OUT
+from ggprune.text.load import load_or_builtin
 from ggprune.types import no_progress
 
 
@@ -37,7 +38,7 @@ def run_calibration(
     Raises:
         GgpruneError: the model cannot be pruned or run, or a text cannot be used.
     """
-    sources = texts.load(text) if text else texts.builtin()
+    sources = load_or_builtin(text, CALIBRATION)
     description = open_model(model)
     try:
         how = settings or Settings(), options or RunOptions(), no_progress
@@ -118,6 +119,6 @@ def evaluate_plan(
     Raises:
         GgpruneError: the plan does not fit, or the text is too short.
     """
-    sources = texts.load(text) if text else None
+    sources = load_or_builtin(text, HELD_OUT)
     with Evaluator(model, options or RunOptions(), sources, n_ctx=ctx) as evaluator:
         return evaluator.plan(plan)

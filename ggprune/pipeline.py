@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,9 @@ from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel
 from ggprune.rewrite import Rewrite, check_result, drop_metadata, result_files, verify_bytes
-from ggprune.text import load as texts
+from ggprune.text.builtin import CALIBRATION, HELD_OUT
+from ggprune.text.documents import Document, Source
+from ggprune.text.load import load_or_builtin
 from ggprune.types import Progress
 
 #: Room for log-probabilities while measuring: 2 bytes for each token in the vocabulary, for each
@@ -181,7 +183,7 @@ def write(
 def measure(
     model: MoeModel,
     result: Path,
-    held_out: Sequence[texts.Source],
+    held_out: Sequence[Source],
     options: RunOptions,
     progress: Progress,
     *,
@@ -247,8 +249,8 @@ def finish(
 class TextChoice:
     """Which text calibration and verification run on."""
 
-    calibration: tuple[texts.Source, ...]
-    held_out: tuple[texts.Source, ...]
+    calibration: tuple[Source, ...]
+    held_out: tuple[Source, ...]
 
 
 def choose_text(
@@ -256,7 +258,6 @@ def choose_text(
     held_out: Sequence[tuple[str, str]] = (),
     *,
     share: float = 0.1,
-    say: Callable[[str], object] = lambda _: None,
 ) -> TextChoice:
     """The built-in text, or the user's with a part held out.
 
@@ -267,11 +268,10 @@ def choose_text(
         named: of --text; none for the built-in prompts.
         held_out: of --eval-text; none for the built-in answers, or a part of the user's text.
         share: of the text to hold out.
-        say: takes notes for the user (on recipes from the Hub).
     """
-    sources = texts.load(named, say=say) if named else texts.builtin(texts.CALIBRATION)
+    sources = load_or_builtin(named, CALIBRATION)
     if held_out or not named:
-        measured = texts.load(held_out, say=say) if held_out else texts.builtin(texts.HELD_OUT)
+        measured = load_or_builtin(held_out, HELD_OUT)
         return TextChoice(sources, measured)
     parts = [_hold_out(source, share) for source in sources]
     held = tuple(part[1] for part in parts if part[1].documents)
@@ -280,7 +280,7 @@ def choose_text(
     return TextChoice(tuple(part[0] for part in parts), held)
 
 
-def _hold_out(source: texts.Source, share: float) -> tuple[texts.Source, texts.Source]:
+def _hold_out(source: Source, share: float) -> tuple[Source, Source]:
     documents = source.documents
     if len(documents) > 1:
         at = max(1, int(len(documents) * (1 - share)))
@@ -289,9 +289,9 @@ def _hold_out(source: texts.Source, share: float) -> tuple[texts.Source, texts.S
         lines = documents[0].text.splitlines(keepends=True)
         at = max(1, int(len(lines) * (1 - share)))
         where = documents[0].where
-        kept = (texts.Document(text="".join(lines[:at]), where=where),)
+        kept = (Document(text="".join(lines[:at]), where=where),)
         rest = "".join(lines[at:])
-        held = (texts.Document(text=rest, where=where),) if rest.strip() else ()
+        held = (Document(text=rest, where=where),) if rest.strip() else ()
     else:
         kept, held = documents, ()
-    return texts.Source(source.domain, kept), texts.Source(source.domain, held)
+    return Source(source.domain, kept), Source(source.domain, held)

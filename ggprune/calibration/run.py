@@ -33,7 +33,7 @@ from ggprune.llama.session import LlamaContext, LlamaModel, Tokens, can_keep_row
 from ggprune.model import MoeModel
 from ggprune.model.architectures import Kind
 from ggprune.text import chat
-from ggprune.text import load as texts
+from ggprune.text.documents import Source
 from ggprune.types import Progress
 
 #: Tokens to find out how a model treats those whose logits are not wanted.
@@ -63,7 +63,7 @@ class Run:
     """
 
     model: MoeModel
-    sources: Sequence[texts.Source]
+    sources: Sequence[Source]
     settings: Settings
     options: RunOptions
     progress: Progress

@@ -7,13 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from ggprune.calibration.checkpoint import Chunk
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.text import chat
-from ggprune.text import load as texts
+from ggprune.text.documents import Source
 
 
 def sequences(
     llama: LlamaModel,
     template: chat.ChatTemplate | None,
-    sources: Sequence[texts.Source],
+    sources: Sequence[Source],
     *,
     ctx: int,
     max_tokens: int | None,

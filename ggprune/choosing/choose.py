@@ -20,7 +20,7 @@ from ggprune.errors import InputError
 from ggprune.model import ExpertCounts, MoeModel
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import result_size
-from ggprune.text.load import Source
+from ggprune.text.documents import Source
 from ggprune.types import Progress, no_progress
 
 if TYPE_CHECKING:

@@ -88,7 +88,8 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     from ggprune.gguf_file import check_targets
     from ggprune.model import open_model
     from ggprune.quantization.importance import ImatrixObserver
-    from ggprune.text import load as texts
+    from ggprune.text.builtin import CALIBRATION
+    from ggprune.text.load import load_or_builtin
 
     quiet = arguments["quiet"]
     named, say = arguments["texts"], partial(note, quiet=quiet)
@@ -99,7 +100,7 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     names = ("ctx", "max_tokens", "generate", "parallel", "seed", "shard")
     run = Run(
         open_model(model),
-        texts.load(named, quiet=quiet, say=say) if named else texts.builtin(),
+        load_or_builtin(named, CALIBRATION),
         Settings(**{name: arguments[name] for name in names}),
         run_options_from(arguments, verbose=arguments["verbose"]),
         partial(progress_bar, quiet=quiet),

@@ -80,7 +80,7 @@ def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
     from ggprune.evaluation.evaluator import Evaluator
     from ggprune.evaluation.logcache import default_folder
     from ggprune.model.architectures import Kind
-    from ggprune.text import load as texts
+    from ggprune.text.load import load_texts
 
     rest = dict(arguments)
     options = run_options_from(rest, verbose=arguments["verbose"])
@@ -88,7 +88,7 @@ def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
     measured = Evaluator(
         base,
         options,
-        texts.load(named) if named else None,
+        load_texts(named) if named else None,
         n_ctx=arguments["ctx"],
         max_tokens=arguments["max_tokens"],
         cache=arguments["cache"] or default_folder(),

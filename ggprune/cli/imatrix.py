@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ggprune.llama.session import LlamaModel
-    from ggprune.text.load import Source
+    from ggprune.text.documents import Source
 
 
 @click.command("imatrix")
@@ -53,11 +53,12 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     from ggprune.gguf_file import GgufModel, check_targets
     from ggprune.llama.session import LlamaModel
     from ggprune.quantization.importance import gather
-    from ggprune.text import load as texts
+    from ggprune.text.builtin import CALIBRATION
+    from ggprune.text.load import load_or_builtin
 
     quiet, n_ctx, named = arguments["quiet"], arguments["ctx"], arguments["texts"]
     options = run_options_from(arguments, verbose=arguments["verbose"])
-    sources = texts.load(named) if named else texts.builtin()
+    sources = load_or_builtin(named, CALIBRATION)
     with GgufModel(model) as file:
         check_targets([output], 0, source=file, force=arguments["force"])
         template = file.get("tokenizer.chat_template")

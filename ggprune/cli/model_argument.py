@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ggprune.cli.common import note
+from ggprune.cli.notes import show_notes
 
 
 class Model(click.ParamType):  # type: ignore[type-arg]
@@ -30,8 +30,8 @@ class Model(click.ParamType):  # type: ignore[type-arg]
             return Path(text)
         from ggprune.hub.download import resolve_model
 
-        quiet = bool(ctx and ctx.params.get("quiet"))
-        return resolve_model(text, quiet=quiet, say=lambda text: note(text, quiet=quiet))
+        show_notes(quiet=bool(ctx and ctx.params.get("quiet")))
+        return resolve_model(text)
 
 
 MODEL = Model()

@@ -56,7 +56,7 @@ def command(stats: Path, **arguments: Any) -> None:
     from ggprune.choosing.choose import Resources, choose_plan
     from ggprune.errors import OutputError
     from ggprune.model import open_model
-    from ggprune.text import load as texts
+    from ggprune.text.load import load_texts
 
     output, quiet = arguments["output"], arguments["quiet"]
     options = run_options_from(arguments, verbose=arguments["verbose"])
@@ -71,8 +71,8 @@ def command(stats: Path, **arguments: Any) -> None:
     resources = Resources(
         model=model,
         options=options,
-        sources=texts.load(arguments["texts"]),
-        search_sources=texts.load(arguments["search_texts"]),
+        sources=load_texts(arguments["texts"]),
+        search_sources=load_texts(arguments["search_texts"]),
         journal=journal if request.is_measured else None,
         progress=partial(progress_bar, quiet=quiet),
         say=lambda text: note(text, quiet=quiet),

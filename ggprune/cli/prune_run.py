@@ -24,7 +24,7 @@ from ggprune.plan import Plan
 from ggprune.report.page import write_report
 from ggprune.report.summary import summary_lines
 from ggprune.rewrite import Rewrite, plan_rewrite
-from ggprune.text import load as texts
+from ggprune.text.load import load_texts
 from ggprune.types import Progress
 from ggprune.util import human_size
 
@@ -93,7 +93,7 @@ class PruneRun:
             model=model,
             options=self.options,
             sources=text.calibration,
-            search_sources=texts.load(self.arguments["search_texts"]),
+            search_sources=load_texts(self.arguments["search_texts"]),
             progress=self.bar,
             say=self.say,
         )
@@ -161,7 +161,7 @@ class PruneRun:
         """What to calibrate and to measure on; read (or downloaded) once."""
         if self._text is None:
             named, held_out = self.arguments["texts"], self.arguments["eval_texts"]
-            self._text = pipeline.choose_text(named, held_out, say=self.say)
+            self._text = pipeline.choose_text(named, held_out)
         return self._text
 
     def _statistics(self, model: MoeModel, text: pipeline.TextChoice) -> Statistics:

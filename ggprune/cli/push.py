@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.cli.common import FILE, human_size, json_option, note, print_json, progress_bar, table
+from ggprune.cli.notes import show_notes
 
 if TYPE_CHECKING:
     from ggprune.hub.client import Hub
@@ -44,7 +45,8 @@ def command(
 
     target = repository(repo, revision)
     files, _ = contents(folder)
-    hub = Hub(quiet=quiet, say=lambda text: note(text, quiet=quiet))
+    show_notes(quiet=quiet)
+    hub = Hub()
     if not dry_run:
         hub.require_token()
     total = sum(path.stat().st_size for path in files)
@@ -52,7 +54,7 @@ def command(
         push = prepare(folder, target, hub, progress=advance)
     _notes(push, private=private, quiet=quiet)
     if not dry_run:
-        carry_out(push, folder, hub, private=private, say=lambda text: note(text, quiet=quiet))
+        carry_out(push, folder, hub, private=private)
     _show(push, hub, dry_run=dry_run, as_json=as_json)
 
 

@@ -12,7 +12,7 @@ from ggprune.errors import InputError
 from ggprune.model import describe
 from ggprune.plan import Plan
 from ggprune.rewrite.drop_metadata import metadata_path
-from ggprune.text.load import Source
+from ggprune.text.documents import Source
 
 _GGUF_MAGIC = b"GGUF"
 

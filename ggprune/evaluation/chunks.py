@@ -11,7 +11,7 @@ import numpy as np
 from ggprune.errors import InputError
 from ggprune.llama.session import LlamaModel
 from ggprune.text.chat import ChatTemplate, tokenize
-from ggprune.text.load import Document, Source
+from ggprune.text.documents import Document, Source
 from ggprune.types import Ints32
 
 

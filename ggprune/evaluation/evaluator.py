@@ -25,8 +25,8 @@ from ggprune.llama.session import LlamaContext, LlamaModel
 from ggprune.model import MoeModel, describe
 from ggprune.plan import Plan
 from ggprune.text import chat
-from ggprune.text import load as texts
-from ggprune.text.load import Source
+from ggprune.text.builtin import HELD_OUT, builtin_texts
+from ggprune.text.documents import Source
 from ggprune.types import Advance
 from ggprune.util import Closing
 
@@ -94,7 +94,7 @@ class Evaluator(Closing):
     ) -> None:
         self.options = options
         self.progress = progress
-        self.sources = tuple(sources if sources is not None else texts.builtin(texts.HELD_OUT))
+        self.sources = tuple(sources if sources is not None else builtin_texts(HELD_OUT))
         self.description: MoeModel = describe(GgufModel(path))
         self._llama: LlamaModel | None = None
         self._experts_used = 0

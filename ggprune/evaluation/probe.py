@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib import resources
 from typing import Any
 
 from ggprune.calibration.generate import Sampling, generate
@@ -15,8 +14,8 @@ from ggprune.gguf_file import GgufModel
 from ggprune.llama.callback import Observer
 from ggprune.llama.session import LlamaModel
 from ggprune.text import chat
-from ggprune.text import load as texts
-from ggprune.text.load import Document, Message
+from ggprune.text.builtin import PROBES, builtin_file
+from ggprune.text.documents import Document, Message
 
 FORMAT = "ggprune-probe"
 _VERSION = 1
@@ -84,11 +83,8 @@ class Answer:
 
 def builtin_probes() -> list[Probe]:
     """The prompts that ship with ggprune."""
-    data = (
-        resources.files("ggprune.text.builtin").joinpath(texts.PROBES).read_text(encoding="utf-8")
-    )
     probes = []
-    for line in data.splitlines():
+    for line in builtin_file(PROBES).splitlines():
         record = json.loads(line)
         messages = tuple(Message(turn["role"], turn["content"]) for turn in record["messages"])
         probes.append(Probe(record["id"], record["kind"], messages, bool(record["expect_json"])))

@@ -23,6 +23,8 @@ from ggprune.hub.files import LocalFile, RemoteFile, Repo
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+log = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 ENDPOINT = "https://huggingface.co"
@@ -34,17 +36,10 @@ _LONGEST_WAIT = 600.0
 
 
 class Hub:
-    """A connection to the Hub that HF_ENDPOINT names, with the token huggingface_hub finds.
+    """A connection to the Hub that HF_ENDPOINT names, with the token huggingface_hub finds."""
 
-    Args:
-        quiet: no progress bars.
-        say: called with notes for the user, such as how long the Hub wants us to wait.
-    """
-
-    def __init__(self, *, quiet: bool = False, say: Callable[[str], object] = lambda _: None):
+    def __init__(self) -> None:
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
-        self._quiet = quiet or not sys.stderr.isatty()
-        self._say = say
         self._api: HfApi | None = None
 
     def url(self, repo: Repo) -> str:
@@ -175,7 +170,7 @@ class Hub:
         """
         for wait in (*_WAITS, None):
             try:
-                with self._bars():
+                with _bars():
                     return call(self._connect())
             except GgpruneError:
                 raise
@@ -188,7 +183,7 @@ class Hub:
                 if final or wait is None or pause is None or pause > _LONGEST_WAIT:
                     # Not chained: what the library raised may hold a signed address.
                     raise failure from None
-                self._say(f"{failure.message}; trying again in {pause:.0f} s")
+                log.info("%s; trying again in %.0f s", failure.message, pause)
                 time.sleep(pause)
         raise AssertionError("unreachable")
 
@@ -204,23 +199,26 @@ class Hub:
             )
         return self._api
 
-    @contextlib.contextmanager
-    def _bars(self) -> Iterator[None]:
-        """The library's progress bars: off if quiet, and as they were afterwards."""
-        from huggingface_hub.utils.tqdm import (
-            are_progress_bars_disabled,
-            disable_progress_bars,
-            enable_progress_bars,
-        )
 
-        if not self._quiet or are_progress_bars_disabled():
-            yield
-            return
-        disable_progress_bars()
-        try:
-            yield
-        finally:
-            enable_progress_bars()
+@contextlib.contextmanager
+def _bars() -> Iterator[None]:
+    """Show the library's progress bars where ggprune's notes are shown, on a terminal."""
+    from huggingface_hub.utils.tqdm import (
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
+
+    handlers = logging.getLogger("ggprune").handlers
+    shown = sys.stderr.isatty() and any(handler.level <= logging.INFO for handler in handlers)
+    if shown or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
 
 
 def metadata_block(fields: Mapping[str, Any]) -> str:

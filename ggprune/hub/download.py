@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -13,7 +14,7 @@ from ggprune.hub.client import Hub
 from ggprune.hub.errors import Failure
 from ggprune.hub.files import RemoteFile, Repo
 
-Say = Callable[[str], object]
+log = logging.getLogger(__name__)
 
 _PART = r"[A-Za-z0-9][\w.-]*"
 _NAME = rf"{_PART}/{_PART}"
@@ -56,17 +57,13 @@ def parse(reference: str) -> Reference | None:
     return None
 
 
-def resolve_model(
-    reference: str, *, quiet: bool = False, say: Say = lambda _: None, hub: Hub | None = None
-) -> Path:
+def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
     """The local path of a model: downloaded if it is named by its place on the Hub.
 
     Args:
         reference: ``hf://owner/repo/file.gguf[@revision]``, ``owner/repo:Q4_K_M`` (as llama.cpp
             has it), or a path. A path that exists always wins, and what looks like neither is
             returned as a path, so that opening it says what is missing.
-        quiet: no progress bars.
-        say: called with notes for the user.
         hub: the connection to use.
 
     Returns:
@@ -78,17 +75,16 @@ def resolve_model(
     found = None if os.path.lexists(reference) else parse(reference)
     if found is None:
         return Path(reference)
-    hub = hub or Hub(quiet=quiet, say=say)
+    hub = hub or Hub()
     files = [file.path for file in _listing(hub, found, reference)]
     shards = shards_of(_named(files, found, reference), files, reference)
-    say(f"{reference} is {found.repo.name}/{shards[0]}" + _more(shards))
+    more = f" and {len(shards) - 1} more shards" if len(shards) > 1 else ""
+    log.info("%s is %s/%s%s", reference, found.repo.name, shards[0], more)
     paths = [hub.download(found.repo, shard) for shard in shards]
     return paths[0]
 
 
-def resolve_text(
-    reference: str, *, quiet: bool = False, say: Say = lambda _: None, hub: Hub | None = None
-) -> Path:
+def resolve_text(reference: str, *, hub: Hub | None = None) -> Path:
     """The local path of a text file: ``hf://datasets/owner/repo/file.jsonl``, or a path.
 
     Raises:
@@ -97,7 +93,7 @@ def resolve_text(
     found = None if os.path.lexists(reference) else parse(reference)
     if found is None or found.tag:
         return Path(reference)
-    hub = hub or Hub(quiet=quiet, say=say)
+    hub = hub or Hub()
     return hub.download(found.repo, found.file)
 
 
@@ -176,7 +172,3 @@ def _named(files: Sequence[str], found: Reference, reference: str) -> str:
         f"{reference}: {found.repo} has no {wanted}",
         remedy=f"It has: {listed}." if models else "It has no GGUF model at all.",
     )
-
-
-def _more(shards: Sequence[str]) -> str:
-    return f" and {len(shards) - 1} more shards" if len(shards) > 1 else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,7 +28,7 @@ _NAMES = re.compile(r"(Modelfile|LICENSE|LICENCE|NOTICE|SHA256SUMS)([-.].*)?")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _SHARD = re.compile(r"(?P<prefix>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
-Say = Callable[[str], object]
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,9 +129,7 @@ def prepare(
     )
 
 
-def carry_out(
-    push: Push, folder: Path, hub: Hub, *, private: bool = False, say: Say = lambda _: None
-) -> None:
+def carry_out(push: Push, folder: Path, hub: Hub, *, private: bool = False) -> None:
     """Do what ``prepare`` found, large files first, and check what the Hub then has.
 
     Raises:
@@ -138,14 +137,14 @@ def carry_out(
     """
     if push.creates:
         hub.create(push.repo, private=private)
-        say(f"created {push.repo}")
+        log.info("created %s", push.repo)
     if any(file.name == CHECKSUMS for file in push.upload):
         write_text(folder / CHECKSUMS, push.checksums)
     small = [file for file in push.upload if file.size < _OWN_COMMIT]
     batches = [[file] for file in push.upload if file.size >= _OWN_COMMIT] + [small]
     for batch in filter(None, batches):
         names = ", ".join(file.name for file in batch[:4]) + (", …" if len(batch) > 4 else "")
-        say(f"uploading {names}")
+        log.info("uploading %s", names)
         hub.commit(push.repo, batch, f"Upload {names}")
         check(push.repo, batch, hub)
 

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import datetime
+import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ggprune.errors import InputError
-from ggprune.text.load import Document, Message
+from ggprune.text.documents import Document, Message
 
 if TYPE_CHECKING:
     from ggprune.llama.session import LlamaModel
+
+
+#: Roles that some templates pass over without a word.
+_RARE = ("system", "tool", "developer")
 
 
 class ChatTemplate:
@@ -26,56 +31,60 @@ class ChatTemplate:
     """
 
     def __init__(self, source: str, *, bos: str, eos: str, name: str) -> None:
-        import jinja2
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        self._name, self._errors = name, jinja2.TemplateError
+        self._name = name
         self._tokens = {"bos_token": bos, "eos_token": eos}
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = _now
         try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+            self._template = _environment().from_string(source)
+        except Exception as error:  # Templates are programs: they may fail in any way.
             raise self._failed(error) from error
 
     def render(self, messages: Sequence[Message]) -> str:
-        """The text of a conversation, ready to be continued if the user spoke last.
+        """Write a conversation as text, ready to be continued if the user spoke last.
 
-        A template that knows no system message gets it as part of the first user message.
+        A template that knows no tools, or no system message, gets these as messages of the user.
 
         Raises:
             InputError: the template fails, with its own words.
         """
-        try:
-            return self._render(messages)
-        except (self._errors, TypeError, ValueError, KeyError, AttributeError) as error:
-            if messages[0].role != "system" or len(messages) < 2:
-                raise self._failed(error) from error
-            joined = Message(messages[1].role, f"{messages[0].content}\n\n{messages[1].content}")
-            return self.render([joined, *messages[2:]])
+        failure: Exception | None = None
+        incomplete: str | None = None
+        for attempt in (messages, _without_tools(messages), _without_system(messages)):
+            try:
+                text = self._render(attempt)
+            except Exception as error:
+                failure = failure or error
+            else:
+                if all(_holds(text, each.content) for each in attempt if each.role in _RARE):
+                    return text
+                incomplete = incomplete or text
+        if incomplete is None:
+            raise self._failed(failure or ValueError("it writes nothing")) from failure
+        return incomplete
 
     def _render(self, messages: Sequence[Message]) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
-        return self._template.render(
+        text: str = self._template.render(
             messages=turns,
             add_generation_prompt=messages[-1].role != "assistant",
             enable_thinking=True,
             tools=None,
             **self._tokens,
         )
+        return text
 
     def _failed(self, error: Exception) -> InputError:
         return InputError(
-            f"{self._name}: its chat template fails: {error}",
-            remedy="Use --text NAME=FILE.txt for plain text instead.",
+            f"{self._name}: its chat template fails: {error or type(error).__name__}",
+            remedy="Give plain text (files whose names end in .txt) instead of conversations.",
         )
 
 
 def template_of(model: LlamaModel, source: str | None) -> ChatTemplate | None:
-    """The template of a loaded model; None if its file has none."""
+    """Return the template of a loaded model; None if its file has none.
+
+    Raises:
+        InputError: it is not a valid template.
+    """
     if not source:
         return None
     bos = model.piece(model.bos).decode("utf-8", "replace") if model.bos >= 0 else ""
@@ -84,7 +93,7 @@ def template_of(model: LlamaModel, source: str | None) -> ChatTemplate | None:
 
 
 def tokenize(model: LlamaModel, template: ChatTemplate | None, document: Document) -> list[int]:
-    """Token ids of a document, with BOS exactly once where the model wants one.
+    """Tokenize a document, with BOS exactly once where the model wants one.
 
     A model without a template gets the contents of messages as plain text.
     """
@@ -97,6 +106,73 @@ def tokenize(model: LlamaModel, template: ChatTemplate | None, document: Documen
         # The template wrote it, and the tokenizer too.
         del tokens[0]
     return tokens
+
+
+def _holds(text: str, content: str) -> bool:
+    """Whether a template wrote a message's content, as it is or as JSON."""
+    content = content.strip()
+    return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
+
+
+def _without_tools(messages: Sequence[Message]) -> list[Message]:
+    """Say with the three common roles what tools and developers say."""
+    roles = {"tool": "user", "developer": "system"}
+    return _joined([Message(roles.get(m.role, m.role), m.content) for m in messages])
+
+
+def _without_system(messages: Sequence[Message]) -> list[Message]:
+    plain = _without_tools(messages)
+    return _joined([Message("user" if m.role == "system" else m.role, m.content) for m in plain])
+
+
+def _joined(messages: Sequence[Message]) -> list[Message]:
+    """Join neighbours of one role: many templates want the roles to alternate."""
+    joined: list[Message] = []
+    for message in messages:
+        if joined and joined[-1].role == message.role:
+            message = Message(message.role, f"{joined.pop().content}\n\n{message.content}")
+        joined.append(message)
+    return joined
+
+
+def _environment() -> Any:
+    """Make what transformers renders chat templates in (utils/chat_template_utils.py)."""
+    import jinja2.ext
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(jinja2.ext.Extension):
+        """``{% generation %}``, which marks answers for training, is passed over."""
+
+        tags = {"generation"}  # noqa: RUF012 (declared so by Jinja)
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            return jinja2.nodes.Scope(body, lineno=line)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.globals.update(raise_exception=_raise, strftime_now=_now)
+    environment.filters["tojson"] = _to_json
+    return environment
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own also escapes what HTML acts on, and takes none of these.
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
 
 
 def _raise(message: str) -> NoReturn:

@@ -1,58 +1,45 @@
-"""Text to run a model over: the built-in prompts, or the user's own files, by domain."""
+"""Text to run a model over: the user's own files, data sets on the Hub, recipes; by domain."""
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from importlib import resources
+import logging
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
-from ggprune.text.documents import Document, Message, Source
+from ggprune.text.builtin import builtin_texts
+from ggprune.text.documents import Document, Source
+from ggprune.text.layouts import has_layout, json_rows, read_rows
 
-CALIBRATION = "calibration.jsonl"
-SEARCH = "search.jsonl"
-HELD_OUT = "heldout.jsonl"
-PROBES = "probes.jsonl"
+log = logging.getLogger(__name__)
 
-_ROLES = frozenset({"system", "user", "assistant", "tool", "developer"})
-
-
-def builtin(name: str = CALIBRATION) -> tuple[Source, ...]:
-    """The prompts that ship with ggprune, by domain.
-
-    Args:
-        name: CALIBRATION, or one of the disjoint SEARCH and HELD_OUT (conversations with
-            answers).
-    """
-    data = resources.files("ggprune.text.builtin").joinpath(name).read_text(encoding="utf-8")
-    domains: dict[str, list[Document]] = {}
-    for number, record in _records(data, name):
-        document = _document(record, f"{name} line {number}")
-        domains.setdefault(str(record["domain"]), []).append(document)
-    return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
+#: Files whose lines (or array items) are rows.
+_LINES = (".jsonl", ".ndjson")
+#: Tables; read as rows if their header is that of a known layout, as text otherwise.
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
-def load(
-    named: Iterable[tuple[str, str]],
-    *,
-    quiet: bool = False,
-    say: Callable[[str], object] = lambda _: None,
-) -> tuple[Source, ...]:
-    """The user's texts.
+def load_or_builtin(named: Sequence[tuple[str, str]], name: str) -> tuple[Source, ...]:
+    """Load the user's texts, or the built-in ones of a name if there are none."""
+    return load_texts(named) if named else builtin_texts(name)
+
+
+def load_texts(named: Iterable[tuple[str, str]]) -> tuple[Source, ...]:
+    """Load texts by domain.
 
     Args:
-        named: (domain, path) pairs; several paths of one domain are joined. A path is a .jsonl
-            file with one object a line (``text``, ``prompt`` and ``response``, or ``messages``),
-            a .parquet file with such rows, a folder (all text files in it), any text file, one
-            of these on the Hub (``hf://datasets/owner/repo/file``), or a recipe (``@name``,
-            with its own domains if it is its own domain's name).
-        quiet: no progress bars for downloads.
-        say: called with notes for the user, about recipes and downloads.
+        named: (domain, path) pairs; several paths of one domain are joined. A path is a .jsonl,
+            .json or .parquet file whose rows have one of the known layouts, a folder (all such
+            files and all text files in it), any text file, one of these on the Hub
+            (``hf://datasets/owner/repo/file``), or a recipe (``@name``, with its own domains if
+            it is its own domain's name).
 
     Raises:
-        InputError: a file is missing, empty, not text, or a line of it is not what it should be.
+        InputError: a file is missing, empty, not text, or a row of it is not what it should be.
         HubError: a file cannot be downloaded.
     """
     domains: dict[str, list[Document]] = {}
@@ -60,33 +47,30 @@ def load(
         if path.startswith("@"):
             from ggprune.text import recipes
 
-            for source in recipes.load(path, quiet=quiet, say=say):
+            for source in recipes.load_recipe(path):
                 name = source.domain if domain == path else domain
                 domains.setdefault(name, []).extend(source.documents)
         else:
-            domains.setdefault(domain, []).extend(_read(_local(path, quiet)))
+            domains.setdefault(domain, []).extend(_read(_local(path)))
     return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
 
 
-def _local(path: str, quiet: bool) -> Path:
+def _local(path: str) -> Path:
     if not path.startswith("hf://"):
         return Path(path).expanduser()
     from ggprune.hub.download import resolve_text
 
-    return resolve_text(path, quiet=quiet)
+    return resolve_text(path)
 
 
 def _read(path: Path) -> list[Document]:
-    if path.suffix.lower() == ".parquet":
-        from ggprune.text import parquet
-
-        rows = enumerate(parquet.rows(path))
-        return [_document(row, f"{path} row {number}") for number, row in rows]
     if path.is_dir():
         documents = list(_read_folder(path))
         if not documents:
             raise InputError(f"{path}: no text files in this folder")
         return documents
+    if path.suffix.lower() == ".parquet":
+        return _read_file(path, "")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -98,61 +82,61 @@ def _read(path: Path) -> list[Document]:
         ) from error
     if not text.strip():
         raise InputError(f"{path}: is empty")
-    if path.suffix.lower() != ".jsonl":
-        return [Document(text=text, where=str(path))]
-    return [_document(record, f"{path} line {number}") for number, record in _records(text, path)]
+    return _read_file(path, text)
 
 
 def _read_folder(folder: Path) -> Iterator[Document]:
     """All text files below a folder in a fixed order; binary ones are passed over."""
+    passed_over = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        if path.is_file() and not hidden:
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (UnicodeDecodeError, OSError):
-                continue
-            if text.strip() and "\0" not in text:
-                yield Document(text=text, where=str(path))
-
-
-def _records(text: str, name: object) -> Iterator[tuple[int, dict[str, Any]]]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
+        if not path.is_file() or hidden:
+            continue
+        if path.suffix.lower() == ".parquet":
+            yield from _read_file(path, "")
             continue
         try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{name} line {number}: invalid JSON: {error}") from error
-        if not isinstance(record, dict):
-            raise InputError(f"{name} line {number}: expected an object, found {line[:40]!r}")
-        yield number, record
+            text = path.read_text(encoding="utf-8-sig")
+        except (UnicodeDecodeError, OSError):
+            text = "\0"
+        if "\0" in text:
+            passed_over.append(path.relative_to(folder).as_posix())
+        elif text.strip():
+            yield from _read_file(path, text, of_folder=True)
+    if passed_over:
+        listed = ", ".join(passed_over[:5]) + (", …" if len(passed_over) > 5 else "")
+        log.info(
+            "%s: %d files are not UTF-8 text and left out: %s", folder, len(passed_over), listed
+        )
 
 
-def _document(record: dict[str, Any], where: str) -> Document:
-    if isinstance(record.get("messages"), list):
-        return Document(messages=_messages(record["messages"], where), where=where)
-    if isinstance(record.get("prompt"), str):
-        turns = [Message("user", record["prompt"])]
-        if isinstance(record.get("response"), str):
-            turns.append(Message("assistant", record["response"]))
-        return Document(messages=tuple(turns), where=where)
-    if isinstance(record.get("text"), str) and record["text"].strip():
-        return Document(text=record["text"], where=where)
-    raise InputError(
-        f'{where}: has none of "text", "prompt" (and "response") or "messages" as expected',
-        remedy="One JSON object a line with one of these.",
-    )
+def _read_file(path: Path, text: str, *, of_folder: bool = False) -> list[Document]:
+    """A file's rows if its name says that it has any, else its text."""
+    suffix = path.suffix.lower()
+    rows: Iterable[tuple[str, Any]] | None = None
+    if suffix == ".parquet":
+        from ggprune.text import parquet
+
+        rows = ((f"row {number}", row) for number, row in enumerate(parquet.rows(path)))
+    elif suffix in _LINES or (suffix == ".json" and (not of_folder or _has_rows(text))):
+        rows = json_rows(text, path)
+    elif suffix in _DELIMITERS:
+        table = list(csv.DictReader(io.StringIO(text), delimiter=_DELIMITERS[suffix]))
+        if table and has_layout(table[0]):
+            rows = ((f"row {number}", row) for number, row in enumerate(table, start=1))
+    return [Document(text=text, where=str(path))] if rows is None else read_rows(rows, path)
 
 
-def _messages(turns: Sequence[Any], where: str) -> tuple[Message, ...]:
-    messages = []
-    for turn in turns:
-        role = turn.get("role") if isinstance(turn, dict) else None
-        content = turn.get("content") if isinstance(turn, dict) else None
-        if role not in _ROLES or not isinstance(content, str):
-            raise InputError(f'{where}: a message needs "role" and "content", found {turn!r:.60}')
-        messages.append(Message(str(role), content))
-    if not messages:
-        raise InputError(f'{where}: "messages" is empty')
-    return tuple(messages)
+def _has_rows(text: str) -> bool:
+    """Whether JSON in a folder is data, and not a source file such as settings."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        try:
+            value = [json.loads(text.lstrip().split("\n", 1)[0])]
+        except (ValueError, RecursionError):
+            return False
+    if isinstance(value, dict):
+        parts = (part for part in value.values() if isinstance(part, list))
+        return has_layout(value) or any(has_layout(part[0]) for part in parts if part)
+    return isinstance(value, list) and any(isinstance(row, dict) for row in value)

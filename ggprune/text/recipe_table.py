@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from ggprune.text.load import Message
-
-Row = Mapping[str, Any]
+from ggprune.text.documents import Message
+from ggprune.text.layouts import Row, read_turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,25 +71,8 @@ def _pair(question: str, answer: str) -> Callable[[Row], list[Message]]:
     return form
 
 
-def _conversation(row: Row) -> list[Message]:
-    """The field ``messages``: a list of turns, or the same as JSON; tool calls become JSON."""
-    turns = row["messages"]
-    turns = json.loads(turns) if isinstance(turns, str) else turns
-    return [Message(_role(turn["role"]), _content(turn)) for turn in turns if _content(turn)]
-
-
-def _role(role: str) -> str:
-    return role if role in ("system", "user", "assistant", "tool", "developer") else "user"
-
-
-def _content(turn: Row) -> str:
-    content = turn.get("content")
-    if isinstance(content, list):
-        parts = [part if isinstance(part, str) else part.get("text") for part in content]
-        content = "\n".join(part for part in parts if part)
-    calls = turn.get("tool_calls")
-    written = [json.dumps(call.get("function", call)) for call in calls or () if call]
-    return "\n".join(part for part in (content or "", *written) if part)
+def _conversation(row: Row) -> Iterable[Message]:
+    return read_turns(row["messages"], "messages")
 
 
 def _tool_call(row: Row) -> list[Message]:

@@ -8,9 +8,10 @@ a fixed seed: the same recipe gives the same text everywhere.
 from __future__ import annotations
 
 import json
+import logging
 import random
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,12 +20,11 @@ from ggprune.hub.client import Hub
 from ggprune.hub.errors import Failure
 from ggprune.hub.files import Repo
 from ggprune.text import parquet
-from ggprune.text.load import Document, Message, Source
-from ggprune.text.recipe_table import RECIPES, Part, Recipe, Row
+from ggprune.text.documents import Document, Message, Source
+from ggprune.text.layouts import Row
+from ggprune.text.recipe_table import RECIPES, Part, Recipe
 
-__all__ = ["RECIPES", "is_recipe", "load"]
-
-Say = Callable[[str], object]
+log = logging.getLogger(__name__)
 
 #: The Hub keeps every public data set as Parquet here: SUBSET/SPLIT/0000.parquet.
 CONVERTED = "refs/convert/parquet"
@@ -32,21 +32,12 @@ _SEED = 42
 _NAME = re.compile(r"@(?P<name>[\w-]+)(?::(?P<count>\d+))?")
 
 
-def is_recipe(text: str) -> bool:
-    """Whether ``--text`` names a recipe."""
-    return text.startswith("@")
-
-
-def load(
-    name: str, *, quiet: bool = False, say: Say = lambda _: None, hub: Hub | None = None
-) -> tuple[Source, ...]:
-    """The text of a recipe, by domain.
+def load_recipe(name: str, *, hub: Hub | None = None) -> tuple[Source, ...]:
+    """Load the text of a recipe, by domain.
 
     Args:
         name: ``@reap-agentic``, or ``@reap-agentic:600`` for about 600 rows in the same
             proportions.
-        quiet: no progress bars.
-        say: called with notes for the user.
         hub: the connection to use.
 
     Raises:
@@ -54,11 +45,11 @@ def load(
         HubError: a data set cannot be downloaded.
     """
     recipe, parts = _chosen(name)
-    hub = hub or Hub(quiet=quiet, say=say)
-    say(f"{name}: {recipe.title}. {recipe.note}")
+    hub = hub or Hub()
+    log.info("%s: %s. %s", name, recipe.title, recipe.note)
     domains: dict[str, list[Document]] = {}
     for part in parts:
-        domains.setdefault(part.domain, []).extend(_documents(part, hub, say))
+        domains.setdefault(part.domain, []).extend(_documents(part, hub))
     return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
 
 
@@ -82,7 +73,7 @@ def _chosen(name: str) -> tuple[Recipe, list[Part]]:
     return recipe, scaled
 
 
-def _documents(part: Part, hub: Hub, say: Say) -> Iterator[Document]:
+def _documents(part: Part, hub: Hub) -> Iterator[Document]:
     """The part's rows as conversations."""
     files = _files(part, hub)
     wanted = part.skip + part.count
@@ -97,7 +88,7 @@ def _documents(part: Part, hub: Hub, say: Say) -> Iterator[Document]:
     random.Random(_SEED).shuffle(order)
     taken = set(order[part.skip : wanted])
     if len(taken) < part.count:
-        say(f"{part}: has {len(taken)} of the {part.count} rows")
+        log.info("%s: has %d of the %d rows", part, len(taken), part.count)
     number = 0
     for path in paths:
         for row in _rows(path, part):

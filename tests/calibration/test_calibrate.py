@@ -25,9 +25,9 @@ from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.importance import ImatrixObserver
-from ggprune.text import load as texts
+from ggprune.text.builtin import builtin_texts
 from ggprune.text.chat import ChatTemplate
-from ggprune.text.load import Document, Message, Source
+from ggprune.text.documents import Document, Message, Source
 from tests.support.command import COMMAND
 from tests.support.halting import halting
 from tests.support.tiny import write_tiny
@@ -383,6 +383,6 @@ def test_an_abort_of_llama_keeps_what_was_gathered(path: Path, tmp_path: Path) -
 
 def test_the_built_in_prompts_of_the_trained_model(trained: Path, tmp_path: Path) -> None:
     """A few real prompts with answers, through the template in the file."""
-    some = [Source(s.domain, s.documents[:2]) for s in texts.builtin()[:2]]
+    some = [Source(s.domain, s.documents[:2]) for s in builtin_texts()[:2]]
     found = run(trained, sources=some, generate=8, ctx=512)
     assert all((d.sums.tokens == d.tokens).all() for d in found.domains)

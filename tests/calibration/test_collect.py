@@ -25,7 +25,7 @@ from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
-from ggprune.text import load as texts
+from ggprune.text.builtin import HELD_OUT, builtin_texts
 from tests.support.llama_ctypes import loaded
 from tests.support.tiny import write_tiny
 
@@ -333,7 +333,7 @@ def test_sums_equal_the_transformers_model() -> None:
         pytest.skip("GGPRUNE_HF_MODEL and GGPRUNE_HF_GGUF are not set")
     model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     with LlamaModel(Path(path), options()) as llama:
-        text = texts.builtin(texts.HELD_OUT)[0].documents[0].messages[-1].content
+        text = builtin_texts(HELD_OUT)[0].documents[0].messages[-1].content
         tokens = llama.tokenize(text)[:200]
     exact = {"cache_type_k": "f32", "cache_type_v": "f32", "flash_attn": "off"}
     found = observed(Path(path), tokens, **exact)

@@ -15,7 +15,7 @@ from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
-from ggprune.text.load import Document, Source
+from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
 from tests.support.tiny import write_tiny
 

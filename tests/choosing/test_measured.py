@@ -19,7 +19,7 @@ from ggprune.evaluation.masking import dropped_by
 from ggprune.llama.options import RunOptions
 from ggprune.model import open_model
 from ggprune.plan import Plan
-from ggprune.text.load import Document, Source
+from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
 from tests.support.tiny import write_tiny
 

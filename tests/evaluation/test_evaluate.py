@@ -24,9 +24,9 @@ from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
-from ggprune.text import load as texts
+from ggprune.text.builtin import CALIBRATION, HELD_OUT, SEARCH, builtin_texts
 from ggprune.text.chat import ChatTemplate
-from ggprune.text.load import Document, Message, Source
+from ggprune.text.documents import Document, Message, Source
 from tests.support.evaluating import OPTIONS, TEXT, random_plan
 from tests.support.llama_ctypes import loaded
 from tests.support.tiny import write_tiny
@@ -254,14 +254,14 @@ def test_held_out_text_is_not_calibration_text() -> None:
     def contents(name: str) -> set[str]:
         return {
             message.content
-            for source in texts.builtin(name)
+            for source in builtin_texts(name)
             for document in source.documents
             for message in document.messages
         }
 
-    for name in (texts.CALIBRATION, texts.SEARCH):
-        assert not contents(texts.HELD_OUT) & contents(name)
-        hashes = [{s.sha256 for s in texts.builtin(n)} for n in (texts.HELD_OUT, name)]
+    for name in (CALIBRATION, SEARCH):
+        assert not contents(HELD_OUT) & contents(name)
+        hashes = [{s.sha256 for s in builtin_texts(n)} for n in (HELD_OUT, name)]
         assert len(hashes[0]) == 8 and not hashes[0] & hashes[1]
 
 

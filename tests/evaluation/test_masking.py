@@ -17,7 +17,7 @@ from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
-from ggprune.text.load import Document, Source
+from ggprune.text.documents import Document, Source
 from tests.support.evaluating import OPTIONS, TEXT, random_plan
 from tests.support.tiny import write_tiny
 

@@ -23,8 +23,8 @@ from ggprune.evaluation.verdict import cliff_of, verdict
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
-from ggprune.text import load as texts
-from ggprune.text.load import Document, Message, Source
+from ggprune.text.documents import Document, Message, Source
+from ggprune.text.load import load_texts
 from tests.support.evaluating import OPTIONS, TEXT, random_plan
 from tests.support.tiny import write_tiny
 
@@ -221,7 +221,7 @@ def ruin(trained: Path) -> dict[str, Plan]:
 
 
 def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Plan]) -> None:
-    sources = texts.load((path.stem, str(path)) for path in sorted(FIXTURES.glob("heldout/*.txt")))
+    sources = load_texts((path.stem, str(path)) for path in sorted(FIXTURES.glob("heldout/*.txt")))
     found = {}
     with Evaluator(trained, OPTIONS, sources, n_ctx=512, max_tokens=600) as measured:
         for name, plan in ruin.items():

@@ -101,16 +101,18 @@ def test_download_by_file_and_from_the_cache(hub: HubServer) -> None:
     assert hub.count("GET", "/resolve/") == gets == 1
 
 
-def test_download_a_tag_with_all_its_shards(hub: HubServer) -> None:
+def test_download_a_tag_with_all_its_shards(
+    hub: HubServer, caplog: pytest.LogCaptureFixture
+) -> None:
     shards = {f"m-Q4_K_M-{n:05d}-of-00003.gguf": bytes([n]) * 100 for n in (1, 2, 3)}
     hub.add("o/r", {**shards, "m-Q8_0.gguf": b"other", "README.md": b"card"})
-    said: list[str] = []
-    path = resolve_model("o/r:Q4_K_M", say=said.append)
+    caplog.set_level("INFO", "ggprune")
+    path = resolve_model("o/r:Q4_K_M")
     assert path.name == "m-Q4_K_M-00001-of-00003.gguf"
     for name, data in shards.items():
         assert (path.parent / name).read_bytes() == data
     assert not (path.parent / "m-Q8_0.gguf").exists()
-    assert said == ["o/r:Q4_K_M is o/r/m-Q4_K_M-00001-of-00003.gguf and 2 more shards"]
+    assert caplog.messages == ["o/r:Q4_K_M is o/r/m-Q4_K_M-00001-of-00003.gguf and 2 more shards"]
 
 
 def test_any_shard_brings_the_others(hub: HubServer) -> None:

@@ -12,9 +12,9 @@ import pytest
 
 from ggprune.cli.common import NAMED_PATH
 from ggprune.errors import InputError
-from ggprune.text import load as texts
-from ggprune.text import recipes
+from ggprune.text.load import load_texts
 from ggprune.text.recipe_table import RECIPES, Part, Recipe
+from ggprune.text.recipes import load_recipe
 from tests.support.hub_server import HubServer
 
 
@@ -146,11 +146,13 @@ def rows(count: int, mark: str = "") -> list[dict[str, Any]]:
     return [{"instruction": f"{mark}{n}", "output": "o", "other": n} for n in range(count)]
 
 
-def test_load_from_json_lines(hub: HubServer, two_parts: None) -> None:
+def test_load_from_json_lines(
+    hub: HubServer, two_parts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ggprune")
     hub.add("o/a", {"train.jsonl": jsonl(rows(20)), "test.jsonl": b"{}"}, kind="dataset")
     hub.add("o/b", {"x/test.jsonl": jsonl(rows(5, "b"))}, kind="dataset")
-    said: list[str] = []
-    sources = recipes.load("@tiny", say=said.append)
+    sources = load_recipe("@tiny")
     assert [(source.domain, len(source.documents)) for source in sources] == [
         ("code", 4),
         ("more", 3),
@@ -159,24 +161,26 @@ def test_load_from_json_lines(hub: HubServer, two_parts: None) -> None:
     asked = [d.messages[0].content for source in sources[:2] for d in source.documents]
     assert len(set(asked)) == 7 and set(asked) <= {str(n) for n in range(20)}
     assert sources[2].documents[0].where.startswith("o/b[x](test) row ")
-    assert "A note." in said[0]
-    assert recipes.load("@tiny") == sources
+    assert "A note." in caplog.messages[0]
+    assert load_recipe("@tiny") == sources
 
 
 def test_a_number_of_rows(hub: HubServer, two_parts: None) -> None:
     hub.add("o/a", {"train.jsonl": jsonl(rows(20))}, kind="dataset")
     hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
-    sources = recipes.load("@tiny:5")
+    sources = load_recipe("@tiny:5")
     assert [len(source.documents) for source in sources] == [2, 2, 1]
 
 
-def test_too_few_rows_are_noted(hub: HubServer, two_parts: None) -> None:
+def test_too_few_rows_are_noted(
+    hub: HubServer, two_parts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ggprune")
     hub.add("o/a", {"train.jsonl": jsonl(rows(6))}, kind="dataset")
     hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
-    said: list[str] = []
-    sources = recipes.load("@tiny", say=said.append)
+    sources = load_recipe("@tiny")
     assert len(sources[1].documents) == 2
-    assert "o/a(train): has 2 of the 3 rows" in said
+    assert "o/a(train): has 2 of the 3 rows" in caplog.messages
 
 
 def test_load_from_the_hubs_parquet(hub: HubServer, two_parts: None) -> None:
@@ -185,7 +189,7 @@ def test_load_from_the_hubs_parquet(hub: HubServer, two_parts: None) -> None:
     hub.add("o/a", converted, kind="dataset", branch="refs/convert/parquet")
     hub.add("o/b", {"x/test-00000-of-00001.parquet": parquet_bytes(rows(9))}, kind="dataset")
     hub.add("o/b", {}, kind="dataset", branch="elsewhere")
-    sources = recipes.load("@tiny")
+    sources = load_recipe("@tiny")
     assert [len(source.documents) for source in sources] == [4, 3, 2]
     asked = {d.messages[0].content for source in sources[:2] for d in source.documents}
     assert len(asked) == 7
@@ -196,24 +200,24 @@ def test_only_as_many_files_as_needed(hub: HubServer, two_parts: None) -> None:
     files = {f"train-{n}.jsonl": jsonl(rows(10)) for n in range(5)}
     hub.add("o/a", files, kind="dataset")
     hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
-    recipes.load("@tiny")
+    load_recipe("@tiny")
     assert hub.count("GET", r"/o/a/resolve/") == 1
 
 
 def test_a_changed_data_set_is_named(hub: HubServer, two_parts: None) -> None:
     hub.add("o/a", {"train.jsonl": jsonl([{"question": "?"}] * 9)}, kind="dataset")
     with pytest.raises(InputError, match=r"o/a\(train\) row \d+: is not as expected"):
-        recipes.load("@tiny")
+        load_recipe("@tiny")
     hub.add("o/a", {"train.jsonl": b""}, kind="dataset")
     del hub.repositories["dataset", "o/a"].branches["main"]["train.jsonl"]
     with pytest.raises(InputError, match="no file of this split"):
-        recipes.load("@tiny")
+        load_recipe("@tiny")
 
 
 def test_unknown_recipes_list_the_known() -> None:
     for name in ("@nothing", "@reap-agentic:x", "@"):
         with pytest.raises(InputError) as caught:
-            recipes.load(name)
+            load_recipe(name)
         assert "@reap-agentic, @seed-mix" in caught.value.remedy
 
 
@@ -228,23 +232,23 @@ def test_the_text_option(hub: HubServer, two_parts: None) -> None:
         NAMED_PATH.convert(text, None, None)
         for text in ("@tiny", "all=@tiny", "mine=hf://datasets/o/d/t.jsonl")
     ]
-    found = {source.domain: len(source.documents) for source in texts.load(named)}
+    found = {source.domain: len(source.documents) for source in load_texts(named)}
     assert found == {"code": 4, "more": 3, "sub": 2, "all": 9, "mine": 1}
 
 
 def test_parquet_as_text(hub: HubServer, tmp_path: Path) -> None:
     data = parquet_bytes([{"prompt": "Hi", "response": "Ho", "n": 1}, {"prompt": "A", "n": 2}])
     hub.add("o/d", {"t.parquet": data}, kind="dataset")
-    (source,) = texts.load([("mine", "hf://datasets/o/d/t.parquet")])
+    (source,) = load_texts([("mine", "hf://datasets/o/d/t.parquet")])
     assert [len(document.messages) for document in source.documents] == [2, 1]
     assert source.documents[0].where.endswith("t.parquet row 0")
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 not really")
     with pytest.raises(InputError, match="is not a Parquet file"):
-        texts.load([("mine", str(tmp_path / "bad.parquet"))])
+        load_texts([("mine", str(tmp_path / "bad.parquet"))])
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(InputError, match="needs pyarrow") as caught:
-        texts.load([("mine", str(tmp_path / "t.parquet"))])
+        load_texts([("mine", str(tmp_path / "t.parquet"))])
     assert caught.value.remedy == "pip install 'ggprune[parquet]'"

@@ -19,7 +19,8 @@ from ggprune.evaluation.masking import MaskObserver
 from ggprune.llama.callback import Observer
 from ggprune.model import MoeModel
 from ggprune.plan import Plan
-from ggprune.text import load as texts
+from ggprune.text.builtin import CALIBRATION, builtin_texts
+from ggprune.text.documents import Source
 from ggprune.types import Floats
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def shapley(chosen: npt.NDArray[np.integer], experts: int) -> Floats:
 
 
 def _run(
-    statistics: Statistics, have: Resources, sources: Sequence[texts.Source], observer: Observer
+    statistics: Statistics, have: Resources, sources: Sequence[Source], observer: Observer
 ) -> Statistics:
     """Calibrate again with one more observer, as the statistics say it was done."""
     assert have.model is not None
@@ -177,11 +178,11 @@ def _run(
     return run.run()
 
 
-def _sources(have: Resources) -> tuple[texts.Source, ...]:
-    return have.sources or texts.builtin(texts.CALIBRATION)
+def _sources(have: Resources) -> tuple[Source, ...]:
+    return have.sources or builtin_texts(CALIBRATION)
 
 
-def _of_domain(have: Resources, name: str) -> list[texts.Source]:
+def _of_domain(have: Resources, name: str) -> list[Source]:
     found = [source for source in _sources(have) if source.domain == name]
     if not found:
         raise InputError(

@@ -19,7 +19,7 @@ from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.choosing.search.search import Found, Rules, Text
 from ggprune.errors import InputError
 from ggprune.plan import Plan
-from ggprune.text import load as texts
+from ggprune.text.builtin import SEARCH, builtin_texts
 from ggprune.types import Floats
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def choose_measured(statistics: Statistics, request: Request, have: Resources) -
         raise InputError(
             f"--method {request.method}: runs the model", remedy="Give it: --model MODEL"
         )
-    sources = have.search_sources or texts.builtin(texts.SEARCH)
+    sources = have.search_sources or builtin_texts(SEARCH)
     with MaskedMeter(
         have.model.gguf.path,
         have.options,

@@ -22,7 +22,7 @@ from ggprune.evaluation.logprobs import TokenScores
 from ggprune.gguf_file import write_text
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
-from ggprune.text.load import Source
+from ggprune.text.documents import Source
 from ggprune.types import Floats
 from ggprune.util import Closing
 

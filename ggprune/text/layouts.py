@@ -1,0 +1,267 @@
+"""Rows of data sets as documents: the layouts in which people publish texts and conversations.
+
+A row is recognised by its keys alone. One that is not is refused with the keys it has: text that
+is left out, or read as something else, would spoil a calibration without a word.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ggprune.errors import InputError
+from ggprune.text.documents import Document, Message
+
+log = logging.getLogger(__name__)
+
+Row = Mapping[str, Any]
+
+LAYOUTS = (
+    '"text"; "messages" or "conversations" (turns with "role" and "content", or "from" and '
+    '"value"); "prompt" with "completion" or "response"; "instruction" with "input" and "output"; '
+    '"question" with "answer"; "problem" with "solution"; "query" with "response"'
+)
+
+_TURNS = ("messages", "conversations", "conversation")
+#: A question's key and those of its answer. The first match counts; a row with two of a line's
+#: answers is refused.
+_PAIRS = (
+    ("prompt", ("completion", "response", "answer", "output")),
+    ("instruction", ("output", "response", "completion", "answer")),
+    ("question", ("answer", "response", "completion", "output")),
+    ("problem", ("solution",)),
+    ("problem", ("answer",)),
+    ("query", ("response", "answer", "completion", "output")),
+)
+_SYSTEM = ("system", "system_prompt")
+_CONTEXT = ("input", "context")
+_ROLES = {role: role for role in ("system", "user", "assistant", "tool", "developer")} | {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "bot": "assistant",
+    "model": "assistant",
+    "function_call": "assistant",
+    "function": "tool",
+    "observation": "tool",
+    "ipython": "tool",
+}
+#: Keys of a row or turn that say something about it and are no part of its text.
+_ABOUT = re.compile(
+    r"(?:.*_)?(?:id|ids|idx|index|uuid|hash|sha\d*|url|link|path|file|name|source|dataset|subset|"
+    r"split|domain|category|subject|topic|task|type|kind|tag|tags|label|lang|language|license|"
+    r"licence|difficulty|level|score|date|time|timestamp|author|version|metadata|meta|weight)",
+    re.IGNORECASE,
+)
+
+
+def json_rows(text: str, name: object) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of JSON Lines, of a JSON array, or the one JSON object, and where each is.
+
+    Raises:
+        InputError: a line is not JSON.
+    """
+    try:
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        whole = None  # Several lines of JSON, or a mistake: the loop below names its line.
+    if isinstance(whole, list) and any(isinstance(row, dict) for row in whole):
+        yield from ((f"row {number}", row) for number, row in enumerate(whole, start=1))
+        return
+    if isinstance(whole, dict):
+        yield "line 1", whole
+        return
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield f"line {number}", json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise InputError(f"{name} line {number}: invalid JSON: {error}") from error
+
+
+def read_rows(rows: Iterable[tuple[str, Any]], name: object) -> list[Document]:
+    """Read all rows of a file; note which were empty and which of their keys were not used.
+
+    Args:
+        rows: see json_rows.
+        name: of the file, for messages.
+
+    Raises:
+        InputError: a row has no known layout, or none has any text.
+    """
+    documents, empty = [], []
+    unused: dict[str, None] = {}
+    for where, row in rows:
+        document = read_row(row, f"{name} {where}", unused)
+        if document is None:
+            empty.append(where)
+        else:
+            documents.append(document)
+    if not documents:
+        raise InputError(f"{name}: is empty" + (": no row has any text" if empty else ""))
+    if empty:
+        listed = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
+        log.info("%s: %d empty rows skipped (%s)", name, len(empty), listed)
+    if unused:
+        log.info("%s: not used: %s", name, ", ".join(map(repr, unused)))
+    return documents
+
+
+def has_layout(row: Any) -> bool:
+    """Whether a value is a row of a known layout."""
+    keys = ("text", *_TURNS, *(question for question, _ in _PAIRS))
+    return isinstance(row, Mapping) and any(isinstance(row.get(key), str | list) for key in keys)
+
+
+def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Document | None:
+    """Read one row; None if it has no text.
+
+    Args:
+        row: of a data set.
+        where: names it in messages and in the document.
+        unused: takes the keys whose text is not part of the document.
+
+    Raises:
+        InputError: it has no known layout, or a turn is not one.
+    """
+    if not isinstance(row, Mapping):
+        raise InputError(f"{where}: expected an object, found {json.dumps(row)[:40]!r}")
+    turns, used = _conversation(row, where)
+    text = row.get("text")
+    if used:
+        document = Document(messages=turns, where=where) if turns else None
+    elif isinstance(text, str) or (text is None and "text" in row):
+        used = ("text",)
+        document = Document(text=text, where=where) if text and text.strip() else None
+    elif not any(_holds_text(value) for value in row.values()):
+        return None
+    else:
+        raise _unknown(row, where)
+    more = [key for key in row if key not in used and _is_text(key, row[key])]
+    if more and turns and turns[-1].role == "user" and used[0] not in _TURNS:
+        raise InputError(
+            f"{where}: has {used[0]!r} and no answer known to belong to it, beside "
+            f"{', '.join(map(repr, more))}",
+            remedy=f"Remove what is not needed, or use one of these layouts: {LAYOUTS}.",
+        )
+    if unused is not None:
+        unused.update(dict.fromkeys(more))
+    return document
+
+
+def read_turns(turns: Any, where: str) -> tuple[Message, ...]:
+    """Read the turns of a conversation; those without text are left out.
+
+    Tool calls become JSON text, pictures and sounds in a list of parts are left out.
+
+    Raises:
+        InputError: one is no turn, or of an unknown role.
+    """
+    if isinstance(turns, str):
+        try:
+            turns = json.loads(turns)
+        except ValueError as error:
+            raise InputError(f"{where}: its turns are text, but not JSON: {error}") from error
+    if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
+        raise InputError(f"{where}: its turns are not a list")
+    found = (_turn(turn, where) for turn in turns)
+    return tuple(message for message in found if message.content.strip())
+
+
+def _turn(turn: Any, where: str) -> Message:
+    named = turn if isinstance(turn, Mapping) else {}
+    role = named.get("role", named.get("from"))
+    known = _ROLES.get(role.lower()) if isinstance(role, str) else None
+    said = named.get("content", named.get("value"))
+    given = any(key in named for key in ("content", "value", "tool_calls", "function_call"))
+    if known is None or not given or not isinstance(said, str | list | type(None)):
+        raise InputError(
+            f'{where}: a turn needs "role" and "content" (or "from" and "value"), '
+            f"found {json.dumps(turn, default=str)[:60]}",
+            remedy=f"Roles: {', '.join(_ROLES)}.",
+        )
+    parts = [said] if isinstance(said, str) else [_part(part, where) for part in said or ()]
+    calls = [named.get("function_call"), *(named.get("tool_calls") or ())]
+    parts += [_call(call) for call in calls if call]
+    return Message(known, "\n".join(part for part in parts if part))
+
+
+def _part(part: Any, where: str) -> str:
+    text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else 0
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise InputError(f"{where}: {json.dumps(part)[:60]} is no part of a turn's content")
+    return text
+
+
+def _call(call: Any) -> str:
+    called = call.get("function", call) if isinstance(call, Mapping) else call
+    return called if isinstance(called, str) else json.dumps(called, ensure_ascii=False)
+
+
+def _conversation(row: Row, where: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+    """The turns of a row and the keys they are of; no keys if it is no conversation."""
+    system = next((key for key in _SYSTEM if isinstance(row.get(key), str)), "")
+    start = (Message("system", row[system]),) if system and row[system].strip() else ()
+    for key in _TURNS:
+        if key in row and (isinstance(row[key], list | str) or row[key] is None):
+            turns = read_turns(row[key] or [], where)
+            if turns and turns[0].role == "system":
+                start = ()
+            return (*start, *turns) if turns else (), (key, system)
+    for with_answer in (True, False):
+        for question, answers in _PAIRS:
+            given = [key for key in answers if _holds_text(row.get(key))]
+            if question not in row or bool(given) is not with_answer:
+                continue
+            if len(given) > 1:
+                raise InputError(f"{where}: has {' and '.join(map(repr, given))}: which answers?")
+            context = next((key for key in _CONTEXT if isinstance(row.get(key), str)), "")
+            turns = _pair(row, question, context, given, where)
+            return (*start, *turns) if turns else (), (question, system, context, *answers)
+    return (), ()
+
+
+def _pair(
+    row: Row, question: str, context: str, given: Sequence[str], where: str
+) -> tuple[Message, ...]:
+    """A question with what belongs to it, and its answer; each may be a list of turns itself."""
+    asked = _as_turns(row[question], "user", where)
+    more = row.get(context) or ""
+    if asked and more.strip():
+        first, last = (asked[-1].content, more)
+        if question != "instruction":
+            first, last = last, first
+        asked = (*asked[:-1], Message(asked[-1].role, f"{first}\n\n{last}"))
+    answer = _as_turns(row[given[0]], "assistant", where) if given else ()
+    if answer and not asked:
+        raise InputError(f"{where}: has {given[0]!r}, but {question!r} is empty")
+    return (*asked, *answer)
+
+
+def _as_turns(value: Any, role: str, where: str) -> tuple[Message, ...]:
+    if isinstance(value, str) or value is None:
+        return (Message(role, value),) if value and value.strip() else ()
+    return read_turns(value, where)
+
+
+def _holds_text(value: Any) -> bool:
+    return bool(
+        value.strip() if isinstance(value, str) else isinstance(value, list | dict) and value
+    )
+
+
+def _is_text(key: str, value: Any) -> bool:
+    return _holds_text(value) and not _ABOUT.fullmatch(key)
+
+
+def _unknown(row: Row, where: str) -> InputError:
+    keys = ", ".join(repr(key) for key in row)
+    return InputError(
+        f"{where}: has none of the known layouts; its keys are {keys}",
+        remedy=f"Known layouts: {LAYOUTS}. Plain text goes into a file whose name ends in .txt.",
+    )
