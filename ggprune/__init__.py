@@ -56,14 +56,14 @@ __all__ = [
 
 _HOME = {
     "api": ("apply_plan", "evaluate_plan", "make_plan", "run_calibration"),
-    "calibration.calibrate": ("Settings",),
+    "calibration.run": ("Settings",),
     "errors": ("GgpruneError",),
-    "evaluation.evaluate": ("Evaluation", "Evaluator"),
+    "evaluation.evaluator": ("Evaluation", "Evaluator"),
     "llama.options": ("RunOptions",),
-    "calibration.merging": ("merge",),
+    "calibration.merge": ("merge",),
     "model": ("Identity", "MoeModel", "open_model"),
-    "planning.plan": ("LayerPlan", "Plan"),
-    "planning.scoring": ("METHODS", "score"),
+    "plan": ("LayerPlan", "Plan"),
+    "choosing.methods.sums": ("METHODS", "score"),
     "calibration.statistics": ("Domain", "ExpertSums", "Statistics"),
     "version": ("VERSION",),
 }

@@ -375,7 +375,7 @@ def test_a_child_that_is_gone_before_it_is_told_what_to_do(
         time.sleep(1)
         return dumps(value)
 
-    monkeypatch.setattr("ggprune.llama.quantizing.json.dumps", slowly)
+    monkeypatch.setattr("ggprune.llama.quantizer.json.dumps", slowly)
     with pytest.raises(LlamaError, match="GGML_ASSERT early"):
         quantizer.run("Q8_0")
 
