@@ -136,7 +136,7 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
     elif isinstance(text, str) or (text is None and "text" in row):
         used = ("text",)
         document = Document(text=text, where=where) if text and text.strip() else None
-    elif not any(_holds_text(value) for value in row.values()):
+    elif not any(_holds_text(value) or isinstance(value, int | float) for value in row.values()):
         return None
     else:
         raise _unknown(row, where)
