@@ -28,6 +28,7 @@ LAYERS = (
     "evaluation",
     "choosing",
     "quantization",
+    "fitting",
     "report",
     "publish",
     "pipeline",

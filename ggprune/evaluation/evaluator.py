@@ -203,8 +203,12 @@ class Evaluator(Closing):
         """Where a chunk's tokens are in the scores of a whole pass."""
         return slice(self._offsets[chunk], self._offsets[chunk + 1])
 
-    def model(self, path: Path) -> Evaluation:
+    def model(self, path: Path, dropped: Dropped | None = None) -> Evaluation:
         """Evaluate another model file; the base is unloaded, so that only one is in memory.
+
+        Args:
+            path: of the same vocabulary.
+            dropped: experts of it to mask, by layer: it is measured as the file without them.
 
         Raises:
             MismatchError: its vocabulary is another.
@@ -212,7 +216,11 @@ class Evaluator(Closing):
         self._check_vocabulary(path)
         base = self.base()
         self._unload()
-        with LlamaModel(path, self.options) as candidate, self._context(candidate) as context:
+        masks = [MaskObserver(self.description.require_prunable(), dropped)] if dropped else []
+        with (
+            LlamaModel(path, self.options) as candidate,
+            self._context(candidate, *masks) as context,
+        ):
             scores = self._scores(context, base, range(len(self.chunks)))
         return self._evaluation(scores, str(path))
 

@@ -34,6 +34,12 @@ SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "ggml_nbytes": ([_POINTER], _SIZE),
     "ggml_backend_tensor_get": ([_POINTER, _POINTER, _SIZE, _SIZE], None),
     "ggml_backend_tensor_set": ([_POINTER, _POINTER, _SIZE, _SIZE], None),
+    # Quantizing
+    "ggml_quantize_chunk": (
+        [ctypes.c_int, _POINTER, _POINTER, *[ctypes.c_int64] * 3, _POINTER],
+        _SIZE,
+    ),
+    "ggml_get_type_traits": ([ctypes.c_int], _POINTER),
     # Buffers and devices
     "ggml_backend_buffer_is_host": ([_POINTER], ctypes.c_bool),
     "ggml_backend_buffer_get_type": ([_POINTER], _POINTER),

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -78,6 +78,7 @@ class Forecast:
         tensor_types: bytes by tensor type, largest first.
         fallbacks: tensors that get another type, since their rows do not divide into blocks.
         needs_imatrix: whether it cannot be done without an importance matrix.
+        types: of every tensor, by its name.
     """
 
     type: str
@@ -86,6 +87,7 @@ class Forecast:
     tensor_types: dict[str, int]
     fallbacks: int
     needs_imatrix: bool
+    types: Mapping[str, str]
 
 
 class Quantizer:
@@ -178,6 +180,7 @@ class Quantizer:
             dict(sorted(sizes.items(), key=lambda item: -item[1])),
             fallbacks,
             needs_imatrix,
+            types,
         )
 
     def run(

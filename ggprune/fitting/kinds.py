@@ -1,0 +1,68 @@
+"""Tensor types to choose from: rows they fit, what llama-quantize takes instead, bytes."""
+
+from __future__ import annotations
+
+import math
+
+from ggprune.gguf_file import TENSOR_TYPES, Tensor
+
+#: From many bits to few; rows must be a multiple of 256.
+WIDE = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S")
+#: For rows that are only a multiple of 32.
+NARROW = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "IQ4_NL")
+#: llama.cpp makes these of a layer's matrix only with an importance matrix.
+NEEDS_IMATRIX = frozenset({"IQ3_XXS", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S"})
+#: The file type that a file mostly of this tensor type is said to be.
+FILE_TYPE_OF = {
+    "Q6_K": "Q6_K",
+    "Q5_K": "Q5_K_M",
+    "Q4_K": "Q4_K_M",
+    "Q3_K": "Q3_K_M",
+    "IQ2_S": "IQ2_M",
+}
+_UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64"})
+_NUMBERS = {known.name: number for number, known in TENSOR_TYPES.items()}
+#: src/llama-quant.cpp, tensor_type_fallback.
+_FALLBACKS = {
+    **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
+    **dict.fromkeys(("IQ3_XXS", "IQ3_S", "IQ4_XS"), "IQ4_NL"),
+    **dict.fromkeys(("Q2_0", "Q2_K", "Q3_K", "TQ1_0", "TQ2_0"), "Q4_0"),
+    "Q4_K": "Q5_0",
+    "Q5_K": "Q5_1",
+    "Q6_K": "Q8_0",
+}
+
+
+def number_of(kind: str) -> int:
+    """The number of a tensor type in ``enum ggml_type``."""
+    return _NUMBERS[kind]
+
+
+def resolved(row: int, kind: str) -> str:
+    """The type that llama-quantize gives a tensor with rows of this length when asked for one."""
+    if row % TENSOR_TYPES[_NUMBERS[kind]].block == 0:
+        return kind
+    other = _FALLBACKS.get(kind, kind)
+    return "F16" if row % TENSOR_TYPES[_NUMBERS[other]].block else other
+
+
+def row_bytes(row: int, kind: str) -> int:
+    """Bytes of one row."""
+    known = TENSOR_TYPES[_NUMBERS[kind]]
+    return row // known.block * known.size
+
+
+def tensor_bytes(shape: tuple[int, ...], kind: str) -> int:
+    """Bytes of a tensor's data, without padding."""
+    return row_bytes(shape[0], kind) * math.prod(shape[1:])
+
+
+def bits(kind: str) -> float:
+    """Bits of a weight."""
+    known = TENSOR_TYPES[_NUMBERS[kind]]
+    return 8 * known.size / known.block
+
+
+def is_unquantized(tensor: Tensor) -> bool:
+    """Whether a tensor holds floating-point numbers."""
+    return TENSOR_TYPES[tensor.type].name in _UNQUANTIZED
