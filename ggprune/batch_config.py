@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
 from ggprune.quantization.quantize_names import file_type
+from ggprune.util import check_shape
 
 _STAGES = ("calibrate", "plan", "apply", "imatrix", "quantize", "evaluate", "modelfile", "card")
 _SWITCHES = ("evaluate", "modelfile", "card", "checksums")
+_SHAPE = {
+    "model": str,
+    "keep": [int],
+    "types?": [str],
+    "source?": str,
+    "output?": str,
+    "imatrix?": bool | str,
+    "repo?": str,
+    "options?": {str: [str]},
+    **{f"{name}?": bool for name in _SWITCHES},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +67,10 @@ class BatchConfig:
 
 
 def _toml(path: Path) -> dict[str, Any]:
-    try:
+    if sys.version_info >= (3, 11):
         import tomllib
-    except ImportError:  # Python 3.10
-        try:
-            import tomli as tomllib  # type: ignore[import-not-found, no-redef, unused-ignore]
-        except ImportError as error:
-            raise InputError(
-                "Python 3.10 cannot read TOML by itself", remedy="pip install tomli"
-            ) from error
+    else:
+        import tomli as tomllib
     try:
         with open(path, "rb") as stream:
             return tomllib.load(stream)
@@ -73,62 +81,31 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _config(data: dict[str, Any], path: Path) -> BatchConfig:
-    known = set(BatchConfig.__dataclass_fields__)
-    for key in data:
-        if key not in known:
-            raise InputError(f"{path}: unknown key {key!r}", remedy=f"Known: {sorted(known)}")
-    reader = _Reader(data, path)
-    imatrix: Path | bool = False
-    if isinstance(data.get("imatrix", False), bool):
-        imatrix = bool(data.get("imatrix", False))
-    else:
-        imatrix = reader.path("imatrix")
+    _check_known(data, [name.removesuffix("?") for name in _SHAPE], path)
+    check_shape(data, _SHAPE, str(path))
+    stages = (f"options.{stage}" for stage in data.get("options", {}))
+    _check_known(stages, [f"options.{stage}" for stage in _STAGES], path)
+    if not data["keep"]:
+        raise InputError(f"{path}: keep is [], expected at least one number")
+
+    def local(key: str) -> Path:
+        return path.parent / Path(data[key]).expanduser()
+
+    imatrix = data.get("imatrix", False)
     return BatchConfig(
-        model=reader.path("model"),
-        keep=tuple(reader.items("keep", int)),
-        types=tuple(dict.fromkeys(file_type(name) for name in reader.items("types", str, ()))),
-        source=reader.path("source") if "source" in data else None,
-        output=reader.path("output") if "output" in data else path.parent / "release",
-        imatrix=imatrix,
-        repo=reader.value("repo", str, ""),
-        options=reader.options(),
-        **{name: reader.value(name, bool, True) for name in _SWITCHES},
+        model=local("model"),
+        keep=tuple(data["keep"]),
+        types=tuple(dict.fromkeys(map(file_type, data.get("types", [])))),
+        source=local("source") if "source" in data else None,
+        output=local("output") if "output" in data else path.parent / "release",
+        imatrix=imatrix if isinstance(imatrix, bool) else local("imatrix"),
+        repo=data.get("repo", ""),
+        options={stage: tuple(words) for stage, words in data.get("options", {}).items()},
+        **{name: data.get(name, True) for name in _SWITCHES},
     )
 
 
-class _Reader:
-    """Takes values of the expected types out of a table."""
-
-    def __init__(self, data: Mapping[str, Any], path: Path) -> None:
-        self._data, self._path = data, path
-
-    def value(self, key: str, kind: type, default: Any = None) -> Any:
-        found = self._data.get(key, default)
-        if type(found) is not kind:
-            raise self._wrong(key, kind.__name__, found)
-        return found
-
-    def path(self, key: str) -> Path:
-        return self._path.parent / Path(str(self.value(key, str))).expanduser()
-
-    def items(self, key: str, kind: type, default: Any = None) -> Sequence[Any]:
-        found = self._data.get(key, default)
-        if default is not None and found == default:
-            return ()
-        if not isinstance(found, list) or not found or any(type(x) is not kind for x in found):
-            raise self._wrong(key, f"a list of {kind.__name__}", found)
-        return found
-
-    def options(self) -> dict[str, tuple[str, ...]]:
-        table = self.value("options", dict, {})
-        for stage, words in table.items():
-            strings = isinstance(words, list) and all(isinstance(word, str) for word in words)
-            if stage not in _STAGES or not strings:
-                raise self._wrong(
-                    f"options.{stage}", f"a list of words for one of {_STAGES}", words
-                )
-        return {stage: tuple(words) for stage, words in table.items()}
-
-    def _wrong(self, key: str, expected: str, found: object) -> InputError:
-        what = "is missing" if found is None else f"is {found!r}"
-        return InputError(f"{self._path}: {key} {what}, expected {expected}")
+def _check_known(given: Iterable[str], known: Sequence[str], path: Path) -> None:
+    for name in given:
+        if name not in known:
+            raise InputError(f"{path}: unknown key {name!r}", remedy=f"Known: {sorted(known)}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from ggprune.errors import InputError
 
@@ -50,6 +51,57 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
         raise InputError(f"{path}: is not JSON: {problem}", remedy=f"Give {what}.") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: is not JSON: {error}", remedy=f"Give {what}.") from error
+
+
+def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
+    """Check that a value from a JSON or TOML file is made as it should be.
+
+    Args:
+        value: as the file's reader gave it.
+        shape: a type or union of types (``int | str``; a bool is no number, an int is a float),
+            ``[shape]`` for a list of such items, ``{str: shape}`` for an object of such values,
+            or ``{"key": shape, "key?": shape}`` for an object with these keys, those with ``?``
+            only if they are there and not null. Other keys may hold anything.
+        where: names the file or part in messages.
+        key: names the value within it.
+
+    Raises:
+        InputError: it is something else; names the key, what is there and what is expected.
+    """
+    if isinstance(shape, dict) and isinstance(value, Mapping):
+        for name, part in shape.items():
+            for each in list(value) if name is str else [name.removesuffix("?")]:
+                path = f"{key}.{each}" if key else str(each)
+                if name is str or value.get(each) is not None:
+                    check_shape(value[each], part, where, path)
+                elif name == each and (each not in value or not _is_a(None, part)):
+                    raise _wrong(None, part, where, path)
+    elif isinstance(shape, list) and isinstance(value, list):
+        plain = not isinstance(shape[0], dict | list)
+        if plain and not all(_is_a(item, shape[0]) for item in value):
+            raise _wrong(value, shape, where, key)
+        for number, item in enumerate([] if plain else value):
+            check_shape(item, shape[0], where, f"{key}[{number}]")
+    elif not _is_a(value, shape):
+        raise _wrong(value, shape, where, key)
+
+
+def _is_a(value: Any, shape: Any) -> bool:
+    kinds = get_args(shape) or (shape,)
+    return type(value) in kinds or Any in kinds or (float in kinds and type(value) is int)
+
+
+def _wrong(value: Any, shape: Any, where: str, key: str) -> InputError:
+    if isinstance(shape, list):
+        expected = "a list of " + ("objects" if shape[0].__class__ is dict else _named(shape[0]))
+    else:
+        expected = "an object" if isinstance(shape, dict) else _named(shape)
+    found = "is missing" if value is None else f"is {value!r:.100}"
+    return InputError(f"{where}: {key or 'its content'} {found}, expected {expected}")
+
+
+def _named(shape: Any) -> str:
+    return " or ".join(getattr(kind, "__name__", str(kind)) for kind in get_args(shape) or (shape,))
 
 
 def human_size(size: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,9 +11,20 @@ from ggprune.errors import InputError
 from ggprune.gguf_file import GgufModel, stem_of
 from ggprune.quantization.quantize_names import result_stem
 from ggprune.rewrite import PROVENANCE, drop_metadata
+from ggprune.util import check_shape, read_json
 
 _METADATA = ".expert_drop_metadata.json"
 _EVALUATION = ".evaluation.json"
+_MEASURED = {"ppl?": float, "ppl_se?": float}
+_EVALUATED = {
+    "tokens": int,
+    "base": _MEASURED,
+    "candidate": _MEASURED,
+    "ppl_ratio": float,
+    "kld_mean": float,
+    "top1_agreement?": float,
+    "domains?": {str: {"tokens?": int}},
+}
 _HUB_PAGE = re.compile(r"https?://huggingface\.co/([\w.-]+/[\w.-]+)/?")
 _PLAIN_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _LICENCE_ID = re.compile(r"[a-z0-9][a-z0-9.+-]*")
@@ -57,7 +67,8 @@ def metadata(given: Path | None, models: Sequence[Path]) -> dict[str, Any] | Non
         if not found or (len(found) > 1 and found is beside):
             return None
         given = found[0]
-    data = _json(given)
+    data: dict[str, Any] = read_json(given, "drop metadata")
+    check_shape(data, {}, str(given))
     if data.get("format") != drop_metadata.FORMAT:
         raise InputError(
             f'{given}: is not drop metadata: it lacks "format": "{drop_metadata.FORMAT}"',
@@ -103,26 +114,8 @@ def evaluations(given: Sequence[Path], models: Sequence[Path]) -> dict[Path, dic
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
-    data = _json(path)
-    needed = ("tokens", "base", "candidate", "ppl_ratio", "kld_mean")
-    missing = [name for name in needed if name not in data]
-    if missing:
-        raise InputError(
-            f"{path}: is not an evaluation: it has no {missing[0]!r}",
-            remedy="Make one: ggprune evaluate BASE CANDIDATE --json > FILE",
-        )
-    return data
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path}: invalid JSON: {error}") from error
-    if not isinstance(data, dict):
-        raise InputError(f"{path}: expected a JSON object")
+    data: dict[str, Any] = read_json(path, "what `ggprune evaluate BASE CANDIDATE --json` prints")
+    check_shape(data, _EVALUATED, f"{path}: is not an evaluation")
     return data
 
 

@@ -19,11 +19,26 @@ from ggprune.evaluation.verdict import verdict
 from ggprune.plan import LayerPlan, Plan
 from ggprune.report import sections
 from ggprune.types import Json
+from ggprune.util import check_shape
 from ggprune.version import VERSION
 
 FORMAT = "ggprune-report"
 _VERSION = 1
-_METADATA_OBJECTS = ("source", "result", "calibration", "evaluation", "settings")
+_ANY: Json = {}
+#: What the page reads of files that people may have edited.
+_SHAPES: Json = {
+    "metadata": {
+        **{f"{key}?": _ANY for key in ("source", "result", "calibration", "evaluation")},
+        "settings?": _ANY,
+        "keep?": int,
+        "experts?": int,
+        "layers?": {str: {"keep": [int], "retained?": float, "rule?": str}},
+    },
+    "evaluation": {"base?": _ANY, "candidate?": _ANY, "domains?": {str: _ANY}},
+    "sweep": {"points?": [{"method": str, "keep": int}], "cliff?": _ANY, "smallest?": _ANY},
+    "tasks": {"tasks?": [{"task": str, "base": Any, "candidate": Any}]},
+    "probe": {"modes?": {str: {"probes?": [{"id": str}]}}},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,28 +114,10 @@ def _check(given: ReportInput) -> None:
     Raises:
         InputError: a part is not made as ggprune makes it.
     """
-    metadata, evaluation = given.metadata or {}, given.evaluation or {}
-    objects = [
-        *(("drop metadata", name, metadata.get(name)) for name in _METADATA_OBJECTS),
-        *(("evaluation", name, evaluation.get(name)) for name in ("base", "candidate", "domains")),
-        *(("sweep", name, (given.sweep or {}).get(name)) for name in ("cliff", "smallest")),
-        ("probe", "modes", (given.probe or {}).get("modes")),
-    ]
-    for part, name, value in objects:
-        if not isinstance(value or {}, Mapping):
-            raise InputError(f'the {part} is damaged: "{name}" is not an object')
-    _check_list((given.sweep or {}).get("points"), {"method", "keep"}, "the sweep's points")
-    _check_list((given.tasks or {}).get("tasks"), {"task", "base", "candidate"}, "the tasks")
-    for name, mode in ((given.probe or {}).get("modes") or {}).items():
-        if not isinstance(mode, Mapping):
-            raise InputError(f"the probe is damaged: {name!r} is not an object")
-        _check_list(mode.get("probes"), {"id"}, "the texts of the probe")
-
-
-def _check_list(values: Any, keys: set[str], what: str) -> None:
-    for value in values or [] if isinstance(values or [], list) else [None]:
-        if not isinstance(value, Mapping) or not keys <= value.keys():
-            raise InputError(f"{what} are damaged: each must have {' and '.join(sorted(keys))}")
+    for name, shape in _SHAPES.items():
+        part = getattr(given, name)
+        if part is not None:
+            check_shape(part, shape, f"the {name} is damaged")
 
 
 def _findings(report: Json) -> list[Json]:

@@ -307,9 +307,9 @@ def test_the_command_writes_beside_the_model(release: Path) -> None:
 def test_bad_input(release: Path, source: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.json"
     for content, expected in (
-        ("{", "invalid JSON"),
-        ("[]", "expected a JSON object"),
-        ("{}", "is not an evaluation: it has no 'tokens'"),
+        ("{", "is not JSON"),
+        ("[]", "is [], expected an object"),
+        ("{}", "is not an evaluation: tokens is missing"),
     ):
         bad.write_text(content)
         code, _, err = run(release, "--evaluation", bad)
