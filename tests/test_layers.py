@@ -33,6 +33,7 @@ LAYERS = (
     "publish",
     "pipeline",
     "api",
+    "doctor",
     "batch_config",
     "batch",
     "cli",

@@ -40,6 +40,7 @@ COMMANDS: dict[str, Entry] = {
     "modelfile": Entry("modelfile", "Write the Ollama Modelfile."),
     "card": Entry("card", "Write a model card for the Hub."),
     "batch": Entry("batch", "Prune, quantize and measure all that a file names."),
+    "doctor": Entry("doctor", "Show what is installed, what is idle, and what to do."),
     "rpc-server": Entry("rpc_server", "Lend this machine's devices to calibrate elsewhere."),
     "push": Entry("push", "Publish a folder of models on the Hugging Face Hub."),
 }

@@ -50,7 +50,7 @@ class Hub:
 
     def require_token(self) -> None:
         """Raise HubError unless there is a token: writing needs one."""
-        if not _token():
+        if not has_token():
             raise HubError("the Hub takes files only from someone it knows", remedy=LOGIN)
 
     def files(self, repo: Repo) -> list[RemoteFile]:
@@ -175,7 +175,7 @@ class Hub:
             except GgpruneError:
                 raise
             except Exception as error:
-                failure = Failure.of(error, action, token=bool(_token()))
+                failure = Failure.of(error, action, token=has_token())
                 if failure is None:
                     raise
                 pause = failure.retry_after if failure.retry_after is not None else wait
@@ -244,6 +244,11 @@ def _remote(entry: Any) -> RemoteFile:
     # An old release gives a dict, later ones an object.
     sha256 = (lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else ""
     return RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
+
+
+def has_token() -> bool:
+    """Whether huggingface_hub finds a token; its value stays there."""
+    return bool(_token())
 
 
 def _token() -> str | None:

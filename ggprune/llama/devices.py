@@ -80,6 +80,13 @@ def devices() -> list[Device]:
     return found
 
 
+def backends() -> list[str]:
+    """Names of the backends that this llama.cpp was built with: CPU, CUDA, Vulkan."""
+    ggml = library().ggml
+    registries = map(ggml["ggml_backend_reg_get"], range(ggml["ggml_backend_reg_count"]()))
+    return [ggml["ggml_backend_reg_name"](registry).decode() for registry in registries]
+
+
 def physical_memory() -> int:
     """Bytes of this machine's memory; 0 where the system does not say."""
     return next((device.total for device in devices() if device.kind is Kind.CPU), 0)

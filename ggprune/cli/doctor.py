@@ -1,0 +1,36 @@
+"""``ggprune doctor``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from ggprune.cli.common import json_option, print_json
+from ggprune.cli.model_argument import MODEL
+
+
+@click.command("doctor")
+@click.argument("model", type=MODEL, required=False)
+@json_option
+def command(model: Path | None, as_json: bool) -> None:
+    """Say what is installed, which devices llama.cpp uses, and what would make ggprune faster.
+
+    With MODEL: whether it fits, and where its layers would go. Exits with 1 if something has to
+    be mended before ggprune can work.
+    """
+    from dataclasses import asdict
+
+    from ggprune.doctor import diagnose
+
+    findings = diagnose(model)
+    if as_json:
+        print_json([asdict(finding) for finding in findings])
+    else:
+        width = max(len(finding.subject) for finding in findings)
+        for finding in findings:
+            click.echo(f"{finding.subject:<{width}}  {finding.text}")
+            if finding.remedy:
+                click.echo(f"{'':<{width}}  -> {finding.remedy}")
+    sys.exit(1 if any(finding.is_broken for finding in findings) else 0)

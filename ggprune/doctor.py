@@ -1,0 +1,216 @@
+"""What is here and what it means: software, devices, memory, and whether a model fits."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ggprune.errors import GgpruneError
+from ggprune.util import human_size
+from ggprune.version import VERSION
+
+if TYPE_CHECKING:
+    from ggprune.llama.hardware import Gpu
+
+#: The release of llama-cpp-python that ggprune is tested with.
+TESTED = "0.3.36"
+_SECONDS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        subject: what, in a word or two; the key of the JSON output.
+        text: what was found.
+        remedy: what to do about it; empty where all is well.
+        is_broken: whether ggprune cannot work until the remedy is done.
+    """
+
+    subject: str
+    text: str
+    remedy: str = ""
+    is_broken: bool = False
+
+
+def diagnose(model: Path | None = None) -> list[Finding]:
+    """Look at everything ggprune depends on; what is broken is a finding, not an error.
+
+    Args:
+        model: a model to say of whether and where it fits.
+
+    Raises:
+        InputError, FormatError: the model cannot be read.
+    """
+    findings = [*_software(), *_llama(), *_machine(model), *_neighbours()]
+    if model is not None:
+        findings.extend(_fit(model))
+    return findings
+
+
+def idle_gpu_note() -> str:
+    """Say in one line that a GPU of this machine is not used, and what mends it; else nothing.
+
+    Integrated Intel GPUs are left out: nearly every laptop has one, and few gain by it.
+    """
+    from ggprune.llama import hardware
+    from ggprune.llama.devices import devices
+    from ggprune.llama.library import library
+
+    idle = [
+        gpu
+        for gpu in hardware.idle_gpus(hardware.machine_gpus(), devices())
+        if gpu.vendor is not hardware.Vendor.INTEL
+    ]
+    if not idle:
+        return ""
+    remedy = hardware.remedy(idle[0].vendor, library().version)
+    return f"{idle[0].name} stands idle: this llama-cpp-python was built without it. {remedy}"
+
+
+def _software() -> Iterator[Finding]:
+    yield Finding("ggprune", VERSION)
+    yield Finding(
+        "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
+    )
+    try:
+        version = importlib.metadata.version("llama-cpp-python")
+    except importlib.metadata.PackageNotFoundError:
+        yield Finding(
+            "llama-cpp-python",
+            "not installed",
+            f"pip install llama-cpp-python=={TESTED}",
+            is_broken=True,
+        )
+        return
+    remedy = "" if version == TESTED else f"pip install llama-cpp-python=={TESTED}"
+    yield Finding("llama-cpp-python", version, remedy)
+
+
+def _llama() -> Iterator[Finding]:
+    from ggprune.llama import hardware, rpc
+    from ggprune.llama.devices import backends, devices
+    from ggprune.llama.library import library
+    from ggprune.llama.safety import extra_buffers_work
+
+    gpus = hardware.machine_gpus()
+    try:
+        found, names = devices(), backends()
+        yield Finding("llama.cpp", library().path)
+        yield Finding("backends", ", ".join(names))
+        for device in found:
+            memory = f", {human_size(device.free)} free of {human_size(device.total)}"
+            kind = "" if device.kind.name in device.name else f" ({device.kind.name})"
+            described = f"{device.name}{kind}: {device.description}"
+            yield Finding("device", described + (memory if device.total else ""))
+        idle = hardware.idle_gpus(gpus, found)
+        yield from _idle(idle)
+        if gpus and not idle:
+            yield Finding("GPUs", "all in use")
+        elif not gpus:
+            yield Finding("GPUs", "none found in this machine")
+        yield Finding("RPC", "built in" if rpc.is_built_in() else "not built in")
+        if extra_buffers_work():
+            yield Finding("quantized products", "compute with this CPU's own instructions")
+        else:
+            yield Finding(
+                "quantized products",
+                "this build crashes in the instructions made for this CPU; ggprune goes round them",
+                "Nothing has to be done. Faster: CMAKE_ARGS=-DGGML_NATIVE=OFF pip install "
+                f"--force-reinstall --no-cache-dir llama-cpp-python=={library().version}",
+            )
+    except GgpruneError as error:
+        yield Finding("llama.cpp", error.message, error.remedy, is_broken=True)
+        yield from _idle(gpus)
+
+
+def _idle(gpus: Sequence[Gpu]) -> Iterator[Finding]:
+    from ggprune.llama import hardware
+
+    for gpu in gpus:
+        yield Finding(
+            "idle GPU",
+            f"{gpu.name}: the installed llama-cpp-python does not use it",
+            hardware.remedy(gpu.vendor, TESTED),
+        )
+
+
+def _machine(model: Path | None) -> Iterator[Finding]:
+    from ggprune.llama.hardware import free_memory
+
+    free, total = free_memory()
+    if total:
+        yield Finding("memory", f"{human_size(free)} free of {human_size(total)}")
+    folder = Path.cwd()
+    disk = shutil.disk_usage(folder)
+    size = model.stat().st_size if model is not None and model.is_file() else 0
+    remedy = f"A result may need {human_size(size)}: free some, or write elsewhere with -o."
+    yield Finding(
+        "disk", f"{human_size(disk.free)} free in {folder}", remedy if disk.free < size else ""
+    )
+
+
+def _neighbours() -> Iterator[Finding]:
+    from ggprune.hub.client import has_token
+
+    program = shutil.which("ollama")
+    if program is None:
+        yield Finding("Ollama", "not found (only needed to run the result there)")
+    else:
+        yield Finding("Ollama", _first_line(program, "--version") or program)
+    token = "there" if has_token() else "none (only needed for push and for gated models)"
+    yield Finding("Hub token", token)
+
+
+def _fit(path: Path) -> Iterator[Finding]:
+    from ggprune.llama.devices import Kind, fit, offload_devices
+    from ggprune.llama.hardware import free_memory
+    from ggprune.model import open_model
+
+    model = open_model(path)
+    with model.gguf:
+        yield Finding("model", f"{model.name}: {human_size(model.gguf.size)}")
+        if model.refusal:
+            yield Finding("prunable", f"no: {model.refusal}")
+        else:
+            yield Finding("prunable", f"yes: {model.experts} experts a layer")
+        try:
+            gpus = offload_devices()
+        except GgpruneError:
+            return
+        room = sum(gpu.free for gpu in gpus if gpu.kind is Kind.GPU)
+        free, _ = free_memory()
+        if free and model.gguf.size > free + room:
+            yield Finding(
+                "fits",
+                f"no: {human_size(model.gguf.size)} are more than the memory that is free",
+                "It runs from disk, slowly. Calibrate a smaller quantization of the same model "
+                "instead: its statistics fit this file.",
+            )
+        elif gpus:
+            placed = fit(model.gguf, gpus, ubatch=512)
+            where = "all layers on the GPU"
+            if placed.gpu_layers is not None:
+                where = f"{placed.gpu_layers} layers on the GPU"
+            if placed.n_cpu_moe:
+                where += f", the experts of the first {placed.n_cpu_moe} layers on the CPU"
+            yield Finding("fits", f"yes: {where}")
+        else:
+            yield Finding("fits", "yes: on the CPU")
+
+
+def _first_line(*command: str) -> str:
+    try:
+        result = subprocess.run(
+            command, capture_output=True, text=True, timeout=_SECONDS, check=False
+        )
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return next(iter(result.stdout.splitlines()), "")
