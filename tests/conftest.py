@@ -8,8 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.support.hub_server import TOKEN, HubServer
+from tests.support.quick import Quick
 
 FIXTURE = Path(__file__).parent.parent / "fixtures" / "gemma4-moe-tiny-Q8_0.gguf"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--quick",
+        action="store_true",
+        help="only what neither starts a process nor loads llama.cpp",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--quick"):
+        config.pluginmanager.register(Quick())
 
 
 @pytest.fixture(scope="session")

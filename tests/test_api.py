@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import ggprune
 from tests.support.tiny import write_tiny
 
@@ -32,11 +34,13 @@ def test_lazy_names_are_the_typed_ones() -> None:
     assert typed == {name for names in ggprune._HOME.values() for name in names}
 
 
+@pytest.mark.process
 def test_import_is_light() -> None:
     code = "import ggprune, sys; sys.exit('numpy' in sys.modules or 'llama_cpp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.llama
 def test_stages(tmp_path: Path) -> None:
     model = write_tiny(tmp_path / "m.gguf", "gemma4", layers=2)
     text = tmp_path / "t.txt"

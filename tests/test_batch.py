@@ -191,6 +191,7 @@ def test_missing_output_is_not_up_to_date(tmp_path: Path) -> None:
     assert up_to_date(step)
 
 
+@pytest.mark.process
 def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
     for name in ("b.gguf", "a.gguf"):
         (tmp_path / name).write_bytes(name.encode() * 1000)
@@ -202,6 +203,7 @@ def test_checksums_are_those_of_sha256sum(tmp_path: Path) -> None:
         subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path, check=True)
 
 
+@pytest.mark.process
 def test_a_command_that_fails_leaves_no_output(tmp_path: Path) -> None:
     target = tmp_path / "x.json"
     step = Step((target,), (), ("inspect", str(tmp_path / "none.gguf"), "--json"), to_file=True)
@@ -209,6 +211,7 @@ def test_a_command_that_fails_leaves_no_output(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.process
 def test_command_line(config: BatchConfig, tmp_path: Path) -> None:
     dry = CliRunner().invoke(command, [str(tmp_path / "batch.toml"), "--dry-run"])
     assert dry.exit_code == 0 and len(dry.stdout.splitlines()) == len(steps(config))
@@ -258,6 +261,7 @@ def files(folder: Path) -> set[str]:
     return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.process
 @needs_make
 def test_make_makes_what_batch_makes(
     make: Callable[..., subprocess.CompletedProcess[str]], config: BatchConfig, tmp_path: Path
@@ -275,6 +279,7 @@ def test_make_makes_what_batch_makes(
     assert calls(tmp_path) == before
 
 
+@pytest.mark.process
 @needs_make
 def test_make_goes_on_after_a_failure(
     make: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
@@ -292,6 +297,7 @@ def test_make_goes_on_after_a_failure(
     assert "Big-96e/README.md" in files(tmp_path / "out")
 
 
+@pytest.mark.process
 @needs_make
 def test_make_finishes_what_was_killed(
     make: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
@@ -315,6 +321,7 @@ def test_make_finishes_what_was_killed(
     assert len(calibrated) == 1
 
 
+@pytest.mark.process
 @needs_make
 def test_make_prune_and_requant(
     make: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path

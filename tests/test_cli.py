@@ -28,6 +28,7 @@ def text(tmp_path: Path) -> str:
     return f"words={path}"
 
 
+@pytest.mark.process
 def test_help_imports_nothing_heavy(tmp_path: Path) -> None:
     code = (
         "import sys\n"
@@ -56,6 +57,7 @@ def test_no_option_is_given_twice(name: str) -> None:
     assert len(destinations) == len(set(destinations))
 
 
+@pytest.mark.process
 def test_reference_is_up_to_date() -> None:
     # In a process of its own: click remembers help options of commands that other tests have run.
     code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['reference'](), end='')"
@@ -69,6 +71,7 @@ def test_reference_is_up_to_date() -> None:
     assert written == made.stdout, "run `make docs`"
 
 
+@pytest.mark.process
 def test_inspect(tmp_path: Path, model: Path) -> None:
     facts = json.loads(ggprune("inspect", model, "--json", cwd=tmp_path).stdout)
     expected = {
@@ -87,6 +90,7 @@ def test_inspect(tmp_path: Path, model: Path) -> None:
     assert "olmoe" in ggprune("inspect", model, cwd=tmp_path).stdout
 
 
+@pytest.mark.process
 def test_the_main_job(tmp_path: Path, model: Path, text: str) -> None:
     before = model.read_bytes()
     result = ggprune(
@@ -113,6 +117,7 @@ def test_the_main_job(tmp_path: Path, model: Path, text: str) -> None:
     assert "16 -> 8 a layer" in other.stdout
 
 
+@pytest.mark.process
 def test_stages_compose_through_files(tmp_path: Path, model: Path, text: str) -> None:
     ggprune(
         "calibrate", model, "-o", "s.gguf", "--text", text, "--ctx", 64, "--generate", 0,
@@ -142,6 +147,7 @@ def test_stages_compose_through_files(tmp_path: Path, model: Path, text: str) ->
     assert not (tmp_path / "x.gguf").exists()
 
 
+@pytest.mark.process
 def test_fewer_experts_used(tmp_path: Path, model: Path, text: str) -> None:
     options = ["--keep", 8, "--experts-used", 3]
     said = json.loads(ggprune(model, *options, "--dry-run", "--json", cwd=tmp_path).stdout)
@@ -160,6 +166,7 @@ def test_fewer_experts_used(tmp_path: Path, model: Path, text: str) -> None:
     assert "A token uses 3 of them, where it used 4." in card
 
 
+@pytest.mark.process
 def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
     before = sorted(tmp_path.iterdir())
     said = json.loads(ggprune(model, "--keep", 8, "--dry-run", "--json", cwd=tmp_path).stdout)
@@ -169,6 +176,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
     assert (tmp_path / "tiny-Q8_0-8e.gguf").stat().st_size == file["size_bytes"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
@@ -208,6 +216,7 @@ def test_mistakes(tmp_path: Path, model: Path, text: str, arguments, code, messa
     assert model.read_bytes() == before
 
 
+@pytest.mark.process
 def test_embedding_model(tmp_path: Path, text: str) -> None:
     model = write_tiny(tmp_path / "embed.gguf", "nomic-bert-moe")
     result = ggprune(model, "--keep", 12, "--text", text, "--generate", 0, cwd=tmp_path)
@@ -215,6 +224,7 @@ def test_embedding_model(tmp_path: Path, text: str) -> None:
     assert (tmp_path / "embed-12e.gguf").exists()
 
 
+@pytest.mark.process
 def test_importance_matrix_in_the_same_pass(tmp_path: Path, model: Path, text: str) -> None:
     import gguf
     import numpy as np
@@ -232,6 +242,7 @@ def test_importance_matrix_in_the_same_pass(tmp_path: Path, model: Path, text: s
     assert all(np.allclose(tensors[name], alone[name], rtol=1e-6) for name in alone)
 
 
+@pytest.mark.process
 def test_the_stages_choose_as_the_main_job_does(tmp_path: Path, model: Path, text: str) -> None:
     same = ["--text", text, "--ctx", 64, "--generate", 0]
     ggprune(model, "--keep", 8, *same, "--no-verify", cwd=tmp_path)
@@ -247,6 +258,7 @@ def test_the_stages_choose_as_the_main_job_does(tmp_path: Path, model: Path, tex
     assert json.loads((tmp_path / "b.json").read_text())["method"] == "contribution"
 
 
+@pytest.mark.process
 def test_a_context_beyond_the_trained_one_is_said(tmp_path: Path, model: Path, text: str) -> None:
     result = ggprune("evaluate", model, model, "--text", text, "--ctx", 4096, cwd=tmp_path)
     assert "was trained with 256 tokens" in result.stderr

@@ -15,6 +15,8 @@ import pytest
 from ggprune.calibration.statistics import Statistics
 from tests.support.tiny import write_tiny
 
+pytestmark = pytest.mark.process
+
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OPTIONS = ["--ctx", "64", "--generate", "0", "--no-repack", "--threads", "1"]
 

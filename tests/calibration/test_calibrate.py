@@ -32,6 +32,8 @@ from tests.support.command import COMMAND
 from tests.support.halting import halting
 from tests.support.tiny import write_tiny
 
+pytestmark = pytest.mark.llama
+
 # A cache in F16 rounds, and so does flash attention on a CPU: a token may then choose another one
 # of two experts that are as good.
 EXACT = {

@@ -197,6 +197,7 @@ def assert_equal(found: ExpertSums, wanted: ExpertSums, tolerance: float = 1e-3)
         )
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("architecture", FORWARD)
 def test_sums_equal_a_forward_pass_in_numpy(tmp_path: Path, architecture: str) -> None:
     path = write_tiny(tmp_path / "m.gguf", architecture)
@@ -205,12 +206,14 @@ def test_sums_equal_a_forward_pass_in_numpy(tmp_path: Path, architecture: str) -
     assert (found.tokens == len(TOKENS)).all(), "the last layer sees every token too"
 
 
+@pytest.mark.llama
 def test_sums_equal_a_forward_pass_in_numpy_for_f16(tmp_path: Path) -> None:
     # llama.cpp rounds a matrix product's input to F16 for F16 weights; that stays below 1e-3.
     path = write_tiny(tmp_path / "m.gguf", "glm4moe", dtype="F16")
     assert_equal(observed(path), summed(expected(path, "glm4moe"), experts=16))
 
 
+@pytest.mark.llama
 def test_sums_of_the_trained_model_equal_a_forward_pass_in_numpy(trained: Path) -> None:
     """Q8_0: activations are rounded to 8 bits inside llama.cpp, so routing is taken as it was."""
     found = observed(trained)
@@ -222,6 +225,7 @@ def test_sums_of_the_trained_model_equal_a_forward_pass_in_numpy(trained: Path) 
         np.testing.assert_allclose(total, getattr(wanted, name).sum(1), rtol=1e-2, err_msg=name)
 
 
+@pytest.mark.llama
 def test_chosen_experts_are_a_strided_view(tmp_path: Path) -> None:
     """Read linearly, the ids are plausible nonsense: this shows that the data is strided."""
     path = write_tiny(tmp_path / "m.gguf", "glm4moe")
@@ -241,6 +245,7 @@ def test_chosen_experts_are_a_strided_view(tmp_path: Path) -> None:
         assert not np.array_equal(found[row], np.bincount(wrong.ravel(), minlength=16))
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("architecture", ["gemma4", "glm4moe", "jamba"])
 @pytest.mark.parametrize("changes", [{"threads": 2}, {"ubatch": 32}, {"ubatch": 7}])
 def test_how_it_is_computed_does_not_change_counts(
@@ -250,6 +255,7 @@ def test_how_it_is_computed_does_not_change_counts(
     assert_equal(observed(path, **changes), observed(path), tolerance=1e-5)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("architecture", ["gemma4", "glm4moe", "llama4", "nemotron_h_moe"])
 def test_norms_on_a_device_equal_those_in_place(tmp_path: Path, architecture: str) -> None:
     """Without another device, the graph that reduces there runs on the CPU's."""
@@ -257,6 +263,7 @@ def test_norms_on_a_device_equal_those_in_place(tmp_path: Path, architecture: st
     assert_equal(observed(path, norms=NormReader(on_device=True)), observed(path), 1e-6)
 
 
+@pytest.mark.llama
 def test_norms_on_a_device_of_many_shapes(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe")
     # Batches of 1, 2, … tokens: plans are made anew and thrown away.
@@ -265,6 +272,7 @@ def test_norms_on_a_device_of_many_shapes(tmp_path: Path) -> None:
         assert_equal(found, observed(path, TOKENS[: size * 6], ubatch=size), 1e-6)
 
 
+@pytest.mark.llama
 def test_norms_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe")
     wanted = observed(path)
@@ -273,6 +281,7 @@ def test_norms_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert_equal(observed(path), wanted, 1e-12)
 
 
+@pytest.mark.llama
 def test_repacked_weights_give_the_same(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe", dtype="Q8_0")
     found, wanted = observed(path, repack=True), observed(path)
@@ -296,6 +305,7 @@ class _Spoiled(RoutingObserver):
         return super().receive(name, tensor)
 
 
+@pytest.mark.llama
 def test_reading_linearly_would_be_noticed(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe")
     model = open_model(path)
@@ -309,6 +319,7 @@ def test_reading_linearly_would_be_noticed(tmp_path: Path) -> None:
         assert_equal(observer.take(), summed(expected(path, "glm4moe"), experts=16))
 
 
+@pytest.mark.llama
 def test_values_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen2moe")
     reader = gguf.GGUFReader(path, "r+")

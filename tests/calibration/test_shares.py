@@ -66,6 +66,7 @@ def calibrated(path: Path, **settings: object) -> Statistics:
     return Run(open_model(path), SOURCES, how, OPTIONS, no_progress).run()
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("architecture", ["gemma4", "qwen3moe", "deepseek2"])
 def test_what_the_nodes_say(architecture: str, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", architecture)
@@ -92,6 +93,7 @@ def test_what_the_nodes_say(architecture: str, tmp_path: Path) -> None:
         assert found.sums(experts)[row] == pytest.approx(sums, rel=2e-3, abs=2e-3)
 
 
+@pytest.mark.llama
 def test_saved_and_merged(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     whole = calibrated(path)
@@ -114,6 +116,7 @@ def test_saved_and_merged(tmp_path: Path) -> None:
     assert merge([("1", bare), parts[1]]).shares is None
 
 
+@pytest.mark.llama
 def test_a_part_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     all_tokens = calibrated(path)

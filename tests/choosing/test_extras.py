@@ -56,6 +56,7 @@ class Nodes:
         return True
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("architecture", "residual"), [("gemma4", "attn_out"), ("olmoe", "ffn_inp")]
 )
@@ -96,6 +97,7 @@ def test_easy_ep_is_what_the_nodes_say(architecture: str, residual: str, tmp_pat
         assert set(plan.layers[layer].keep) == set(best.tolist())
 
 
+@pytest.mark.llama
 def test_cover_protects(tmp_path: Path) -> None:
     model, statistics, resources = calibrated(write_tiny(tmp_path / "m.gguf", "gemma4"))
     request = Request(budget=Budget(keep=8), method="cover", super_experts=False)
@@ -106,6 +108,7 @@ def test_cover_protects(tmp_path: Path) -> None:
     assert gone in choose_plan(statistics, forced, resources).layers[layer].keep
 
 
+@pytest.mark.llama
 def test_rounds_need_a_score_of_sums(tmp_path: Path) -> None:
     _, statistics, resources = calibrated(write_tiny(tmp_path / "m.gguf", "gemma4"))
     request = Request(budget=Budget(keep=8), method="cover", rounds=2)
@@ -119,6 +122,7 @@ def test_turned_by_hand() -> None:
     assert turned(x, m) == pytest.approx([1 - 0.5**0.5, 0, 0, 2])
 
 
+@pytest.mark.llama
 def test_an_architecture_without_a_named_residual_stream(tmp_path: Path) -> None:
     _, statistics, resources = calibrated(write_tiny(tmp_path / "m.gguf", "phimoe"))
     request = Request(budget=Budget(keep=8), method="easy-ep")
@@ -157,6 +161,7 @@ def test_shapley_against_all_sets(seed: int) -> None:
     assert shapley(chosen, 6) == pytest.approx(slow_shapley(chosen, 6))
 
 
+@pytest.mark.llama
 def test_shape_uses_the_routing_of_the_text(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     _, statistics, resources = calibrated(path)
@@ -165,6 +170,7 @@ def test_shape_uses_the_routing_of_the_text(tmp_path: Path) -> None:
     assert all(len(part.keep) == 8 for part in plan.layers.values())
 
 
+@pytest.mark.llama
 def test_rounds_drop_more_each_time(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     _, statistics, resources = calibrated(path)

@@ -23,6 +23,8 @@ from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
 from tests.support.tiny import write_tiny
 
+pytestmark = pytest.mark.llama
+
 OPTIONS = RunOptions(threads=1)
 
 

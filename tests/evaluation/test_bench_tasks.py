@@ -26,6 +26,7 @@ def option(command: list[str], name: str) -> str:
     return command[command.index(name) + 1]
 
 
+@pytest.mark.process
 def test_script(tmp_path: Path) -> None:
     odd = tmp_path / "a b'c.gguf"
     text = script(odd, Path("/m/pruned.gguf"), tmp_path / "out", Settings())

@@ -79,6 +79,7 @@ def by_hand(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.concatenate(rows), np.array(targets)
 
 
+@pytest.mark.llama
 def test_against_float64(base: Path, pruned: Path) -> None:
     log_p, targets = by_hand(base)
     log_q, _ = by_hand(pruned)
@@ -135,6 +136,7 @@ def test_wide_distribution(tmp_path: Path) -> None:
     assert (out.same_top == (a.argmax(1) == b.argmax(1))).all()
 
 
+@pytest.mark.llama
 def test_base_is_computed_once(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = open_model(base)
     with evaluator(base, cache=tmp_path / "cache") as measured:
@@ -153,6 +155,7 @@ def test_base_is_computed_once(base: Path, tmp_path: Path, monkeypatch: pytest.M
         assert not measured.base_is_known, "another model of the same name"
 
 
+@pytest.mark.llama
 def test_damaged_cache_is_computed_again(base: Path, tmp_path: Path) -> None:
     with evaluator(base, cache=tmp_path) as measured:
         before = measured.mask({0: [1]}).as_json()
@@ -163,6 +166,7 @@ def test_damaged_cache_is_computed_again(base: Path, tmp_path: Path) -> None:
         assert measured.mask({0: [1]}).as_json() == before
 
 
+@pytest.mark.llama
 def test_interrupted_base_leaves_no_file(base: Path, tmp_path: Path) -> None:
     def interrupt(_: int) -> None:
         raise KeyboardInterrupt
@@ -175,6 +179,7 @@ def test_interrupted_base_leaves_no_file(base: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.llama
 def test_no_room_for_the_cache(base: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with evaluator(base, cache=tmp_path / "file") as measured, pytest.raises(OutputError) as error:
@@ -182,6 +187,7 @@ def test_no_room_for_the_cache(base: Path, tmp_path: Path) -> None:
     assert "--cache" in error.value.remedy
 
 
+@pytest.mark.llama
 def test_masks_on_some_chunks(base: Path) -> None:
     dropped = {0: [1, 2, 3, 4], 1: [5, 6]}
     with evaluator(base) as measured:
@@ -193,6 +199,7 @@ def test_masks_on_some_chunks(base: Path) -> None:
         assert measured.evaluate_mask({}, order).kld.max() < 1e-5
 
 
+@pytest.mark.llama
 def test_identity_changes_nothing(base: Path) -> None:
     with evaluator(base) as measured:
         model = measured.description
@@ -203,6 +210,7 @@ def test_identity_changes_nothing(base: Path) -> None:
     assert not verdict(evaluation=found.as_json(), keep=16, retained={0: 1.0})
 
 
+@pytest.mark.llama
 def test_domains_add_up(base: Path) -> None:
     sources = [
         Source("one", (Document(text=TEXT),)),
@@ -218,6 +226,7 @@ def test_domains_add_up(base: Path) -> None:
     assert one["kld_mean"] != pytest.approx(two["kld_mean"], rel=1e-3)
 
 
+@pytest.mark.llama
 def test_only_answers_of_conversations_are_scored(base: Path) -> None:
     form = (
         "{{ bos_token }}{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>"
@@ -235,6 +244,7 @@ def test_only_answers_of_conversations_are_scored(base: Path) -> None:
     assert len(cut.tokens) == 40 and cut.scored.max() < 40
 
 
+@pytest.mark.llama
 def test_conversations_share_a_pass_without_seeing_each_other(base: Path) -> None:
     documents = [
         Document(messages=(Message("user", TEXT[i : i + 20]), Message("assistant", TEXT[: 30 + i])))
@@ -265,11 +275,13 @@ def test_held_out_text_is_not_calibration_text() -> None:
         assert len(hashes[0]) == 8 and not hashes[0] & hashes[1]
 
 
+@pytest.mark.llama
 def test_text_shorter_than_a_chunk(base: Path) -> None:
     with pytest.raises(InputError, match="'text' has 193 tokens, less than one chunk of 200"):
         Evaluator(base, OPTIONS, [Source("text", (Document(text=TEXT[:200]),))], n_ctx=200)
 
 
+@pytest.mark.llama
 def test_plan_for_another_model(base: Path, tmp_path: Path) -> None:
     other = open_model(write_tiny(tmp_path / "o.gguf", "qwen3moe", seed=1))
     plan = random_plan(other, 8).for_model(other)
@@ -277,6 +289,7 @@ def test_plan_for_another_model(base: Path, tmp_path: Path) -> None:
         measured.plan(plan)
 
 
+@pytest.mark.llama
 def test_other_vocabulary(base: Path, tmp_path: Path) -> None:
     other = write_tiny(tmp_path / "o.gguf", "qwen3moe")
     data = other.read_bytes()
@@ -286,6 +299,7 @@ def test_other_vocabulary(base: Path, tmp_path: Path) -> None:
         measured.model(other)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("side", ["base", "candidate"])
 def test_nan(base: Path, tmp_path: Path, side: str) -> None:
     damaged = write_tiny(tmp_path / "damaged.gguf", "qwen3moe")
@@ -322,6 +336,7 @@ def test_candidate_knows_its_calibration(base: Path, pruned: Path, tmp_path: Pat
     assert Candidate.load(pruned).calibrated_on([seen]) == []
 
 
+@pytest.mark.llama
 def test_command(base: Path, pruned: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text(TEXT)
@@ -337,6 +352,7 @@ def test_command(base: Path, pruned: Path, tmp_path: Path) -> None:
     assert f"{found['ppl_ratio']:.4f}" in run.stdout and len(run.stdout.splitlines()) < 25
 
 
+@pytest.mark.llama
 def test_embedding_model(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "nomic-bert-moe")
     text = tmp_path / "text.txt"

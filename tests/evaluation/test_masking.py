@@ -31,6 +31,7 @@ CASES = {
 }
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("used", [0, 2])
 def test_mask_equals_file(tmp_path: Path, case: str, used: int) -> None:
@@ -39,6 +40,7 @@ def test_mask_equals_file(tmp_path: Path, case: str, used: int) -> None:
     check_mask_equals_file(path, tmp_path / "pruned.gguf", keep=8, n_ctx=64, noise=1e-5, used=used)
 
 
+@pytest.mark.llama
 def test_using_fewer_experts_alone(tmp_path: Path) -> None:
     """Nothing is dropped, and then the base is what it was."""
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
@@ -55,6 +57,7 @@ def test_using_fewer_experts_alone(tmp_path: Path) -> None:
     assert fewer.total.kld_mean > 1e-4 > again.total.kld_mean
 
 
+@pytest.mark.llama
 def test_mask_equals_file_on_the_fixture(trained: Path, tmp_path: Path) -> None:
     # Activations are rounded to 8 bits for Q8_0 weights, so the last bits of the attention's sums
     # matter a little.
@@ -92,6 +95,7 @@ def routed(model: Path, dropped: dict[int, list[int]], tokens: list[int]) -> np.
     return routing.take().count
 
 
+@pytest.mark.llama
 def test_composes_with_statistics(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "deepseek2", mtp=0)
     tokens = list(range(5, 69))
@@ -102,6 +106,7 @@ def test_composes_with_statistics(tmp_path: Path) -> None:
     assert masked[0].sum() == whole[0].sum() and masked[1].sum() == whole[1].sum()
 
 
+@pytest.mark.llama
 def test_set_plan_between_decodes(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     mask = MaskObserver(open_model(path).require_prunable())
@@ -125,6 +130,7 @@ def test_set_plan_between_decodes(tmp_path: Path) -> None:
     assert not np.allclose(changed, plain)
 
 
+@pytest.mark.llama
 def test_expert_that_does_not_exist(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     with pytest.raises(InputError, match="no expert 16"):

@@ -90,6 +90,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("models") / "m.gguf", "qwen3moe")
 
 
+@pytest.mark.llama
 def test_measure(path: Path) -> None:
     with LlamaModel(path, OPTIONS, vocab_only=True) as model:
         ids = model.tokenize("the rain, and the sun", add_special=False)
@@ -131,6 +132,7 @@ def test_own_sampling(path: Path, tmp_path: Path) -> None:
     assert (found.temperature, found.top_k) == (1.0, 20) and found.top_p == pytest.approx(0.95)
 
 
+@pytest.mark.llama
 def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = [p for p in builtin_probes() if len(p.messages[-1].content) < 250]
     assert len(short) > 5
@@ -163,6 +165,7 @@ def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run.exit_code != 0, "the output exists"
 
 
+@pytest.mark.llama
 def test_loops_in_the_candidate_only(path: Path) -> None:
     probes = builtin_probes()[:3]
     with LlamaModel(path, OPTIONS, vocab_only=True) as model:

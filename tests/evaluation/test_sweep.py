@@ -80,6 +80,7 @@ def test_default_counts() -> None:
     assert default_counts(range(8, 33, 8)) == [24, 16]
 
 
+@pytest.mark.llama
 def test_sweep(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     statistics = calibrated(path, TEXT)
@@ -112,6 +113,7 @@ def test_sweep(tmp_path: Path) -> None:
     assert strict.smallest("contribution") == 12
 
 
+@pytest.mark.llama
 def test_command(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     stats = tmp_path / "m.stats.gguf"
@@ -138,6 +140,7 @@ def test_command(tmp_path: Path) -> None:
     assert json.loads(run.stdout)["kld_mean"] == points[1]["kld_mean"]
 
 
+@pytest.mark.llama
 def test_warns_of_calibration_text(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     stats, text = tmp_path / "m.stats.gguf", tmp_path / "text.txt"
@@ -148,6 +151,7 @@ def test_warns_of_calibration_text(tmp_path: Path) -> None:
     assert run.exit_code == 0 and "Warning: x:" in run.stderr
 
 
+@pytest.mark.llama
 def test_statistics_of_another_model(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     other = write_tiny(tmp_path / "o.gguf", "qwen3moe", seed=1)
@@ -189,6 +193,7 @@ def test_a_domain_far_worse_than_the_rest() -> None:
     assert not verdict(evaluation=uneven), "within the error"
 
 
+@pytest.mark.llama
 def test_plan_with_the_best_experts_dropped(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     statistics = calibrated(path, TEXT)
@@ -201,6 +206,7 @@ def test_plan_with_the_best_experts_dropped(tmp_path: Path) -> None:
     assert "layers" in [finding.gate for finding in verdict(retained=shares)]
 
 
+@pytest.mark.llama
 def test_random_plan_is_not_the_identity(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     with Evaluator(path, OPTIONS, SOURCES, n_ctx=64) as measured:
@@ -220,6 +226,7 @@ def ruin(trained: Path) -> dict[str, Plan]:
     return {"identity": identity(statistics), "ruined": ruined(statistics, 16)}
 
 
+@pytest.mark.llama
 def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Plan]) -> None:
     sources = load_texts((path.stem, str(path)) for path in sorted(FIXTURES.glob("heldout/*.txt")))
     found = {}
@@ -234,6 +241,7 @@ def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Pla
     assert all(finding.remedy for finding in found["ruined"])
 
 
+@pytest.mark.llama
 def test_ruined_plan_loops_and_the_identity_does_not(trained: Path, ruin: dict[str, Plan]) -> None:
     sampling = Sampling(temperature=0.7, top_p=0.9)
     architecture = open_model(trained).require_prunable()

@@ -85,6 +85,7 @@ def in_child(action: Callable[[], object]) -> int:
     return process
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shard", [None, 20 * MEGABYTE])
 def test_killed_at_any_moment(tmp_path: Path, shard: int | None) -> None:
     source, folder = tmp_path / "in.gguf", tmp_path / "out"
@@ -119,6 +120,7 @@ def test_killed_at_any_moment(tmp_path: Path, shard: int | None) -> None:
     assert {path.name: digest(path) for path in folder.iterdir()} == whole
 
 
+@pytest.mark.process
 def test_the_next_run_clears_what_a_killed_one_left(tmp_path: Path) -> None:
     source, target = model(4).write(tmp_path / "in.gguf"), tmp_path / "out.gguf"
 
@@ -134,6 +136,7 @@ def test_the_next_run_clears_what_a_killed_one_left(tmp_path: Path) -> None:
         assert len(result.tensors) == 8
 
 
+@pytest.mark.process
 def test_a_file_larger_than_ulimit(tmp_path: Path) -> None:
     source, target = model(8).write(tmp_path / "in.gguf"), tmp_path / "out.gguf"
     before = digest(source)
@@ -166,6 +169,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run([umount, str(folder)], check=True)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("shard", [None, 2 * MEGABYTE])
 def test_a_full_disk(
     tmp_path: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch, shard: int | None
@@ -183,6 +187,7 @@ def test_a_full_disk(
     assert digest(source) == before
 
 
+@pytest.mark.process
 def test_from_one_file_system_to_another(tmp_path: Path, small_disk: Path) -> None:
     source = model(4).write(tmp_path / "in.gguf")
     (there,) = prune(source, small_disk / "out.gguf")
@@ -244,6 +249,7 @@ def test_a_second_writer_just_before_the_first_renames(
     assert [digest(each) for each in paths] == expected
 
 
+@pytest.mark.process
 def test_a_second_process(tmp_path: Path) -> None:
     path, target = model(8).write(tmp_path / "in.gguf"), tmp_path / "out.gguf"
     (other,) = prune(path, tmp_path / "other.gguf")

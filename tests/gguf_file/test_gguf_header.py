@@ -334,6 +334,7 @@ def test_every_tensor_type(tmp_path: Path, kind: int) -> None:
         assert "not a multiple" in refused(tmp_path, Gguf(tensors=ragged).build())
 
 
+@pytest.mark.llama
 def test_sizes_of_tensor_types_are_those_of_llama_cpp() -> None:
     library = pytest.importorskip("llama_cpp").llama_cpp._lib
     library.ggml_type_name.restype = ctypes.c_char_p
@@ -505,14 +506,17 @@ def test_a_file_of_the_gguf_package(tmp_path: Path) -> None:
 
 def big_vocabulary(path: Path, tokens: int = 262_144, merges: int = 500_000) -> Path:
     """A header as large as Gemma's."""
-    kinds = struct.pack("<IQ", I32, tokens) + bytes(4 * tokens)
+
+    def same(kind: int, value: Value, count: int) -> Value:
+        return Value(ARRAY, struct.pack("<IQ", kind, count) + value.data * count)
+
     file = Gguf(
         [
             ("general.architecture", string("gemma4")),
-            ("tokenizer.ggml.tokens", strings([f"token{i}" for i in range(tokens)])),
-            ("tokenizer.ggml.scores", numbers(F32, [0.0] * tokens)),
-            ("tokenizer.ggml.token_type", Value(ARRAY, kinds)),
-            ("tokenizer.ggml.merges", strings([f"left{i} right" for i in range(merges)])),
+            ("tokenizer.ggml.tokens", same(STRING, string("token123456"), tokens)),
+            ("tokenizer.ggml.scores", same(F32, scalar(F32, 0.0), tokens)),
+            ("tokenizer.ggml.token_type", same(I32, scalar(I32, 1), tokens)),
+            ("tokenizer.ggml.merges", same(STRING, string("left123456 right"), merges)),
             ("general.name", string("big")),
         ],
         [f32_tensor("w", (32, 4))],

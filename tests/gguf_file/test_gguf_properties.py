@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -228,6 +229,7 @@ def test_joined_ranges_are_the_same_bytes(ranges: list[ByteRange]) -> None:
         assert (one.shard, one.offset + one.length) != (other.shard, other.offset)
 
 
+@pytest.mark.process
 def test_mutated_headers_open_or_are_refused(tmp_path: Path) -> None:
     """``make fuzz`` runs more; in a process of its own because memory is limited."""
     module = ["-m", "tests.support.fuzz_header"]

@@ -530,6 +530,7 @@ def test_a_read_only_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "Permission denied" in attempt(source, folder / "out.gguf").message
 
 
+@pytest.mark.process
 def test_a_folder_that_really_is_immutable(tmp_path: Path) -> None:
     folder = tmp_path / "locked"
     folder.mkdir()

@@ -274,6 +274,7 @@ PUSHED = [
 ]
 
 
+@pytest.mark.process
 def test_push_and_again(hub: HubServer, folder: Path) -> None:
     code, out, err = run_push(str(folder), "o/r-GGUF", "--private")
     assert code == 0, err

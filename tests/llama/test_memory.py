@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-import llama_cpp.llama_cpp as api
 import pytest
 
 from ggprune.errors import InputError
@@ -29,6 +28,7 @@ MLA = ["deepseek2", "mistral4"]
 
 def allocated(path: Path, use: Use) -> tuple[float, float, float]:
     """Load for real: bytes of the buffers for weights, cache and computing."""
+    api = library().api
     with library().listening() as lines:
         parameters = api.llama_model_default_params()
         parameters.use_extra_bufts = False
@@ -51,6 +51,7 @@ def allocated(path: Path, use: Use) -> tuple[float, float, float]:
     return found("model"), found("KV"), found("compute") + found("output")
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("architecture", FULL + SLIDING + MLA)
 @pytest.mark.parametrize(
     "use",
@@ -66,6 +67,7 @@ def test_the_formula_is_what_llama_cpp_plans(architecture: str, use: Use, tmp_pa
     assert abs(formula - plan.cache) <= ROUNDED + 0.01 * plan.cache, (formula, plan.cache)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("architecture", ["qwen3moe", "gemma4", "deepseek2"])
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_within_five_percent_of_what_is_allocated(
@@ -81,6 +83,7 @@ def test_within_five_percent_of_what_is_allocated(
     assert formula == pytest.approx(cache, rel=0.01, abs=2 * ROUNDED)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("kind", KV_TYPES)
 def test_quantized_caches(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiny.DIMENSIONS, "head", 64)
@@ -100,6 +103,7 @@ def test_weights_with_fewer_experts(tmp_path: Path) -> None:
     assert weight_bytes(open_model(path), 8) == expected
 
 
+@pytest.mark.llama
 def test_recurrent_layers_are_left_to_llama_cpp(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3next")
     model = open_model(path)
@@ -107,6 +111,7 @@ def test_recurrent_layers_are_left_to_llama_cpp(tmp_path: Path) -> None:
     assert planned(model, Use(context=1024)).cache > 0
 
 
+@pytest.mark.llama
 def test_an_unknown_cache_type(tmp_path: Path) -> None:
     model = open_model(write_tiny(tmp_path / "m.gguf", "qwen3moe"))
     with pytest.raises(InputError, match="q3_0"):

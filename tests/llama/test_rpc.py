@@ -29,7 +29,8 @@ from tests.support.command import COMMAND
 from tests.support.halting import halting
 from tests.support.tiny import write_tiny
 
-built_in = pytest.mark.skipif(not rpc.is_built_in(), reason="llama-cpp-python without RPC")
+# As text: to look is to load llama.cpp.
+built_in = pytest.mark.skipif("not rpc.is_built_in()", reason="llama-cpp-python without RPC")
 EXACT = ["--no-repack", "--flash-attn", "off", "--cache-type-k", "f32", "--cache-type-v", "f32"]
 
 
@@ -47,7 +48,8 @@ def test_loopback() -> None:
         assert not rpc.is_loopback(host)
 
 
-@pytest.mark.skipif(rpc.is_built_in(), reason="llama-cpp-python with RPC")
+@pytest.mark.llama
+@pytest.mark.skipif("rpc.is_built_in()", reason="llama-cpp-python with RPC")
 def test_without_rpc_the_build_is_named() -> None:
     with pytest.raises(LlamaError, match="built without RPC") as caught:
         rpc.add_servers(["127.0.0.1:50052"])
@@ -114,6 +116,7 @@ def assert_same(found: Path, wanted: Path) -> None:
             np.testing.assert_allclose(mine, others, rtol=1e-4, err_msg=name)
 
 
+@pytest.mark.llama
 @built_in
 def test_two_servers_give_the_same_numbers(path: Path, tmp_path: Path) -> None:
     assert calibrate(path, tmp_path / "local").returncode == 0
@@ -130,6 +133,7 @@ def test_two_servers_give_the_same_numbers(path: Path, tmp_path: Path) -> None:
         assert_same(tmp_path / "rpc", tmp_path / "local")
 
 
+@pytest.mark.llama
 @built_in
 def test_experts_on_the_cpu_and_the_rest_on_a_server(path: Path, tmp_path: Path) -> None:
     assert calibrate(path, tmp_path / "local").returncode == 0
@@ -164,6 +168,7 @@ finally:
 """
 
 
+@pytest.mark.llama
 @built_in
 def test_norms_are_reduced_on_the_server(path: Path, tmp_path: Path) -> None:
     with server() as (endpoint, _):
@@ -173,6 +178,7 @@ def test_norms_are_reduced_on_the_server(path: Path, tmp_path: Path) -> None:
     assert reduced > 0 and copied == 0
 
 
+@pytest.mark.llama
 @built_in
 def test_a_killed_server_gives_an_error_and_a_usable_checkpoint(path: Path, tmp_path: Path) -> None:
     output, text = tmp_path / "s.gguf", path.with_name("text.txt")
@@ -202,6 +208,7 @@ def test_a_killed_server_gives_an_error_and_a_usable_checkpoint(path: Path, tmp_
     assert_same(output, whole)
 
 
+@pytest.mark.llama
 @built_in
 def test_nobody_answers() -> None:
     with socket.socket() as probe:
@@ -211,6 +218,7 @@ def test_nobody_answers() -> None:
         rpc.add_servers([endpoint])
 
 
+@pytest.mark.llama
 @built_in
 def test_a_port_in_use() -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
@@ -222,6 +230,7 @@ def test_a_port_in_use() -> None:
     assert "cannot listen there" in result.stderr
 
 
+@pytest.mark.llama
 @built_in
 def test_a_warning_beyond_this_machine() -> None:
     command = [*COMMAND, "rpc-server", "--listen", "0.0.0.0:0"]

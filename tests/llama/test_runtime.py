@@ -67,6 +67,7 @@ def decode(path: Path, *observers: Watching, ubatch: int = 512) -> np.ndarray:
         return context.all_logits(len(TOKENS)).copy()
 
 
+@pytest.mark.llama
 def test_logits_equal_those_of_plain_llama(path: Path) -> None:
     with loaded(path) as model:
         wanted = model.run(TOKENS)
@@ -76,6 +77,7 @@ def test_logits_equal_those_of_plain_llama(path: Path) -> None:
     assert watching.seen == ["ffn_moe_topk-1", "ffn_moe_weighted-2"]
 
 
+@pytest.mark.llama
 def test_whole_names_are_matched(path: Path) -> None:
     """``ffn_moe_weighted-1 (view)`` is not ``ffn_moe_weighted-1``."""
     watching = Watching("ffn_moe_weighted-1")
@@ -86,6 +88,7 @@ def test_whole_names_are_matched(path: Path) -> None:
     assert node_name(b"CUDA0#ffn_moe_topk-3#0") == "ffn_moe_topk-3"
 
 
+@pytest.mark.llama
 def test_the_graph_ends_where_nobody_needs_more(path: Path) -> None:
     first, rest = "ffn_moe_weighted-1", "ffn_moe_weighted-2"
     watching = Watching(first, rest, last=first)
@@ -101,6 +104,7 @@ def test_the_graph_ends_where_nobody_needs_more(path: Path) -> None:
     assert both[1].seen == [first, rest]
 
 
+@pytest.mark.llama
 def test_an_exception_in_an_observer_comes_out(path: Path) -> None:
     """In a ctypes callback it would only be printed, and the run would go on with garbage."""
     watching = Watching("ffn_moe_topk-1", "ffn_moe_topk-2", failing="ffn_moe_topk-1")
@@ -109,6 +113,7 @@ def test_an_exception_in_an_observer_comes_out(path: Path) -> None:
     assert watching.seen == ["ffn_moe_topk-1"]
 
 
+@pytest.mark.llama
 def test_parallel_answers_equal_single_ones(path: Path) -> None:
     prompts = [TOKENS[:5], TOKENS[5:20], TOKENS[20:23], TOKENS[3:9]]
     for sampling in (Sampling(), Sampling(temperature=0.8, top_p=0.9, seed=3)):
@@ -121,12 +126,14 @@ def test_parallel_answers_equal_single_ones(path: Path) -> None:
         assert together == alone
 
 
+@pytest.mark.llama
 def test_a_file_that_is_no_model(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe", keys={"attention.head_count": 0})
     with pytest.raises(LlamaError, match="cannot load this model"):
         LlamaModel(path, OPTIONS)
 
 
+@pytest.mark.llama
 def test_too_many_tokens(path: Path) -> None:
     with LlamaModel(path, OPTIONS) as model, LlamaContext(model, n_ctx=256) as context:
         for start in (0, 256):
@@ -138,6 +145,7 @@ def test_too_many_tokens(path: Path) -> None:
                 context.decode(parts)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("kind", CACHE_TYPES)
 def test_every_type_of_cache(tmp_path: Path, kind: str) -> None:
     # Types of blocks need heads of at least 32.
@@ -155,6 +163,7 @@ def test_every_type_of_cache(tmp_path: Path, kind: str) -> None:
 # Where tensors go.
 
 
+@pytest.mark.llama
 def test_overrides_name_the_buffers_there_are(path: Path) -> None:
     for text in ("exps", "exps=", "exps=CUDA9", "=CPU"):
         with pytest.raises(InputError, match="there is no buffer") as caught:
@@ -168,6 +177,7 @@ def test_overrides_name_the_buffers_there_are(path: Path) -> None:
         LlamaModel(path, RunOptions(tensor_split=(0.0, 0.0)))
 
 
+@pytest.mark.llama
 def test_overrides_are_accepted(path: Path) -> None:
     for changes in (
         {"override_tensor": (r"blk\.1\..*=CPU",)},
@@ -256,6 +266,7 @@ def test_memory_that_a_device_does_not_tell(path: Path) -> None:
         assert devices.fit(gguf, [unknown], ubatch=512) == Offload()
 
 
+@pytest.mark.llama
 def test_devices() -> None:
     found = devices.devices()
     assert any(device.kind is Kind.CPU and device.total > 0 for device in found)
@@ -304,6 +315,7 @@ def test_options_of_the_command_line() -> None:
     assert "is not a list of numbers" in wrong.output
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("running", "given", "found"),
     [
@@ -343,6 +355,7 @@ def test_how_many_others_run(
     assert others_running() == 0
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/loadavg").exists(), reason="Linux only")
 def test_who_else_runs() -> None:
     # Not compared with what ran before: tests beside this one come to an end meanwhile.

@@ -40,6 +40,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, always: bool) -
     monkeypatch.chdir(tmp_path / "fake")
 
 
+@pytest.mark.llama
 def test_a_build_that_works() -> None:
     """The real child with the real library: one of the two ways works here, or we would not."""
     works = safety.extra_buffers_work()
@@ -47,6 +48,7 @@ def test_a_build_that_works() -> None:
     assert list(remembered.values()) == [works]
 
 
+@pytest.mark.process
 def test_a_crash_is_survived_and_remembered(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -61,6 +63,7 @@ def test_a_crash_is_survived_and_remembered(
     assert safety.extra_buffers_work() is False
 
 
+@pytest.mark.process
 def test_another_library_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
     monkeypatch.setattr(safety, "_survives", lambda *, repack: not asked.append(repack))
@@ -70,6 +73,7 @@ def test_another_library_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None
     assert safety.extra_buffers_work() and asked == [True, True]
 
 
+@pytest.mark.process
 def test_a_build_that_always_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     crashing(monkeypatch, tmp_path, always=True)
     with pytest.raises(LlamaError, match="crashes on this CPU") as caught:
@@ -77,6 +81,7 @@ def test_a_build_that_always_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert "-DGGML_NATIVE=OFF" in caught.value.remedy
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"x": 1}'])
 def test_a_damaged_memory_is_no_matter(
     content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -87,6 +92,7 @@ def test_a_damaged_memory_is_no_matter(
     assert safety.extra_buffers_work() is True
 
 
+@pytest.mark.process
 def test_a_folder_that_cannot_be_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

@@ -159,6 +159,7 @@ def test_every_architecture_is_generated() -> None:
     assert set(ARCHITECTURES) == set(SPECS) | set(NOT_GENERATED)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("case", CASES)
 def test_nodes(tmp_path: Path, case: str) -> None:
     path, architecture = make(tmp_path, case)
@@ -197,6 +198,7 @@ def test_nodes(tmp_path: Path, case: str) -> None:
             np.testing.assert_allclose(contribution.sum(axis=1), total, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("case", CASES)
 def test_masking_is_slicing(tmp_path: Path, case: str) -> None:
     path, architecture = make(tmp_path, case)
@@ -222,6 +224,7 @@ def test_masking_is_slicing(tmp_path: Path, case: str) -> None:
     assert np.abs(whole - cut).max() >= 5e-2 * spread
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("name", [name for name, spec in SPECS.items() if spec.mtp])
 def test_dropping_mtp_layers_changes_nothing(tmp_path: Path, name: str) -> None:
     path = write_tiny(tmp_path / "base.gguf", name)

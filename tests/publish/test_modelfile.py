@@ -13,6 +13,7 @@ from tests.support.modelfile_reader import read
 from tests.support.tiny import write_tiny
 
 
+@pytest.mark.process
 def test_written_beside_the_model(tmp_path: Path) -> None:
     model = write_tiny(tmp_path / "tiny.gguf", "gemma4", keys={"context_length": 4096})
     result = ggprune("modelfile", model, "--parameter", "temperature=0.7", cwd=tmp_path)

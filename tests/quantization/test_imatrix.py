@@ -182,6 +182,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(folder / "tiny.gguf", "qwen3moe", experts=32, used=2, layers=3, seed=3)
 
 
+@pytest.mark.llama
 def test_sums_equal_those_of_the_named_inputs(model: Path) -> None:
     """By hand: loops over tokens and experts, on nodes that have names."""
     observer = ImatrixObserver()
@@ -211,6 +212,7 @@ def test_sums_equal_those_of_the_named_inputs(model: Path) -> None:
         np.testing.assert_allclose(entry.sums, sums, rtol=1e-5)
 
 
+@pytest.mark.llama
 def test_which_weights_are_in_it(model: Path) -> None:
     with LlamaModel(model, OPTIONS) as llama:
         plain, _ = gather(llama, TOKENS, n_ctx=32)
@@ -222,6 +224,7 @@ def test_which_weights_are_in_it(model: Path) -> None:
     assert set(head.result([], 3, 32).entries) == layers | {"output.weight"}
 
 
+@pytest.mark.llama
 def test_every_token_counts_in_every_layer_whatever_the_ubatch(model: Path) -> None:
     results = []
     for ubatch in (16, 48):
@@ -237,6 +240,7 @@ def test_every_token_counts_in_every_layer_whatever_the_ubatch(model: Path) -> N
         assert entry.counts.sum() == expected, name
 
 
+@pytest.mark.llama
 def test_beside_the_observer_of_calibration(model: Path) -> None:
     description = open_model(model)
     routing = RoutingObserver(
@@ -256,6 +260,7 @@ def test_beside_the_observer_of_calibration(model: Path) -> None:
         )
 
 
+@pytest.mark.llama
 def test_sliced_equals_gathered_on_the_pruned_model(model: Path, tmp_path: Path) -> None:
     """Experts that this text never chooses go, so routing stays as it was."""
     with LlamaModel(model, OPTIONS) as llama:
@@ -286,6 +291,7 @@ def test_sliced_equals_gathered_on_the_pruned_model(model: Path, tmp_path: Path)
         )
 
 
+@pytest.mark.llama
 def test_too_little_text(model: Path) -> None:
     with LlamaModel(model, OPTIONS) as llama, pytest.raises(InputError, match="fewer than one"):
         gather(llama, TOKENS, n_ctx=128)

@@ -74,6 +74,7 @@ def run(*words: object) -> Result:
 # --- names
 
 
+@pytest.mark.llama
 def test_types_are_those_of_llama_cpp() -> None:
     api = library().api
     for name, number in FILE_TYPES.items():
@@ -120,6 +121,7 @@ def test_result_names(stem: str, expected: str) -> None:
 # --- results
 
 
+@pytest.mark.llama
 def test_q8_0_is_what_the_gguf_package_makes(quantizer: Quantizer, source: Path) -> None:
     result = quantizer.run("Q8_0")
     assert [path.name for path in result.paths] == ["Tiny-Q8_0.gguf"]
@@ -131,6 +133,7 @@ def test_q8_0_is_what_the_gguf_package_makes(quantizer: Quantizer, source: Path)
     np.testing.assert_array_equal(after[norm].data, before[norm].data)
 
 
+@pytest.mark.llama
 def test_dry_run_tells_the_size(quantizer: Quantizer, tmp_path: Path) -> None:
     forecast = quantizer.forecast("Q4_0")
     assert not list(tmp_path.iterdir())
@@ -142,12 +145,14 @@ def test_dry_run_tells_the_size(quantizer: Quantizer, tmp_path: Path) -> None:
     assert quantizer.forecast("IQ2_XXS").fallbacks  # Rows of 32 are no multiple of 256.
 
 
+@pytest.mark.llama
 def test_progress_adds_up(quantizer: Quantizer) -> None:
     done: list[int] = []
     quantizer.run("Q5_0", progress=done.append)
     assert sum(done) == quantizer.source_bytes
 
 
+@pytest.mark.llama
 def test_options_reach_llama_cpp(source: Path, tmp_path: Path) -> None:
     options = QuantizeOptions(
         tensor_types=((r"blk\.1\.ffn_down", "q5_1"),),
@@ -164,6 +169,7 @@ def test_options_reach_llama_cpp(source: Path, tmp_path: Path) -> None:
     assert tensors(pure.paths[0])["output.weight"].tensor_type.name == "Q4_0"
 
 
+@pytest.mark.llama
 def test_importance_matrix_changes_weights_and_is_named(source: Path, tmp_path: Path) -> None:
     path = imatrix_of(source, tmp_path / "i.gguf")
     with GgufModel(source) as model:
@@ -201,6 +207,7 @@ def test_matrices_without_importance_are_told(source: Path, tmp_path: Path) -> N
         assert Quantizer(model, options, tmp_path).uncovered == (EXPERTS,)
 
 
+@pytest.mark.llama
 def test_quantized_source_needs_consent(source: Path, tmp_path: Path) -> None:
     run(source, "Q8_0", "-o", tmp_path)
     refused = run(tmp_path / "Tiny-Q8_0.gguf", "Q4_0", "-o", tmp_path)
@@ -212,6 +219,7 @@ def test_quantized_source_needs_consent(source: Path, tmp_path: Path) -> None:
     assert (tmp_path / "Tiny-Q4_0.gguf").exists()
 
 
+@pytest.mark.llama
 def test_shards_stay_shards(source: Path, tmp_path: Path) -> None:
     with GgufModel(source) as model:
         parts = [whole(tensor) for tensor in model.tensors]
@@ -231,6 +239,7 @@ def test_shards_stay_shards(source: Path, tmp_path: Path) -> None:
         }
 
 
+@pytest.mark.llama
 def test_other_alignment(tmp_path: Path) -> None:
     """llama.cpp pads to 32 whatever the source says; without care its result does not load."""
     reader = gguf.GGUFReader(write_tiny(tmp_path / "a.gguf", "qwen3moe", layers=1))
@@ -264,6 +273,7 @@ def test_other_alignment(tmp_path: Path) -> None:
 # --- from a plan
 
 
+@pytest.mark.llama
 def test_from_plan_equals_pruning_then_quantizing(source: Path, tmp_path: Path) -> None:
     PLAN.save(tmp_path / "plan.json")
     imatrix = imatrix_of(source, tmp_path / "i.gguf")
@@ -284,6 +294,7 @@ def test_from_plan_equals_pruning_then_quantizing(source: Path, tmp_path: Path) 
         np.testing.assert_array_equal(tensor.data, theirs[name].data, err_msg=name)
 
 
+@pytest.mark.llama
 def test_from_plan_leaves_nothing_when_it_fails(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -300,6 +311,7 @@ def test_from_plan_leaves_nothing_when_it_fails(
 # --- what goes wrong
 
 
+@pytest.mark.llama
 def test_one_failing_type_leaves_the_others(source: Path, tmp_path: Path) -> None:
     (tmp_path / "Tiny-Q5_0.gguf").write_text("mine")
     result = run(source, "Q8_0", "Q5_0", "Q4_0", "-o", tmp_path, "--json")
@@ -337,6 +349,7 @@ def child_that(does: str) -> Callable[[pytest.MonkeyPatch, Path], None]:
     return patch
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("does", "message"),
     [
@@ -363,6 +376,7 @@ def test_a_crash_is_an_error_like_any_other(
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
 
 
+@pytest.mark.llama
 def test_a_child_that_is_gone_before_it_is_told_what_to_do(
     quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -380,6 +394,7 @@ def test_a_child_that_is_gone_before_it_is_told_what_to_do(
         quantizer.run("Q8_0")
 
 
+@pytest.mark.llama
 def test_interrupt_ends_the_child_and_leaves_nothing(
     quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -402,6 +417,7 @@ def test_interrupt_ends_the_child_and_leaves_nothing(
         os.kill(seen[0], 0)
 
 
+@pytest.mark.llama
 def test_what_llama_cpp_wrote_is_looked_at(
     quantizer: Quantizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -415,6 +431,7 @@ def test_what_llama_cpp_wrote_is_looked_at(
     assert [path.name for path in tmp_path.iterdir()] == ["child"]
 
 
+@pytest.mark.llama
 def test_the_child_goes_with_its_parent(source: Path, tmp_path: Path) -> None:
     """Its input ends when the parent dies, however it dies."""
     import subprocess

@@ -46,6 +46,7 @@ def used_by_layer(model: MoeModel, row: int) -> int:
     return used[model.moe_layers[row]] if isinstance(used, list) else used
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("case", UNREFUSED)
 def test_calibrate_and_prune(tmp_path: Path, case: str) -> None:
     path, architecture = make(tmp_path, case)
@@ -98,6 +99,7 @@ def assert_same_model(ours: Path, reference: Path) -> None:
         assert np.array_equal(tensor.data, wanted[name].data), name
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("case", UNREFUSED)
 def test_fewer_experts_used(tmp_path: Path, case: str) -> None:
     path, architecture = make(tmp_path, case)
@@ -154,6 +156,7 @@ def test_keeping_all_gives_the_same_bytes(tmp_path: Path, case: str) -> None:
     assert (tmp_path / "same.gguf").read_bytes() == path.read_bytes()
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize("case", ["deepseek2", "glm4moe", "qwen35moe"])
 def test_drop_mtp(tmp_path: Path, case: str) -> None:
     path, _ = make(tmp_path, case)

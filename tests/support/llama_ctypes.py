@@ -6,16 +6,27 @@ Independent of ggprune: tests compare ggprune with what is seen here.
 from __future__ import annotations
 
 import ctypes
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-import llama_cpp.llama_cpp as llama
 import numpy as np
 from numpy.typing import NDArray
 
 Visit = Callable[[str, "Node"], None]
+
+
+class _Llama:
+    """The module llama_cpp.llama_cpp, loaded when it is first used and not by collecting tests."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module("llama_cpp.llama_cpp"), name)
+
+
+llama = _Llama()
 
 
 class _Tensor(ctypes.Structure):
@@ -63,12 +74,15 @@ class Node:
         return Node(self._tensor.src[index])
 
 
-@llama.llama_log_callback
-def _collect_log(level: int, text: bytes, _user_data: ctypes.c_void_p) -> None:
-    log.append(text.decode(errors="replace"))
-
-
 log: list[str] = []
+
+
+@cache
+def _collect_log() -> Any:
+    """The callback, kept for as long as llama.cpp may call it."""
+    return llama.llama_log_callback(
+        lambda _level, text, _: log.append(text.decode("utf-8", "replace"))
+    )
 
 
 class Model:
@@ -82,7 +96,7 @@ class Model:
         mtp: bool = False,
         overrides: Mapping[str, int] | None = None,
     ) -> None:
-        llama.llama_log_set(_collect_log, ctypes.c_void_p(0))
+        llama.llama_log_set(_collect_log(), ctypes.c_void_p(0))
         log.clear()
         params = llama.llama_model_default_params()
         params.use_extra_bufts = False
