@@ -25,8 +25,10 @@ def text(seed: int = 0) -> Shares:
 
 def objective(given: Shares, kept: Kept, worth: np.ndarray, beta: float = BETA) -> float:
     """The formula, token by token."""
-    total = 0.0
-    for experts, shares in zip(given.experts, given.shares, strict=True):
+    total, kept = 0.0, [set(row) for row in kept.tolist()]
+    # Lists, since numpy's own numbers are slow one by one.
+    text = zip(given.experts.tolist(), given.shares.astype(np.float64).tolist(), strict=True)
+    for experts, shares in text:
         lost = sum(
             worth[layer, expert] * share
             for layer in range(LAYERS)
