@@ -8,11 +8,12 @@ BIN := $(VENV)/bin
 OUT ?= out
 FIXTURE := $(ROOT)fixtures/gemma4-moe-tiny-Q8_0.gguf
 
-.PHONY: help demo test lint types docs bench evidence fuzz clean
+.PHONY: help demo test quick lint types docs bench evidence fuzz clean
 
 help:
 	@echo "make demo      install, prune the model in fixtures/ from 64 to 48 experts, show the cost"
 	@echo "make test      install, run all tests"
+	@echo "make quick     only the tests that start no process and do not load llama.cpp: seconds"
 	@echo "make lint types        ruff; mypy --strict"
 	@echo "make bench     measure speed beside cp, llama.cpp and the gguf package"
 	@echo "make evidence  compare the ways to choose experts on unseen text"
@@ -40,6 +41,9 @@ demo: $(BIN)/ggprune
 
 test: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m pytest -q -n auto
+
+quick: $(BIN)/ggprune
+	cd $(ROOT) && $(BIN)/python -m pytest -q -n auto --quick
 
 lint: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/ruff check .
