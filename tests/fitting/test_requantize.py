@@ -13,6 +13,8 @@ from ggprune.gguf_file import GgufModel, Tensor, tensor_type_name
 from ggprune.llama.quantizer import QuantizeJob, run_job
 from ggprune.quantization.imatrix import Entry, Imatrix
 
+pytestmark = pytest.mark.llama
+
 #: Rows of 256, of 64 (so they get another type) and of 256 without importance.
 TENSORS = ("blk.1.ffn_gate_up_exps.weight", "blk.4.ffn_down_exps.weight", "token_embd.weight")
 
