@@ -18,7 +18,7 @@ help:
 	@echo "make bench     measure speed beside cp, llama.cpp and the gguf package"
 	@echo "make evidence  compare the ways to choose experts on unseen text"
 	@echo "make fuzz      feed the header reader 100,000 damaged headers"
-	@echo "make docs      write docs/cli.md from --help"
+	@echo "make docs      write docs/cli.md from --help, and the tables of the other pages"
 
 # Building llama.cpp takes minutes the first time; pip keeps what it built.
 $(BIN)/ggprune: $(ROOT)pyproject.toml
@@ -54,6 +54,7 @@ types: $(BIN)/ggprune
 
 docs: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python docs/make_cli.py
+	cd $(ROOT) && $(BIN)/python docs/make_tables.py
 
 bench: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python benchmarks/header.py

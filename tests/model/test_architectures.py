@@ -369,35 +369,3 @@ def test_notes_depend_on_the_file() -> None:
     assert architectures.statistics_note(nemotron, {"moe_latent_size": 1024})
     assert not architectures.statistics_note(nemotron, {})
     assert architectures.statistics_note(ARCHITECTURES["gemma4"], {})
-
-
-def table() -> list[str]:
-    """Write the rows of the table in docs/architectures.md."""
-    rows = []
-    for name in sorted(ARCHITECTURES):
-        architecture = ARCHITECTURES[name]
-        gating = architecture.gating.value
-        if architecture.gating is Gating.BY_KEY:
-            default = architecture.default_gating
-            gating = "by key" + (f", else {default.value}" if default else "")
-        normalised = {True: "yes", False: "no", None: "by key"}[architecture.normalised]
-        notes = [] if architecture.kind is Kind.CAUSAL else [architecture.kind.value]
-        if architecture.contribution_space is not architectures.Space.RESIDUAL:
-            notes.append(f"norms: {architecture.contribution_space.value}")
-        if architecture.weights_before_ffn:
-            notes.append("gates multiply the experts' input")
-        if architecture.mtp_experts is not None:
-            notes.append("MTP layers" + ("" if architecture.mtp_experts else " (dense)"))
-        notes += [
-            f"**refused** {refusal.condition}".rstrip() + f": {refusal.reason}"
-            for refusal in architecture.refusals
-        ]
-        rows.append(f"| `{name}` | {gating} | {normalised} | {'; '.join(notes)} |")
-    return rows
-
-
-def test_documentation_lists_every_architecture() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "architectures.md").read_text(encoding="utf-8")
-    listed = [line for line in page.splitlines() if line.startswith("| `")]
-    # To write it anew: python -c "import test_architectures as t; print(*t.table(), sep='\\n')"
-    assert listed == table()

@@ -1,0 +1,102 @@
+"""Write the tables of the documentation that are made from the source.
+
+A page marks the place, and what stands between the marks is replaced:
+
+    <!-- begin methods -->
+    <!-- end methods -->
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from ggprune.model.architectures import (  # noqa: E402
+    ARCHITECTURES,
+    Architecture,
+    Gating,
+    Kind,
+    Space,
+)
+from tests.support.layers import LAYERS, PACKAGE, purpose  # noqa: E402
+
+
+def architectures() -> str:
+    """One row an architecture."""
+    rows = [
+        f"| `{name}` | {_gating(row)} | {_normalised(row)} | {'; '.join(_notes(row))} |"
+        for name, row in sorted(ARCHITECTURES.items())
+    ]
+    head = ["| Architecture | Gating | Normalised | Notes |", "|---|---|---|---|"]
+    return _block([*head, *rows])
+
+
+def _gating(row: Architecture) -> str:
+    if row.gating is not Gating.BY_KEY:
+        return row.gating.value
+    return "by key" + (f", else {row.default_gating.value}" if row.default_gating else "")
+
+
+def _normalised(row: Architecture) -> str:
+    return {True: "yes", False: "no", None: "by key"}[row.normalised]
+
+
+def _notes(row: Architecture) -> list[str]:
+    notes = [] if row.kind is Kind.CAUSAL else [row.kind.value]
+    if row.contribution_space is not Space.RESIDUAL:
+        notes.append(f"norms: {row.contribution_space.value}")
+    if row.weights_before_ffn:
+        notes.append("gates multiply the experts' input")
+    if row.mtp_experts is not None:
+        notes.append("MTP layers" + ("" if row.mtp_experts else " (dense)"))
+    return notes + [
+        f"**refused** {refusal.condition}".rstrip() + f": {refusal.reason}"
+        for refusal in row.refusals
+    ]
+
+
+def architecture_count() -> str:
+    """Architectures of which at least some models can be pruned."""
+    refused = [row for row in ARCHITECTURES.values() if any(not r.condition for r in row.refusals)]
+    return str(len(ARCHITECTURES) - len(refused))
+
+
+def layers() -> str:
+    """One row a layer, from the bottom to the top."""
+    rows = [f"| `{name}{'/' * (PACKAGE / name).is_dir()}` | {purpose(name)} |" for name in LAYERS]
+    return _block(["| layer | what it holds |", "|---|---|", *rows])
+
+
+def _block(lines: list[str]) -> str:
+    return "\n" + "\n".join(lines) + "\n"
+
+
+TABLES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {"architecture-count": architecture_count},
+    "CONTRIBUTING.md": {"layers": layers},
+    "docs/architectures.md": {"architectures": architectures},
+}
+
+
+def page(name: str) -> str:
+    """The text of a page with its tables made anew."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for table, make in TABLES[name].items():
+        begin, end = f"<!-- begin {table} -->", f"<!-- end {table} -->"
+        pattern = re.compile(f"{begin}.*?{end}", re.DOTALL)
+        if not pattern.search(text):
+            raise SystemExit(f"{name} has no place for the table {table!r}: {begin}{end}")
+        made = f"{begin}{make()}{end}"
+        text = pattern.sub(lambda _, made=made: made, text)
+    return text
+
+
+if __name__ == "__main__":
+    for name in TABLES:
+        (ROOT / name).write_text(page(name), encoding="utf-8")
+        print(f"wrote {ROOT / name}", file=sys.stderr)
