@@ -65,7 +65,7 @@ class Bench:
         self.llama = LlamaModel(model.gguf.path, options)
         ids = np.random.default_rng(1).integers(3, self.llama.n_vocab, tokens).tolist()
         self.chunks = [Chunk(0, tuple(ids[i : i + CHUNK])) for i in range(0, tokens, CHUNK)]
-        architecture = model.require_prunable()
+        architecture = model.architecture
         watched = (architecture, model.moe_layers, model.experts)
         self.observer, self.receiving = RoutingObserver(*watched, every=1), Receiving(*watched)
         run = Run(model, (), Settings(), options, None)  # type: ignore[arg-type]

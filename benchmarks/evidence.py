@@ -146,7 +146,7 @@ class Evidence:
         used = found.experts_used
         if not used:
             return
-        yield f"search, {self.model.experts_used} used", replace(found, experts_used=0)
+        yield f"search, {self.model.experts_used} used", replace(found, experts_used=None)
         for method, blend in TOLD:
             name, plan = self._scored(keep, method, blend)
             yield f"{name}, {used} used", replace(plan, experts_used=used)

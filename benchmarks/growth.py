@@ -45,7 +45,7 @@ class Calibration:
     def __init__(self, path: Path) -> None:
         model = open_model(path)
         self.total = ExpertSums.zeros(len(model.moe_layers), model.experts)
-        self.observer = RoutingObserver(model.require_prunable(), model.moe_layers, model.experts)
+        self.observer = RoutingObserver(model.architecture, model.moe_layers, model.experts)
         self.llama = LlamaModel(path, RunOptions(threads=1))
         self.context = LlamaContext(self.llama, n_ctx=CHUNK, observers=[self.observer])
         self.ids = np.random.default_rng(1).integers(3, self.llama.n_vocab, CHUNK).tolist()

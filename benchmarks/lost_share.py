@@ -62,7 +62,7 @@ def main() -> None:
     model, options = open_model(args.model), RunOptions()
     sources = load_texts((path.stem, str(path)) for path in sorted(args.texts.glob("*.txt")))
     random = np.random.default_rng(0)
-    recorder = RoutingRecorder(model.require_prunable(), model.moe_layers)
+    recorder = RoutingRecorder(model.architecture, model.moe_layers)
     with MaskedMeter(args.model, options, model.moe_layers, sources) as meter:
         meter.start()
         chunks = meter.parts()[0][: args.chunks]
@@ -79,7 +79,7 @@ def main() -> None:
         centre = cover_scores(Shares.joined(shares), args.keep, model.experts)
 
         def choose(scores: Floats) -> npt.NDArray[np.int64]:
-            return choose_all(scores, args.keep, model.groups)
+            return choose_all(scores, args.keep, model.counts.groups)
 
         noise = search.spread_for(centre, choose, EXCHANGED, random)
         kl, share, gate = [], [], []

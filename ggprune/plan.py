@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ggprune.util import read_json
 FORMAT = "ggprune-plan"
 VERSION = 1
 HAND_WRITTEN = "hand-written"
+LAST_LAYER_RULE = "MTP layer: the experts of the last layer that decoding runs"
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,7 @@ class Plan:
         architecture: of the model; may be empty in a hand-written plan.
         identity: of the model; None in a hand-written plan.
         settings: of the method: seed, blend, and what it measured.
-        experts_used: for each token; 0 for as many as the model uses.
+        experts_used: for each token; None for as many as the model uses.
     """
 
     keep: int
@@ -56,7 +57,7 @@ class Plan:
     architecture: str = ""
     identity: Identity | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
-    experts_used: int = 0
+    experts_used: int | None = None
 
     @property
     def hash(self) -> str:
@@ -81,6 +82,24 @@ class Plan:
         """Experts of a layer that go, ascending."""
         kept = set(self.layers[layer].keep)
         return tuple(expert for expert in range(self.experts) if expert not in kept)
+
+    def with_mtp(self, layers: Collection[int]) -> Plan:
+        """Complete MTP layers: one that the plan lacks gets the experts of the last other layer.
+
+        Decoding does not run them, so statistics say nothing of them.
+
+        Args:
+            layers: MTP layers with experts.
+        """
+        last = self.layers[max(layer for layer in self.layers if layer not in layers)]
+        rule = LayerPlan(last.keep, None, LAST_LAYER_RULE)
+        added = {layer: rule for layer in sorted(layers) if layer not in self.layers}
+        return replace(self, layers={**self.layers, **added})
+
+    def without(self, layers: Collection[int]) -> Plan:
+        """Leave layers out."""
+        left = {layer: part for layer, part in self.layers.items() if layer not in layers}
+        return replace(self, layers=left)
 
     def as_json(self) -> dict[str, Any]:
         """The plan's file form."""
@@ -132,7 +151,7 @@ class Plan:
             MismatchError: it was made for another model.
             InputError: it does not fit: layers, indices, counts, groups, experts used.
         """
-        architecture = model.require_prunable()
+        architecture = model.architecture
         if self.architecture and self.architecture != architecture.name:
             raise MismatchError(
                 f"{name} is for {self.architecture}, {model.gguf.path} is {architecture.name}"
@@ -153,18 +172,19 @@ class Plan:
             experts=model.experts,
             architecture=architecture.name,
             identity=self.identity or model.identity(),
-            experts_used=self.experts_used if changes_used else 0,
+            experts_used=self.experts_used if changes_used else None,
         )
 
     def _check_layers(self, model: MoeModel, name: str) -> None:
         missing = [layer for layer in model.moe_layers if layer not in self.layers]
-        unknown = [layer for layer in self.layers if layer not in model.expert_tensors]
+        unknown = [layer for layer in self.layers if layer not in model.expert_layers]
         if missing or unknown:
             what = f"has no layer {missing[0]}" if missing else f"has a layer {unknown[0]}"
             raise InputError(
-                f"{name}: {what}, the model has experts in {_listed(model.expert_tensors)}"
+                f"{name}: {what}, the model has experts in "
+                f"{model.expert_layers[0]} to {model.expert_layers[-1]}"
             )
-        size = model.experts // model.groups
+        size = model.experts // model.counts.groups
         for layer, part in self.layers.items():
             if len(part.keep) != self.keep or part.keep[-1] >= model.experts:
                 raise InputError(
@@ -172,7 +192,7 @@ class Plan:
                     f"{part.keep[-1]}, expected {self.keep} below {model.experts}",
                     remedy="llama.cpp has one number of experts for all layers.",
                 )
-            by_group = [0] * model.groups
+            by_group = [0] * model.counts.groups
             for expert in part.keep:
                 by_group[expert // size] += 1
             if len(set(by_group)) > 1:
@@ -210,7 +230,7 @@ def _from_json(data: Any, name: str) -> Plan:
         str(data.get("architecture") or ""),
         identity,
         data.get("settings") or {},
-        used,
+        used or None,
     )
 
 
@@ -233,8 +253,3 @@ def _layer_plan(key: str, part: Any, name: str) -> LayerPlan:
         float(share) if isinstance(share, int | float) else None,
         str(part.get("rule", "")),
     )
-
-
-def _listed(numbers: Mapping[int, object] | Sequence[int]) -> str:
-    ordered = sorted(numbers)
-    return f"{ordered[0]} to {ordered[-1]}" if ordered else "none"

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from ggprune.cli.main import COMMANDS
+from ggprune.model import open_model
+from ggprune.plan import LayerPlan, Plan
+from ggprune.rewrite import plan_rewrite
 from tests.support.command import ggprune
 from tests.support.tiny import write_tiny
 
@@ -86,7 +89,8 @@ def test_inspect(tmp_path: Path, model: Path) -> None:
     }
     assert {key: facts[key] for key in expected} == expected
     assert facts["sizes"]["16"] == facts["size_bytes"]
-    assert facts["sizes"]["8"] == facts["size_bytes"] - facts["expert_bytes"] // 2
+    plan = Plan(8, {layer: LayerPlan(tuple(range(8))) for layer in (0, 1)}, "cover")
+    assert facts["sizes"]["8"] == plan_rewrite(open_model(model), plan, tmp_path / "o").size
     assert "olmoe" in ggprune("inspect", model, cwd=tmp_path).stdout
 
 

@@ -76,12 +76,10 @@ class Run:
         """Gather the statistics.
 
         Raises:
-            UnsupportedModelError: the model cannot be pruned.
             InputError: there is no text, or a template fails.
             Interrupted: Ctrl-C; what was gathered is in ``partial``.
             MismatchError: ``partial`` is of another model, text or setting.
         """
-        self.model.require_prunable()
         checkpoint = self._resume()
         if checkpoint is None or not checkpoint.is_complete:
             self._say_if_large()
@@ -105,7 +103,6 @@ class Run:
             OutputError: it exists or cannot be written; found out before the run.
             GgpruneError: see :meth:`run`.
         """
-        self.model.require_prunable()
         check_targets([output], self._file_size(), source=self.model.gguf, force=force)
         self.partial = partial_path(output)
         statistics = self.run()
@@ -262,7 +259,7 @@ class Run:
 
     def _observe(self, llama: LlamaModel, checkpoint: Checkpoint) -> None:
         observer = RoutingObserver(
-            self.model.require_prunable(),
+            self.model.architecture,
             self.model.moe_layers,
             self.model.experts,
             cut=not self.observers,
@@ -294,7 +291,7 @@ class Run:
     def _keeps_rows(self, llama: LlamaModel, observer: RoutingObserver) -> bool:
         """Try whether every token reaches the last layer of this model without its logits."""
         # Models that are not causal take all tokens for outputs, and would need room for them.
-        if not can_keep_rows() or self.model.require_prunable().kind is not Kind.CAUSAL:
+        if not can_keep_rows() or self.model.architecture.kind is not Kind.CAUSAL:
             return False
         with LlamaContext(llama, n_ctx=_TRIAL, observers=[observer], keep_rows=True) as context:
             context.decode([Tokens(0, 0, [0] * _TRIAL, "none")])

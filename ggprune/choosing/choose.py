@@ -77,9 +77,9 @@ class Request:
         return self.method in MEASURED or limited or self.tries_fewer_used
 
     @property
-    def fixed_used(self) -> int:
-        """Experts a token is to use; 0 if no number was asked for."""
-        return self.experts_used if isinstance(self.experts_used, int) else 0
+    def fixed_used(self) -> int | None:
+        """Experts a token is to use; None if no number was asked for."""
+        return self.experts_used if isinstance(self.experts_used, int) else None
 
     @property
     def tries_fewer_used(self) -> bool:
@@ -223,12 +223,12 @@ def with_mtp(plan: Plan, model: MoeModel | None) -> Plan:
     Without the model they are left out of the plan; writing the file then applies the last
     layer's choice to them (see rewrite).
     """
-    layers = [n for n in model.mtp_layers if n in model.expert_tensors] if model else []
+    layers = [n for n in model.mtp_layers if n in model.expert_layers] if model else []
     if model is None or not layers:
         return plan
     from ggprune.choosing.methods.weights import MTP_RULE, weight_scores
 
-    kept = scoring.choose_all(weight_scores(model, layers), plan.keep, model.groups)
+    kept = scoring.choose_all(weight_scores(model, layers), plan.keep, model.counts.groups)
     added = {
         layer: LayerPlan(tuple(row.tolist()), None, MTP_RULE)
         for layer, row in zip(layers, kept, strict=True)

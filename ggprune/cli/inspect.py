@@ -21,9 +21,9 @@ def command(model: Path, as_json: bool) -> None:
     Reads the header only. Exits with 0 for a model that cannot be pruned too; the reason is in
     the output.
     """
-    from ggprune.model import open_model
+    from ggprune.model import describe
 
-    description = open_model(model)
+    description = describe(model)
     facts = summary(description)
     if as_json:
         print_json(facts)
@@ -36,17 +36,19 @@ def command(model: Path, as_json: bool) -> None:
 
 def summary(description: Any) -> dict[str, Any]:
     """What ``--json`` prints."""
+    from ggprune.choosing.methods.sums import COVER
     from ggprune.model.architectures import gating_of, is_normalised, statistics_note
+    from ggprune.rewrite import result_size
 
     row, metadata = description.architecture, description.metadata
-    prunable = not description.refusal
+    prunable = description.refusal is None
     return {
         "file": str(description.gguf.path),
         "name": description.name,
         "architecture": str(metadata.get("general.architecture", "")),
         "experts": description.experts,
         "experts_used": description.experts_used,
-        "expert_groups": description.groups,
+        "expert_groups": description.counts.groups,
         "gating": gating_of(row, metadata).value if prunable else "",
         "gates_normalised": is_normalised(row, metadata) if prunable else None,
         "layers": description.layers,
@@ -57,9 +59,9 @@ def summary(description: Any) -> dict[str, Any]:
         "quant_types": description.quant_types(),
         "shards": len(description.gguf.files),
         "prunable": prunable,
-        "refusal": description.refusal,
+        "refusal": description.refusal or "",
         "note": statistics_note(row, metadata) if prunable else "",
-        "sizes": {str(n): description.size_with(n) for n in _steps(description)},
+        "sizes": {str(n): result_size(description, n, method=COVER) for n in _steps(description)},
     }
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ggprune.evaluation.candidate import Candidate
     from ggprune.evaluation.probe import Answer
     from ggprune.llama.options import RunOptions
-    from ggprune.model import MoeModel
+    from ggprune.model import Model
     from ggprune.plan import Plan
 
 MODES = ("greedy", "sampled")
@@ -105,12 +105,14 @@ def _run(base: Path, candidate: Candidate, arguments: dict[str, Any]) -> dict[st
         own_sampling,
         side_by_side,
     )
-    from ggprune.model import open_model
+    from ggprune.model import describe
 
     options = run_options_from(arguments, verbose=arguments["verbose"])
     probes = builtin_probes()
-    model = open_model(base)
-    plan = candidate.plan.for_model(model, str(candidate.path)) if candidate.plan else None
+    model = describe(base)
+    plan = (
+        candidate.plan.for_model(model.prunable(), str(candidate.path)) if candidate.plan else None
+    )
     own = replace(own_sampling(model.gguf), seed=arguments["seed"])
     every = {GREEDY: Sampling(), SAMPLED: own}
     modes = {name: how for name, how in every.items() if arguments["mode"] in ("both", name)}
@@ -129,7 +131,7 @@ def _run(base: Path, candidate: Candidate, arguments: dict[str, Any]) -> dict[st
 
 
 def _both(
-    model: MoeModel,
+    model: Model,
     candidate: Path,
     plan: Plan | None,
     options: RunOptions,
@@ -139,8 +141,8 @@ def _both(
     from ggprune.evaluation.masking import MaskObserver, dropped_by
     from ggprune.llama.session import LlamaModel
 
-    observers = [MaskObserver(model.require_prunable(), dropped_by(plan))] if plan else []
-    overrides = model.overrides(plan.experts_used) if plan else {}
+    observers = [MaskObserver(model.prunable().architecture, dropped_by(plan))] if plan else []
+    overrides = model.prunable().overrides(plan.experts_used) if plan else {}
     with LlamaModel(model.gguf.path, options) as llama:
         base = ask(llama)
         if plan is not None and not overrides:

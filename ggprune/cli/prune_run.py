@@ -133,14 +133,13 @@ class PruneRun:
 
     def _check(self, model: MoeModel, plan: Plan | None) -> tuple[OutputFile, ...]:
         """Find out early what cannot work."""
-        model.require_prunable()
         keep = plan.keep if plan else self._known_count(model)
-        asked = self.request.fixed_used if self.request else 0
+        asked = self.request.fixed_used if self.request else None
         files = pipeline.check_output(
             model,
             keep,
             self._target(model, keep),
-            experts_used=(plan.experts_used if plan else asked) or None,
+            experts_used=plan.experts_used if plan else asked,
             method=plan.method if plan else (self.request and self.request.method) or COVER,
             mtp=self.arguments["mtp"],
             split_max_size=self.arguments["split_max_size"],
@@ -189,7 +188,7 @@ class PruneRun:
         )
 
     def _measure(self, model: MoeModel, paths: Paths) -> Mapping[str, Any] | None:
-        if model.require_prunable().kind is Kind.EMBEDDING:
+        if model.architecture.kind is Kind.EMBEDDING:
             pipeline.check_loads(paths.result, self.options)
             self.say("not measured: an embedding model gives no probabilities")
             return None

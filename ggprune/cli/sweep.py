@@ -100,7 +100,9 @@ def _measure(model: Path, stats: Path, arguments: dict[str, Any]) -> Sweep:
     keeps = arguments["keeps"] or default_counts(statistics.identity.counts.possible())
     methods = tuple(dict.fromkeys(arguments["methods"] or [_usual(statistics)]))
     with evaluator(model, arguments) as measured:
-        statistics.identity.check_same(measured.description.identity(), str(stats), str(model))
+        statistics.identity.check_same(
+            measured.description.prunable().identity(), str(stats), str(model)
+        )
         _warn(statistics, measured, quiet=quiet)
         passes = len(set(keeps)) * len(methods) + (0 if measured.base_is_known else 1)
         with progress_bar(passes * measured.tokens, "sweeping", "tok", quiet=quiet) as done:

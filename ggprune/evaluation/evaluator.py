@@ -22,7 +22,7 @@ from ggprune.evaluation.metrics import Metrics
 from ggprune.gguf_file import GgufModel
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel
-from ggprune.model import MoeModel, describe
+from ggprune.model import Model, describe
 from ggprune.plan import Plan
 from ggprune.text import chat
 from ggprune.text.builtin import HELD_OUT, builtin_texts
@@ -95,9 +95,9 @@ class Evaluator(Closing):
         self.options = options
         self.progress = progress
         self.sources = tuple(sources if sources is not None else builtin_texts(HELD_OUT))
-        self.description: MoeModel = describe(GgufModel(path))
+        self.description: Model = describe(path)
         self._llama: LlamaModel | None = None
-        self._experts_used = 0
+        self._experts_used: int | None = None
         self._masked: tuple[MaskObserver, LlamaContext] | None = None
         self._base: BaseLog | None = None
         with LlamaModel(path, options, vocab_only=True) as vocabulary:
@@ -125,7 +125,7 @@ class Evaluator(Closing):
         self._base = None
         self._pool.shutdown()
         self._cache.close()
-        self.description.gguf.close()
+        self.description.close()
 
     @property
     def tokens(self) -> int:
@@ -172,28 +172,34 @@ class Evaluator(Closing):
         Raises:
             MismatchError, InputError: it is not for this model; see Plan.for_model.
         """
-        complete = plan.for_model(self.description, name)
+        complete = plan.for_model(self.description.prunable(), name)
         return self.mask(dropped_by(complete), name, experts_used=complete.experts_used)
 
-    def mask(self, dropped: Dropped, name: str = "mask", *, experts_used: int = 0) -> Evaluation:
+    def mask(
+        self, dropped: Dropped, name: str = "mask", *, experts_used: int | None = None
+    ) -> Evaluation:
         """Evaluate the model without some experts; see evaluate_mask."""
         return self._evaluation(self.evaluate_mask(dropped, experts_used=experts_used), name)
 
     def evaluate_mask(
-        self, dropped: Dropped, chunks: Sequence[int] | None = None, *, experts_used: int = 0
+        self,
+        dropped: Dropped,
+        chunks: Sequence[int] | None = None,
+        *,
+        experts_used: int | None = None,
     ) -> TokenScores:
         """Score the model without some experts, for searching: model and context stay.
 
         Args:
             dropped: experts by layer.
             chunks: indices into :attr:`chunks`, all by default; tokens come in this order.
-            experts_used: for each token, 0 for as many as the model says; the model is loaded
+            experts_used: for each token, None for as many as the model says; the model is loaded
                 again when this changes.
         """
         base = self.base()
         llama = self._loaded(experts_used)
         if self._masked is None:
-            mask = MaskObserver(self.description.require_prunable())
+            mask = MaskObserver(self.description.prunable().architecture)
             self._masked = mask, self._context(llama, mask)
         mask, context = self._masked
         mask.set_plan(dropped)
@@ -216,7 +222,7 @@ class Evaluator(Closing):
         self._check_vocabulary(path)
         base = self.base()
         self._unload()
-        masks = [MaskObserver(self.description.require_prunable(), dropped)] if dropped else []
+        masks = [MaskObserver(self.description.prunable().architecture, dropped)] if dropped else []
         with (
             LlamaModel(path, self.options) as candidate,
             self._context(candidate, *masks) as context,
@@ -258,11 +264,11 @@ class Evaluator(Closing):
             self._base = BaseLog.open(self._cache.path(self.description.gguf, header), header)
         return self._base
 
-    def _loaded(self, experts_used: int = 0) -> LlamaModel:
+    def _loaded(self, experts_used: int | None = None) -> LlamaModel:
         if experts_used != self._experts_used:
             self._unload()
         if self._llama is None:
-            overrides = self.description.overrides(experts_used)
+            overrides = self.description.prunable().overrides(experts_used) if experts_used else {}
             self._llama = LlamaModel(self.description.gguf.path, self.options, overrides=overrides)
             self._experts_used = experts_used
         return self._llama

@@ -10,6 +10,7 @@ from typing import Any
 
 from ggprune.evaluation.evaluator import Evaluation, Evaluator
 from ggprune.plan import Plan
+from ggprune.rewrite import result_size
 
 FORMAT = "ggprune-sweep"
 _VERSION = 1
@@ -182,7 +183,7 @@ def sweep(
             ``planner`` are of another model; before anything is measured.
     """
     counts = sorted(set(keeps), reverse=True)
-    model = evaluator.description
+    model = evaluator.description.prunable()
     plans = [
         planner(method, keep).for_model(model, f"the plan for {keep} experts by {method}")
         for method in methods
@@ -194,7 +195,7 @@ def sweep(
         point = Point(
             method,
             plan.keep,
-            model.size_with(plan.keep),
+            result_size(model, plan.keep, method=plan.method, experts_used=plan.experts_used),
             worst[1] if worst else None,
             evaluator.plan(plan, f"{plan.keep} experts by {method}"),
         )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ggprune.gguf_file import Tensor
 from ggprune.model import MoeModel
-from ggprune.model.architectures import Role, expert_tensor, layer_of
+from ggprune.model.tensors import Role, layer_of, role_of
 
 EMBEDDING, HEAD = "embedding", "head"
 ATTENTION, SHARED, GATE_UP, DOWN = "attention", "shared FFN", "experts gate/up", "experts down"
@@ -111,8 +111,8 @@ def part_of(name: str) -> str:
     """The class of a tensor, by its name."""
     if layer_of(name) is None:
         return HEAD if name.startswith("output") else EMBEDDING
-    known = expert_tensor(name)
-    if known is not None:
-        return DOWN if known.role is Role.DOWN else GATE_UP
+    role = role_of(name)
+    if role is not None:
+        return DOWN if role is Role.DOWN else GATE_UP
     suffix = name.split(".", 2)[2]
     return SHARED if suffix.startswith("ffn_") else ATTENTION

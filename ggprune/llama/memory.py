@@ -30,7 +30,6 @@ from ggprune.errors import InputError, LlamaError
 from ggprune.gguf_file import TENSOR_TYPES
 from ggprune.llama.library import library
 from ggprune.model import MoeModel
-from ggprune.model.architectures import layer_of
 
 #: Number in ``enum ggml_type`` by the name that llama.cpp's --cache-type-k takes.
 KV_TYPES = {"f16": 1, "q8_0": 8, "q4_0": 2}
@@ -93,14 +92,9 @@ class Memory:
 
 def weight_bytes(model: MoeModel, keep: int) -> int:
     """Bytes of tensors that decoding loads, with ``keep`` experts; MTP layers stay on disk."""
-    skipped = set(model.mtp_layers)
-    total = sum(t.nbytes for t in model.gguf.tensors if layer_of(t.name) not in skipped)
-    experts = sum(
-        t.nbytes
-        for layer, tensors in model.expert_tensors.items()
-        if layer not in skipped
-        for t in tensors
-    )
+    tensors = [t for t in model.gguf.tensors if t.name not in model.mtp_tensors]
+    total = sum(t.nbytes for t in tensors)
+    experts = sum(t.nbytes for t in tensors if t.name in model.expert_tensors)
     return total - experts * (model.experts - keep) // max(model.experts, 1)
 
 

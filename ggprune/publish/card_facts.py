@@ -206,10 +206,9 @@ def _is_no_model(path: Path) -> bool:
 
 def _open(path: Path, evaluation: Mapping[str, Any] | None) -> _Opened:
     with GgufModel(path) as gguf:
-        model = describe(gguf)
-        model.require_prunable()
+        model = describe(gguf).prunable()
         total = sum(math.prod(tensor.shape) for tensor in gguf.tensors)
-        experts = [tensor for tensors in model.expert_tensors.values() for tensor in tensors]
+        experts = [found.tensor for found in model.expert_tensors.values()]
         modelfile = card_sources.modelfile(path)
         file = ModelFile(
             name=path.name,

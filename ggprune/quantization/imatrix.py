@@ -14,14 +14,13 @@ import numpy as np
 
 from ggprune.errors import FormatError, InputError, MismatchError, UnsupportedModelError
 from ggprune.gguf_file import GgufFile, Tensor, replacing
-from ggprune.model.architectures import Role, expert_tensor, layer_of
+from ggprune.model.tensors import MATRICES, layer_of, role_of
 from ggprune.plan import Plan
 from ggprune.quantization import imatrix_legacy
 from ggprune.types import Floats32
 
 FILE_TYPE = "imatrix"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_WEIGHTS = frozenset({Role.GATE, Role.UP, Role.DOWN, Role.GATE_UP})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,10 +159,9 @@ class Imatrix:
 def _expert_layer(weight: str) -> int | None:
     """The layer, if this weight is a stack of experts."""
     try:
-        known = expert_tensor(weight)
+        return layer_of(weight) if role_of(weight) in MATRICES else None
     except UnsupportedModelError:
         return None
-    return layer_of(weight) if known is not None and known.role in _WEIGHTS else None
 
 
 def _legacy_rows(entry: Entry, plan: Plan, where: str) -> Floats32:

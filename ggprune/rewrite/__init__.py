@@ -1,19 +1,10 @@
 """Write the model that a plan describes, byte for byte, and check it."""
 
-from ggprune.rewrite.rewrite import (
-    LAST_LAYER_RULE,
-    PROVENANCE,
-    Rewrite,
-    check_result,
-    plan_rewrite,
-    restate,
-    result_files,
-    result_size,
-    verify_bytes,
-)
+from ggprune.rewrite.metadata import PROVENANCE, restate
+from ggprune.rewrite.slices import Rewrite, plan_rewrite, result_files, result_size
+from ggprune.rewrite.verify import check_result, verify_bytes
 
 __all__ = [
-    "LAST_LAYER_RULE",
     "PROVENANCE",
     "Rewrite",
     "check_result",

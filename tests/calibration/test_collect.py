@@ -309,7 +309,7 @@ class _Spoiled(RoutingObserver):
 def test_reading_linearly_would_be_noticed(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe")
     model = open_model(path)
-    observer = _Spoiled(model.require_prunable(), model.moe_layers, model.experts)
+    observer = _Spoiled(model.architecture, model.moe_layers, model.experts)
     with (
         LlamaModel(path, options()) as llama,
         LlamaContext(llama, n_ctx=256, observers=[observer]) as context,

@@ -127,7 +127,7 @@ def test_the_number_of_experts_used_is_measured(
     if plan.experts_used:
         assert kl[plan.experts_used] == min(kl.values()) < kl[whole]
     same = choose_plan(statistics, asked("contribution", keep=8), resources)
-    assert plan.layers == same.layers and same.experts_used == 0
+    assert plan.layers == same.layers and same.experts_used is None
     fewer = choose_plan(statistics, replace(request, experts_used=whole - 1), resources)
     assert fewer.layers == same.layers and fewer.experts_used == whole - 1
     # Validation is a third of the search text.
@@ -136,7 +136,7 @@ def test_the_number_of_experts_used_is_measured(
 
 def test_more_experts_than_the_model_uses(resources: Resources, statistics: Statistics) -> None:
     request = replace(asked("contribution", keep=8), experts_used=99)
-    with pytest.raises(InputError, match="--experts-used 99: the model uses"):
+    with pytest.raises(InputError, match="experts_used=99: the model uses"):
         choose_plan(statistics, request, resources)
 
 

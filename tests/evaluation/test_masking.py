@@ -33,8 +33,8 @@ CASES = {
 
 @pytest.mark.llama
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("used", [0, 2])
-def test_mask_equals_file(tmp_path: Path, case: str, used: int) -> None:
+@pytest.mark.parametrize("used", [None, 2])
+def test_mask_equals_file(tmp_path: Path, case: str, used: int | None) -> None:
     architecture, groups = CASES[case]
     path = write_tiny(tmp_path / "m.gguf", architecture, groups=groups, mtp=0)
     check_mask_equals_file(path, tmp_path / "pruned.gguf", keep=8, n_ctx=64, noise=1e-5, used=used)
@@ -65,7 +65,7 @@ def test_mask_equals_file_on_the_fixture(trained: Path, tmp_path: Path) -> None:
 
 
 def check_mask_equals_file(
-    path: Path, pruned: Path, *, keep: int, n_ctx: int, noise: float, used: int = 0
+    path: Path, pruned: Path, *, keep: int, n_ctx: int, noise: float, used: int | None = None
 ) -> None:
     text = [Source("text", (Document(text=TEXT),))]
     with Evaluator(path, OPTIONS, text, n_ctx=n_ctx) as evaluator:
@@ -83,7 +83,7 @@ def check_mask_equals_file(
 
 def routed(model: Path, dropped: dict[int, list[int]], tokens: list[int]) -> np.ndarray:
     described = open_model(model)
-    architecture = described.require_prunable()
+    architecture = described.architecture
     mask = MaskObserver(architecture, dropped)
     routing = RoutingObserver(architecture, described.moe_layers, described.experts)
     with (
@@ -109,7 +109,7 @@ def test_composes_with_statistics(tmp_path: Path) -> None:
 @pytest.mark.llama
 def test_set_plan_between_decodes(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
-    mask = MaskObserver(open_model(path).require_prunable())
+    mask = MaskObserver(open_model(path).architecture)
     tokens = Tokens(0, 0, list(range(5, 69)))
 
     def logits(context: LlamaContext) -> np.ndarray:

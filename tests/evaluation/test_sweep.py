@@ -33,7 +33,7 @@ SOURCES = [Source("text", (Document(text=TEXT),))]
 
 def calibrated(path: Path, text: str, tokens: int = 400) -> Statistics:
     model = open_model(path)
-    observer = RoutingObserver(model.require_prunable(), model.moe_layers, model.experts)
+    observer = RoutingObserver(model.architecture, model.moe_layers, model.experts)
     with LlamaModel(path, OPTIONS) as llama:
         ids = llama.tokenize(text)[:tokens]
         with LlamaContext(llama, n_ctx=512, observers=[observer]) as context:
@@ -97,7 +97,7 @@ def test_sweep(tmp_path: Path) -> None:
         assert sum(counted) == 9 * passes, "eight counts and the base: nine passes"
         keep = curve.points[3].keep
         alone = measured.plan(make_plan(statistics, keep, "contribution"))
-        with pytest.raises(InputError, match="keep 3"):
+        with pytest.raises(InputError, match="keep=3"):
             sweep(measured, lambda _, keep: make_plan(statistics, keep), [14, 3], ["reap"])
         assert sum(counted) == 10 * passes, "nothing is measured before every plan is known"
     assert [point.keep for point in curve.points] == [14, 13, 12, 10, 9, 8, 7, 6]
@@ -244,7 +244,7 @@ def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Pla
 @pytest.mark.llama
 def test_ruined_plan_loops_and_the_identity_does_not(trained: Path, ruin: dict[str, Plan]) -> None:
     sampling = Sampling(temperature=0.7, top_p=0.9)
-    architecture = open_model(trained).require_prunable()
+    architecture = open_model(trained).architecture
     files = sorted(FIXTURES.glob("heldout/*.txt"))
     probes = [Probe(path.stem, "text", (Message("user", ""),)) for path in files]
     with LlamaModel(trained, OPTIONS) as model:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from ggprune.errors import UnsupportedModelError
 from ggprune.model import architectures
-from ggprune.model.architectures import ARCHITECTURES, Architecture, Gating, Kind, Role
+from ggprune.model.architectures import ARCHITECTURES, Architecture, Gating, Kind
+from ggprune.model.tensors import ROLES, Role, layer_of, role_of
 from tests.support.llama_ctypes import Node, loaded
 from tests.support.slicing import (
     CASES,
@@ -275,13 +276,13 @@ def test_expert_tensors(tmp_path: Path, name: str) -> None:
     for tensor in tensors:
         if "chexps" in tensor:
             with pytest.raises(UnsupportedModelError, match=tensor):
-                architectures.expert_tensor(tensor)
+                role_of(tensor)
             continue
-        found = architectures.expert_tensor(tensor)
+        found = role_of(tensor)
         assert (found is not None) == (tensor in expected), tensor
         if found:
             assert tensors[tensor].shape[-1] == EXPERTS
-            assert tensor == f"blk.{architectures.layer_of(tensor)}.{found.suffix}"
+            assert ROLES[tensor.removeprefix(f"blk.{layer_of(tensor)}.")] is found
 
 
 def test_roles() -> None:
@@ -295,8 +296,7 @@ def test_roles() -> None:
         "blk.3.ffn_up_exps.input_scale": Role.INPUT_SCALE,
     }
     for name, role in roles.items():
-        found = architectures.expert_tensor(name)
-        assert found is not None and found.role is role
+        assert role_of(name) is role
 
 
 @pytest.mark.parametrize(
@@ -314,7 +314,7 @@ def test_roles() -> None:
 )
 def test_unknown_tensors_that_look_per_expert_stop(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match=re.escape(name)):
-        architectures.expert_tensor(name)
+        role_of(name)
 
 
 @pytest.mark.parametrize(
@@ -330,13 +330,13 @@ def test_unknown_tensors_that_look_per_expert_stop(name: str) -> None:
     ],
 )
 def test_tensors_that_are_not_per_expert(name: str) -> None:
-    assert architectures.expert_tensor(name) is None
+    assert role_of(name) is None
 
 
 def test_layer_of() -> None:
-    assert architectures.layer_of("blk.12.attn_q.weight") == 12
-    assert architectures.layer_of("output_norm.weight") is None
-    assert architectures.layer_of("enc.blk.1.attn_q.weight") is None
+    assert layer_of("blk.12.attn_q.weight") == 12
+    assert layer_of("output_norm.weight") is None
+    assert layer_of("enc.blk.1.attn_q.weight") is None
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def write(path: Path, architecture: str, keys: dict[str, object], **tensors: obj
 
 def test_describes(tmp_path: Path) -> None:
     model = open_model(write_tiny(tmp_path / "m.gguf", "deepseek2"))
-    assert model.refusal == ""
+    assert model.refusal is None
     assert (model.experts, model.experts_used) == (16, 4)
     assert len(model.mtp_layers) == 1 and model.mtp_layers[0] == model.layers - 1
     assert 0 not in model.moe_layers, "the first layer is dense"
@@ -39,7 +39,6 @@ def test_describes(tmp_path: Path) -> None:
         if "_exps." in tensor.name or "gate_inp." in tensor.name or "exp_probs" in tensor.name
     )
     assert model.expert_bytes == per_expert
-    assert model.size_with(8) == model.gguf.size - per_expert // 2
 
 
 @pytest.mark.parametrize(
@@ -73,23 +72,23 @@ def test_describes(tmp_path: Path) -> None:
     ],
 )
 def test_refuses(tmp_path: Path, keys, tensors, reason: str) -> None:
-    model = open_model(write(tmp_path / "m.gguf", "llama", keys, **tensors))
-    assert reason in model.refusal
+    model = describe(write(tmp_path / "m.gguf", "llama", keys, **tensors))
+    assert reason in str(model.refusal)
     with pytest.raises(UnsupportedModelError, match=r"m\.gguf: cannot be pruned"):
-        model.require_prunable()
+        model.prunable()
 
 
 def test_refuses_unknown_architectures(tmp_path: Path) -> None:
     path = write(tmp_path / "m.gguf", "novelmoe", {"novelmoe.expert_count": 4})
-    assert "novelmoe" in open_model(path).refusal
+    assert "novelmoe" in str(describe(path).refusal)
 
 
 def test_unknown_tensor_is_named_with_its_shape(tmp_path: Path) -> None:
     keys = {"llama.expert_count": 4, "llama.expert_used_count": 2}
     data = np.zeros((4, 2, 32), np.float32)
     path = write(tmp_path / "m.gguf", "llama", keys, blk__0__ffn_new_exps__weight=data)
-    assert "blk.0.ffn_new_exps.weight" in open_model(path).refusal
-    assert "32 x 2 x 4" in open_model(path).refusal
+    assert "blk.0.ffn_new_exps.weight" in str(describe(path).refusal)
+    assert "32 x 2 x 4" in str(describe(path).refusal)
 
 
 def test_identity_ignores_quantization(tmp_path: Path) -> None:
@@ -116,7 +115,7 @@ def test_possible_counts(counts: ExpertCounts) -> None:
         if fits:
             counts.check(keep)
         else:
-            with pytest.raises(InputError, match=f"--keep {keep}"):
+            with pytest.raises(InputError, match=f"keep={keep}:"):
                 counts.check(keep)
 
 
@@ -139,7 +138,7 @@ def test_describe_does_not_need_a_name(tmp_path: Path) -> None:
 def test_billions_of_claimed_layers(tmp_path: Path) -> None:
     keys = {"nextn_predict_layers": 2**32 - 1}
     path = write_tiny(tmp_path / "m.gguf", "deepseek2", keys=keys, layers=2)
-    assert open_model(path).refusal == "" or "MTP" in open_model(path).refusal
+    assert "MTP" in (describe(path).refusal or "MTP")
 
 
 def test_architecture_that_is_not_a_string(tmp_path: Path) -> None:
@@ -150,4 +149,4 @@ def test_architecture_that_is_not_a_string(tmp_path: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    assert "no general.architecture" in open_model(tmp_path / "m.gguf").refusal
+    assert "no general.architecture" in str(describe(tmp_path / "m.gguf").refusal)

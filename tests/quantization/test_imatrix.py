@@ -244,7 +244,7 @@ def test_every_token_counts_in_every_layer_whatever_the_ubatch(model: Path) -> N
 def test_beside_the_observer_of_calibration(model: Path) -> None:
     description = open_model(model)
     routing = RoutingObserver(
-        description.require_prunable(), description.moe_layers, description.experts, cut=False
+        description.architecture, description.moe_layers, description.experts, cut=False
     )
     observer = ImatrixObserver()
     with (

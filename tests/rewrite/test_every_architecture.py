@@ -21,8 +21,8 @@ from ggprune.gguf_file import write_files
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
 from ggprune.model.architectures import Kind
-from ggprune.plan import LayerPlan, Plan
-from ggprune.rewrite import LAST_LAYER_RULE, check_result, plan_rewrite, verify_bytes
+from ggprune.plan import LAST_LAYER_RULE, LayerPlan, Plan
+from ggprune.rewrite import check_result, plan_rewrite, verify_bytes
 from tests.support.evaluating import OPTIONS
 from tests.support.llama_ctypes import loaded
 from tests.support.slicing import CASES, TOKENS, choose, make, read, reference_slice
@@ -31,7 +31,7 @@ UNREFUSED = {name: case for name, case in CASES.items() if name != "dflash"}
 
 
 def calibrated(model: MoeModel) -> Statistics:
-    observer = RoutingObserver(model.require_prunable(), model.moe_layers, model.experts)
+    observer = RoutingObserver(model.architecture, model.moe_layers, model.experts)
     with (
         LlamaModel(model.gguf.path, OPTIONS) as llama,
         LlamaContext(llama, n_ctx=256, observers=[observer]) as context,
@@ -51,7 +51,7 @@ def used_by_layer(model: MoeModel, row: int) -> int:
 def test_calibrate_and_prune(tmp_path: Path, case: str) -> None:
     path, architecture = make(tmp_path, case)
     model = open_model(path)
-    assert model.refusal == ""
+    assert model.refusal is None
     statistics = calibrated(model)
     check_sums(model, statistics.total)
 
@@ -60,7 +60,7 @@ def test_calibrate_and_prune(tmp_path: Path, case: str) -> None:
     write_files(rewrite.files, model.gguf)
     result = check_result(tmp_path / "pruned.gguf", rewrite.plan)
     assert verify_bytes(model, rewrite.plan, result.gguf) > 0
-    for layer in set(model.mtp_layers) & set(model.expert_tensors):
+    for layer in set(model.mtp_layers) & set(model.expert_layers):
         assert rewrite.plan.layers[layer].rule == LAST_LAYER_RULE
 
     kept = {layer: list(part.keep) for layer, part in rewrite.plan.layers.items()}
@@ -106,15 +106,15 @@ def test_fewer_experts_used(tmp_path: Path, case: str) -> None:
     model = open_model(path)
     metadata, _ = read(path)
     kept = {layer: LayerPlan(tuple(part)) for layer, part in choose(metadata).items()}
-    layers = {layer: part for layer, part in kept.items() if layer in model.expert_tensors}
+    layers = {layer: part for layer, part in kept.items() if layer in model.expert_layers}
     keep = len(next(iter(layers.values())).keep)
-    plan = Plan(keep, layers, experts_used=model.experts_used - 1)
+    plan = Plan(keep, layers, experts_used=model.experts_used - 1 or None)
     if isinstance(model.metadata["expert_used_count"], list):
         with pytest.raises(InputError, match="for every layer"):
             plan_rewrite(model, plan, tmp_path / "pruned.gguf")
         return
     if model.experts_used == 1:
-        assert plan.experts_used == 0, "none fewer to test"
+        assert plan.experts_used is None, "none fewer to test"
         return
     rewrite = plan_rewrite(model, plan, tmp_path / "pruned.gguf")
     write_files(rewrite.files, model.gguf)

@@ -15,11 +15,11 @@ TEXT = "the theory of the rain and the sun is that one is often not in the other
 def random_plan(model: MoeModel, keep: int, seed: int = 0) -> Plan:
     """Any experts, the same number in every group."""
     draw = np.random.default_rng(seed)
-    size = model.experts // model.groups
+    size = model.experts // model.counts.groups
 
     def kept() -> tuple[int, ...]:
         groups = [
-            start + draw.choice(size, keep // model.groups, replace=False)
+            start + draw.choice(size, keep // model.counts.groups, replace=False)
             for start in range(0, model.experts, size)
         ]
         return tuple(sorted(np.concatenate(groups).tolist()))

@@ -99,13 +99,13 @@ def _again(
         layer: np.flatnonzero(row).tolist()
         for layer, row in zip(statistics.layers, gone, strict=True)
     }
-    mask = MaskObserver(model.require_prunable(), dropped)
+    mask = MaskObserver(model.architecture, dropped)
     return Ranking.of(_run(statistics, have, _sources(have), mask), request)
 
 
 def _changes(statistics: Statistics, have: Resources) -> Floats:
     model = _model(have, "--method easy-ep")
-    observer = ChangeObserver(model.require_prunable(), statistics.layers, model.experts)
+    observer = ChangeObserver(model.architecture, statistics.layers, model.experts)
     found = []
     for domain in statistics.domains:
         _run(statistics, have, _of_domain(have, domain.name), observer)
@@ -121,7 +121,7 @@ def _changes(statistics: Statistics, have: Resources) -> Floats:
 
 def _shapley(statistics: Statistics, have: Resources) -> Floats:
     model = _model(have, "--method shape")
-    recorder = RoutingRecorder(model.require_prunable(), statistics.layers, cut=False)
+    recorder = RoutingRecorder(model.architecture, statistics.layers, cut=False)
     parts = []
     for domain in statistics.domains:
         _run(statistics, have, _of_domain(have, domain.name), recorder)

@@ -15,7 +15,7 @@ import numpy as np
 from ggprune.errors import InputError
 from ggprune.gguf_file import Tensor
 from ggprune.model import MoeModel
-from ggprune.model.architectures import Role
+from ggprune.model.tensors import Role
 from ggprune.types import Floats
 
 #: Rows read of each expert's matrix, evenly spaced.

@@ -66,7 +66,7 @@ class MaskedMeter(Closing):
     ) -> None:
         self._layers = tuple(layers)
         self._journal = journal
-        self._experts_used = 0
+        self._experts_used: int | None = None
         self.evaluator = Evaluator(
             path,
             options,
@@ -98,15 +98,15 @@ class MaskedMeter(Closing):
         return tokens / max(time.monotonic() - before, 1e-3)
 
     @property
-    def experts_used(self) -> int:
-        """Experts a token uses in plans; 0 for as many as in the base."""
+    def experts_used(self) -> int | None:
+        """Experts a token uses in plans; None for as many as in the base."""
         return self._experts_used
 
-    def use(self, experts_used: int) -> None:
-        """Let a token use so many in what is measured from now on; 0 for the base's number."""
-        # The base's own number is 0 too: what was measured with it need not be measured again.
+    def use(self, experts_used: int | None) -> None:
+        """Let a token use so many in what is measured from now on; None for the base's number."""
+        # The base's own number is None too: what was measured with it need not be measured again.
         whole = self.evaluator.description.experts_used
-        self._experts_used = 0 if experts_used == whole else experts_used
+        self._experts_used = None if experts_used == whole else experts_used
 
     @property
     def tokens(self) -> int:
@@ -147,7 +147,7 @@ class MaskedMeter(Closing):
     def routing(self) -> Iterator[Callable[[int], Shares]]:
         """Give a function that runs the whole model over a chunk and tells who was used."""
         model, options = self.evaluator.description, self.evaluator.options
-        recorder = RoutingRecorder(model.require_prunable(), self._layers)
+        recorder = RoutingRecorder(model.prunable().architecture, self._layers)
         with (
             LlamaModel(model.gguf.path, options) as llama,
             LlamaContext(llama, n_ctx=CHUNK, observers=(recorder,)) as context,
@@ -203,7 +203,7 @@ class MaskedMeter(Closing):
         return f"{name}/{self.experts_used}" if self.experts_used else name
 
     def _key(self) -> dict[str, str]:
-        identity = self.evaluator.description.identity()
+        identity = self.evaluator.description.prunable().identity()
         return {"router": identity.router, "text": self.text_hash}
 
     def _remember(self, key: str, values: list[Any]) -> None:

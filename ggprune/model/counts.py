@@ -1,0 +1,80 @@
+"""How many experts of a layer can be kept: top-k and groups limit it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ggprune.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertCounts:
+    """What limits how many experts can be kept.
+
+    Attributes:
+        experts: in each layer.
+        used: top-k.
+        groups: blocks of equal size that the router first chooses from; 1 for none.
+        groups_used: how many of them a token may use.
+    """
+
+    experts: int
+    used: int
+    groups: int = 1
+    groups_used: int = 1
+
+    @property
+    def least(self) -> int:
+        """The smallest number that can be kept.
+
+        llama.cpp scores a group by its best two experts, so two a group must stay.
+        """
+        if self.groups <= 1:
+            return self.used
+        return max(2, -(-self.used // self.groups_used)) * self.groups
+
+    def possible(self) -> range:
+        """List the numbers that can be kept, ascending, all of them included."""
+        return range(self.least, self.experts + 1, self.groups)
+
+    def check(self, keep: int) -> None:
+        """Raise InputError, with the nearest possible numbers, unless ``keep`` is possible."""
+        if keep in self.possible():
+            return
+        if keep >= self.experts:
+            problem = f"the model has {self.experts} experts a layer"
+        elif keep < self.least:
+            problem = f"at least {self.least} must stay ({self.used} are used for each token)"
+        else:
+            problem = f"the experts form {self.groups} groups, which must stay equal"
+        near = sorted({self.rounded(keep, "down"), self.rounded(keep, "up")})
+        raise InputError(
+            f"keep={keep}: {problem}",
+            remedy=f"Possible and nearest: {' or '.join(map(str, near))}.",
+        )
+
+    def check_used(self, experts_used: int | None) -> None:
+        """Raise InputError unless so many experts a token are possible; None leaves the number."""
+        if experts_used is not None and not 1 <= experts_used <= self.used:
+            raise InputError(
+                f"experts_used={experts_used}: the model uses {self.used}",
+                remedy=f"Take a number from 1 to {self.used}.",
+            )
+
+    def rounded(self, keep: float, way: str, multiple_of: int = 1) -> int:
+        """Find the nearest possible number not above (``down``) or not below (``up``) another.
+
+        Where there is none on that side, the outermost possible number.
+
+        Raises:
+            InputError: no possible number is a multiple of ``multiple_of``.
+        """
+        possible = [n for n in self.possible() if n % multiple_of == 0]
+        if not possible:
+            raise InputError(
+                f"multiple_of={multiple_of}: no possible count of experts is one",
+                remedy=f"Possible: {self.least} to {self.experts} in steps of {self.groups}.",
+            )
+        if way == "down":
+            return max((n for n in possible if n <= keep), default=possible[0])
+        return min((n for n in possible if n >= keep), default=possible[-1])

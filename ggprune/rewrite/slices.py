@@ -1,0 +1,164 @@
+"""From a model and a plan to the files of the result: which byte ranges stay, exact sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ggprune.errors import InputError
+from ggprune.gguf_file import ByteRange, OutputFile, OutputTensor, Tensor, joined, lay_out, whole
+from ggprune.model import MoeModel
+from ggprune.plan import Plan
+from ggprune.rewrite.metadata import Changes, key_edits
+
+_MTP = ("prune", "drop")
+
+
+@dataclass(frozen=True, slots=True)
+class Rewrite:
+    """What will be written.
+
+    Attributes:
+        plan: complete: every layer with experts is in it.
+        files: the result's files; writing them is gguf_file.write_files.
+        dropped_layers: MTP layers left out.
+    """
+
+    plan: Plan
+    files: tuple[OutputFile, ...]
+    dropped_layers: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Bytes of the result."""
+        return sum(file.size for file in self.files)
+
+
+def plan_rewrite(
+    model: MoeModel,
+    plan: Plan,
+    target: Path,
+    *,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+    plan_name: str = "the plan",
+) -> Rewrite:
+    """Decide what the pruned model consists of; nothing is written.
+
+    Args:
+        model: the source.
+        plan: which experts stay; MTP layers may be missing from it.
+        target: path of the result.
+        mtp: ``prune`` MTP layers by the rule recorded in the plan, or ``drop`` them.
+        split_max_size: bytes of tensor data in one shard.
+        plan_name: what to call the plan in messages.
+
+    Raises:
+        MismatchError, InputError: see Plan.for_model.
+    """
+    _check(model, plan.keep, mtp)
+    plan = plan.for_model(model, plan_name)
+    dropped = model.mtp_layers if mtp == "drop" else ()
+    plan = (
+        plan.without(dropped)
+        if dropped
+        else plan.with_mtp(set(model.mtp_layers) & set(model.expert_layers))
+    )
+    kept = {layer: part.keep for layer, part in plan.layers.items()}
+    changes = Changes(plan.keep, plan.experts_used, plan.method, plan.hash, dropped)
+    return Rewrite(plan, _lay_out(model, kept, changes, target, split_max_size), dropped)
+
+
+def result_files(
+    model: MoeModel,
+    keep: int,
+    target: Path = Path("size.gguf"),
+    *,
+    method: str = "",
+    experts_used: int | None = None,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+) -> tuple[OutputFile, ...]:
+    """Lay out a result whose experts are not chosen yet: its paths and sizes are exact.
+
+    Neither depends on which experts stay, only on how many. The files must not be written.
+
+    Args:
+        model: the source.
+        keep: experts a layer.
+        target: path of the result.
+        method: what the plan will name as its method, which the result records.
+        experts_used: for each token; None for as many as in the model.
+        mtp, split_max_size: see plan_rewrite.
+
+    Raises:
+        InputError: an impossible number.
+    """
+    _check(model, keep, mtp)
+    model.counts.check(keep)
+    model.check_used(experts_used)
+    used = None if experts_used == model.experts_used else experts_used
+    dropped = model.mtp_layers if mtp == "drop" else ()
+    kept = dict.fromkeys(model.expert_layers, range(keep))
+    changes = Changes(keep, used, method, "0" * 64, dropped)
+    return _lay_out(model, kept, changes, target, split_max_size)
+
+
+def result_size(
+    model: MoeModel,
+    keep: int,
+    *,
+    method: str = "",
+    experts_used: int | None = None,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+) -> int:
+    """Bytes of the result with ``keep`` experts a layer, all shards, exactly; see result_files."""
+    files = result_files(
+        model,
+        keep,
+        method=method,
+        experts_used=experts_used,
+        mtp=mtp,
+        split_max_size=split_max_size,
+    )
+    return sum(file.size for file in files)
+
+
+def sliced(tensor: Tensor, model: MoeModel, kept: Mapping[int, Sequence[int]]) -> OutputTensor:
+    """Take the kept experts of a per-expert tensor, as byte ranges; any other tensor whole.
+
+    The expert axis is the outermost, so an expert is one range of nbytes / experts bytes.
+    """
+    found = model.expert_tensors.get(tensor.name)
+    if found is None:
+        return whole(tensor)
+    size = tensor.nbytes // model.experts
+    stay = kept[found.layer]
+    ranges = joined(ByteRange(tensor.shard, tensor.offset + e * size, size) for e in stay)
+    return OutputTensor(tensor.name, (*tensor.shape[:-1], len(stay)), tensor.type, ranges)
+
+
+def _check(model: MoeModel, keep: int, mtp: str) -> None:
+    if mtp not in _MTP:
+        raise InputError(f"mtp={mtp}: expected {' or '.join(_MTP)}")
+    if keep != model.experts and keep in model.architecture.forbidden_counts:
+        raise InputError(
+            f"keep={keep}: llama.cpp computes another function for {model.architecture.name} "
+            f"with exactly {keep} experts",
+            remedy="Keep one more or one fewer.",
+        )
+
+
+def _lay_out(
+    model: MoeModel,
+    kept: Mapping[int, Sequence[int]],
+    changes: Changes,
+    target: Path,
+    split_max_size: int | None,
+) -> tuple[OutputFile, ...]:
+    left_out = model.mtp_tensors if changes.dropped_layers else frozenset()
+    tensors = [sliced(t, model, kept) for t in model.gguf.tensors if t.name not in left_out]
+    edits = key_edits(model, changes)
+    return lay_out(target, model.gguf, edits, tensors, split_max_size=split_max_size)

@@ -1,0 +1,72 @@
+"""Compare a written result with its source and its plan."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ggprune.errors import VerificationError
+from ggprune.gguf_file import ByteRange, GgufModel, Tensor
+from ggprune.model import MoeModel, describe
+from ggprune.plan import Plan
+from ggprune.rewrite.slices import sliced
+
+_COMPARE_CHUNK = 8 << 20
+
+
+def check_result(path: Path, plan: Plan) -> MoeModel:
+    """Open a written result and see that it describes itself as the plan wants.
+
+    Raises:
+        VerificationError: it does not.
+    """
+    model = describe(path)
+    used = plan.experts_used or model.experts_used
+    if isinstance(model, MoeModel) and (model.experts, model.experts_used) == (plan.keep, used):
+        return model
+    model.close()
+    found = model.refusal or f"{model.experts} experts, {model.experts_used} used"
+    raise VerificationError(f"{path}: the written file is not right: {found}")
+
+
+def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel) -> int:
+    """Compare every tensor of the written file with the source's bytes.
+
+    Reads the result through its own header, so it would notice a wrong one.
+
+    Args:
+        model: the source.
+        plan: complete, as in Rewrite.
+        result: the written file, open.
+
+    Returns:
+        Bytes compared.
+
+    Raises:
+        VerificationError: names the first tensor that differs.
+    """
+    originals = {tensor.name: tensor for tensor in model.gguf.tensors}
+    kept = {layer: part.keep for layer, part in plan.layers.items()}
+    compared = 0
+    for tensor in result.tensors:
+        expected = sliced(originals[tensor.name], model, kept)
+        if tensor.shape != expected.shape or tensor.nbytes != expected.nbytes:
+            raise VerificationError(f"{result.path}: {tensor.name} has the shape {tensor.shape}")
+        at = tensor.offset
+        for part in expected.ranges:
+            _compare(model.gguf, part, result, tensor, at)
+            at += part.length
+        compared += tensor.nbytes
+    return compared
+
+
+def _compare(
+    source: GgufModel, part: ByteRange, result: GgufModel, tensor: Tensor, at: int
+) -> None:
+    for start in range(0, part.length, _COMPARE_CHUNK):
+        length = min(_COMPARE_CHUNK, part.length - start)
+        wanted = source.files[part.shard].read(part.offset + start, length)
+        if result.files[tensor.shard].read(at + start, length) != wanted:
+            raise VerificationError(
+                f"{result.path}: {tensor.name} does not hold the bytes of {source.path}",
+                remedy="The disk or memory may be faulty; write the file again.",
+            )
