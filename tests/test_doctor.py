@@ -15,6 +15,8 @@ from ggprune.llama import hardware
 from ggprune.llama.hardware import Gpu, Vendor
 from tests.support.tiny import write_tiny
 
+pytestmark = [pytest.mark.llama, pytest.mark.process]
+
 RTX = Gpu(Vendor.NVIDIA, "NVIDIA GeForce RTX 3090")
 
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import LlamaError
+from ggprune.system import reserve
 from ggprune.types import Floats, Ints32
 
 Logits = npt.NDArray[np.float32]
@@ -112,7 +113,7 @@ class BaseLog:
         with open(path, "wb") as stream:
             stream.write(_MAGIC + len(text).to_bytes(8, "little") + text)
             # Reserved, not only announced: a disk that fills under a mapped file kills the process.
-            _reserve(stream.fileno(), start + cls.size(tokens, n_vocab))
+            reserve(stream.fileno(), start + cls.size(tokens, n_vocab))
         return cls(path, tokens, n_vocab, start, writable=True)
 
     @classmethod
@@ -131,13 +132,6 @@ class BaseLog:
         if found != header or size != _start(length) + cls.size(tokens, n_vocab):
             return None
         return cls(path, tokens, n_vocab, _start(length), writable=False)
-
-
-def _reserve(descriptor: int, size: int) -> None:
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(descriptor, 0, size)
-    else:
-        os.ftruncate(descriptor, size)
 
 
 def _start(header: int) -> int:

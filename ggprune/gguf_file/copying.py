@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 
 from ggprune.errors import FormatError, InputError
+from ggprune.system import pread
 from ggprune.types import Advance
 
 #: Bytes asked of the kernel at once: large enough to be fast, small enough for progress and Ctrl-C.
@@ -95,7 +96,7 @@ class RangeCopier:
 
     def _buffered(self, source: int, offset: int, length: int, name: object) -> int:
         try:
-            data = os.pread(source, length, offset)
+            data = pread(source, length, offset)
         except OSError as error:
             raise InputError(
                 f"{name}: cannot be read at byte {offset}: {error.strerror}",

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import struct
 from pathlib import Path
 
 from ggprune.errors import FormatError, InputError
 from ggprune.gguf_file.types import SCALARS, ValueType
 from ggprune.gguf_file.values import ARRAY_HEAD
+from ggprune.system import pread
 
 WINDOW = 1 << 20
 #: The largest header read. Real ones stay under 32 MiB (a 262k-token vocabulary has 15); a hostile
@@ -135,7 +135,7 @@ class Cursor:
         """Move the window so that it starts at the present offset."""
         start = self.offset
         try:
-            self._buffer = os.pread(self._descriptor, min(length, self._limit - start), start)
+            self._buffer = pread(self._descriptor, min(length, self._limit - start), start)
         except OSError as error:
             raise InputError(f"{self._path}: cannot be read: {error.strerror}") from error
         self._start, self._position = start, 0

@@ -17,6 +17,7 @@ from ggprune.errors import FormatError, InputError
 from ggprune.gguf_file.cursor import Cursor, quoted
 from ggprune.gguf_file.types import TENSOR_TYPES, ValueType
 from ggprune.gguf_file.values import decode
+from ggprune.system import pread
 from ggprune.util import Closing
 
 MAGIC = b"GGUF"
@@ -120,7 +121,7 @@ class GgufFile(Closing):
 
     def _pread(self, length: int, offset: int) -> bytes:
         try:
-            return os.pread(self._descriptor, length, offset)
+            return pread(self._descriptor, length, offset)
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be read at byte {offset}: {error.strerror}",

@@ -8,13 +8,9 @@ import stat
 from collections.abc import Collection
 from pathlib import Path
 
+from ggprune import system
 from ggprune.errors import OutputError
 from ggprune.util import Closing
-
-try:
-    import fcntl
-except ImportError:  # Windows: no advisory locks; two writers of one file are the user's business.
-    fcntl = None  # type: ignore[assignment]
 
 FileId = tuple[int, int]
 
@@ -43,20 +39,36 @@ class PartFile(Closing):
         self.target = target
         self.path = part_path(target)
         self.descriptor = _open_alone(self.path, protected)
+        self._placed = False
 
     def close(self) -> None:
         """Remove what was not placed, and let go of the lock."""
-        # Removed while it is still locked: afterwards it could be another run's.
-        if self.descriptor >= 0:
-            with contextlib.suppress(OSError):
-                if _is_at(self.descriptor, self.path):
-                    self.path.unlink()
+        if self.descriptor < 0:
+            return
+        ours = not self._placed and _is_at(self.descriptor, self.path)
+        if not system.MOVES_OPEN_FILES:
             os.close(self.descriptor)
-            self.descriptor = -1
+        if ours:
+            # Removed while it is still locked where that can be: later it could be another run's.
+            with contextlib.suppress(OSError):
+                self.path.unlink()
+        if system.MOVES_OPEN_FILES:
+            os.close(self.descriptor)
+        self.descriptor = -1
 
     def place(self) -> None:
         """Give the file its final name."""
-        os.replace(self.path, self.target)
+        if system.MOVES_OPEN_FILES:
+            os.replace(self.path, self.target)
+        else:
+            os.close(self.descriptor)
+            self.descriptor = -1
+            try:
+                os.replace(self.path, self.target)
+            except OSError:
+                self.path.unlink(missing_ok=True)
+                raise
+        self._placed = True
 
 
 def _open_alone(part: Path, protected: Collection[FileId]) -> int:
@@ -107,15 +119,8 @@ def _is_at(descriptor: int, path: Path) -> bool:
 
 
 def _lock(descriptor: int, part: Path) -> None:
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
+    if not system.try_lock(descriptor):
         raise OutputError(
             f"{part}: another ggprune is writing this file",
             remedy="Wait for it, or choose another name with -o.",
-        ) from error
-    except OSError:
-        # Some network file systems have no locks.
-        return
+        )

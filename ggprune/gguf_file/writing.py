@@ -19,6 +19,7 @@ from ggprune.gguf_file.copying import RangeCopier
 from ggprune.gguf_file.layout import OutputFile, Segment
 from ggprune.gguf_file.parts import FileId, PartFile, part_path
 from ggprune.gguf_file.shards import GgufModel
+from ggprune.system import sync_folder
 from ggprune.types import Advance
 
 #: Ranges below this are gathered in memory: one read costs less than one call into the kernel's
@@ -80,7 +81,7 @@ def write_files(
             for path in paths:  # Writing took a while: one may have appeared.
                 _check_target(path, source, force)
             _place(parts)
-        _sync_folder(paths[0].parent)
+        sync_folder(paths[0].parent)
     except OSError as error:
         raise _output_error(paths[0], error) from error
 
@@ -98,7 +99,7 @@ def replacing(path: Path) -> Iterator[Path]:
             with open(part.path, "rb+") as stream:
                 os.fsync(stream.fileno())
             part.place()
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise _output_error(path, error) from error
 
@@ -202,12 +203,3 @@ def _used(path: Path) -> int:
     except OSError:
         return 0
     return int(getattr(status, "st_blocks", 0)) * 512
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

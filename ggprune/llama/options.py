@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
+from ggprune.system import cores
 from ggprune.types import option
 
 #: Values of ``enum llama_flash_attn_type``.
@@ -25,8 +25,6 @@ CACHE_TYPES = {
 
 #: By ``enum llama_split_mode``.
 SPLIT_MODES = ("none", "layer", "row", "tensor")
-
-_HAS_AFFINITY = hasattr(os, "sched_getaffinity")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,5 +65,4 @@ class RunOptions:
     @property
     def n_threads(self) -> int:
         """Threads to use, at least one."""
-        available = len(os.sched_getaffinity(0)) if _HAS_AFFINITY else os.cpu_count()
-        return self.threads or available or 1
+        return self.threads or cores()

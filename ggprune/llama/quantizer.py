@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import IO, Any
 
 from ggprune.errors import LlamaError
 from ggprune.llama.overrides import kv_overrides
+from ggprune.system import was_killed
 
 #: Names of ``enum llama_ftype`` as llama-quantize has them (llama.cpp 0c1e57098).
 FILE_TYPES: dict[str, int] = {
@@ -151,7 +151,7 @@ def _failure(job: QuantizeJob, status: int, tail: list[str]) -> LlamaError:
     said = [line for line in tail if "failed to quantize" in line or "GGML_ASSERT" in line]
     words = (said or tail or ["it said nothing"])[-1].rpartition("failed to quantize: ")[2]
     remedy = "Run with -v to see all that llama.cpp says."
-    if status == -signal.SIGKILL:
+    if was_killed(status):
         how, remedy = "was killed", "Was memory short? Try fewer --threads."
     elif status < 0:
         how = f"died of signal {-status}"

@@ -14,6 +14,7 @@ LAYERS = (
     "errors",
     "types",
     "util",
+    "system",
     "version",
     "gguf_file",
     "model",
