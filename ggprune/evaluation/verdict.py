@@ -1,4 +1,8 @@
-"""Saying "bad" when a pruned model is bad: one gate a kind of damage, each with what to try."""
+"""What the measured cost of pruning means: gates for damage, each with what to try, and a scale.
+
+Measurements decide. The share of Σ g‖f‖ that the layers retain predicts a cost, so it counts only
+where divergence was not measured.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,24 @@ MAX_PPL_RATIO = 1.2
 #: Nats a token. Where no sweep has found the cliff, this much is past any: the base's own choice
 #: has lost more than a third of its probability on average.
 MAX_KLD = 0.5
+#: Of the 99 % quantile: one token in a hundred keeps less than a twentieth of what the base gave.
+MAX_KLD_P99 = 3.0
 #: Below this share of Σ g‖f‖ a layer has lost experts that it uses.
 MIN_RETAINED = 0.95
 #: A domain may lose this many nats a token more than the rest (a perplexity ratio of 1.25 to it).
 MAX_DOMAIN_LOSS = math.log(1.25)
 #: Standard errors that a difference between domains must exceed.
 _SIGNIFICANT = 3.0
+#: Mean KL divergence of Llama 3 8B quantized without an importance matrix, from its F16 file
+#: (llama.cpp, tools/perplexity/README.md, "LLaMA 3 8b Scoreboard", revision f364eb6f).
+SCALE = {
+    "Q8_0": 0.001355,
+    "Q6_K": 0.005452,
+    "Q5_K_M": 0.010762,
+    "Q4_K_M": 0.031273,
+    "Q3_K_M": 0.101913,
+    "Q2_K": 0.445132,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +41,7 @@ class Finding:
     """Something bad.
 
     Attributes:
-        gate: which one tripped: "perplexity", "cliff", "domain", "loops" or "layers".
+        gate: which one tripped: "perplexity", "cliff", "tail", "domain", "loops" or "layers".
         text: what, with its number.
         remedy: what to try.
     """
@@ -47,22 +63,33 @@ def verdict(
     retained: Mapping[int, float | None] | None = None,
     probe: Mapping[str, Any] | None = None,
 ) -> list[Finding]:
-    """Everything bad that the numbers show; empty if nothing is. All parts may be missing.
+    """List everything bad that the numbers show. All parts may be missing.
 
     Args:
         evaluation: as ``ggprune evaluate --json`` prints it.
-        sweep: as ``ggprune sweep --json`` prints it; tells where the cliff is.
+        sweep: as ``ggprune sweep --json`` prints it; its cliff is known then.
         keep: experts the candidate keeps.
-        retained: share of Σ g‖f‖ by layer.
+        retained: share of Σ g‖f‖ by layer; counts only without a measured divergence.
         probe: as ``ggprune probe --json`` prints it.
     """
+    measured = evaluation or {}
     return [
-        *_perplexity(evaluation or {}),
-        *_cliff(evaluation or {}, sweep or {}, keep),
-        *_domains(evaluation or {}),
+        *_perplexity(measured),
+        *_divergence(measured, sweep or {}, keep),
+        *_domains(measured),
         *_loops(probe or {}),
-        *_layers(retained or {}),
+        *_layers({} if measured.get("kld_mean") is not None else retained or {}),
     ]
+
+
+def scale(kld: float | None) -> str:
+    """Say which quantizations cost about as much as a mean KL divergence; "" without one."""
+    if kld is None:
+        return ""
+    costs = list(SCALE.items())
+    above = next((index for index, (_, cost) in enumerate(costs) if cost >= kld), len(costs))
+    near = " and ".join(f"{cost:.2g} to {name}" for name, cost in costs[max(above - 1, 0) :][:2])
+    return f"Llama 3 8B loses {near}, by llama.cpp's own table"
 
 
 def _perplexity(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
@@ -75,7 +102,7 @@ def _perplexity(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _cliff(
+def _divergence(
     evaluation: Mapping[str, Any], sweep: Mapping[str, Any], keep: int | None
 ) -> Iterator[Finding]:
     cliff = cliff_of(sweep)
@@ -91,10 +118,17 @@ def _cliff(
             f"Mean KL divergence is {evaluation['kld_mean']:.2f} nats a token, past any cliff.",
             "Keep more experts; `ggprune sweep` shows where the curve breaks.",
         )
+    elif (evaluation.get("kld_p99") or 0) > MAX_KLD_P99:
+        yield Finding(
+            "tail",
+            f"One token in a hundred diverges by more than {evaluation['kld_p99']:.1f} nats: there "
+            "the pruned model expects something else altogether.",
+            "Keep more experts, or calibrate with more text of the kinds that are used.",
+        )
 
 
 def cliff_of(sweep: Mapping[str, Any], method: str | None = None) -> int | None:
-    """The smallest count before the curve breaks: of a method, or the lowest; None if unknown."""
+    """Find the smallest count before the curve breaks, of one method or of all; None: unknown."""
     cliff = sweep.get("cliff")
     if isinstance(cliff, Mapping):
         known = [value for name, value in cliff.items() if value and method in (None, name)]
@@ -106,6 +140,7 @@ def _domains(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
     """Compare each domain's loss, ln(ppl ratio), with the loss over all other text."""
     domains = evaluation.get("domains") or {}
     tokens = evaluation.get("tokens") or 0
+    ruined = (evaluation.get("kld_mean") or 0) > MAX_KLD
     for name, part in domains.items():
         others = tokens - part["tokens"]
         if len(domains) < 2 or others <= 0:
@@ -114,13 +149,21 @@ def _domains(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
         rest = (total * tokens - own * part["tokens"]) / others
         error = part["ppl_ratio_se"] / part["ppl_ratio"]
         if own - rest > max(MAX_DOMAIN_LOSS, _SIGNIFICANT * error):
-            yield Finding(
-                "domain",
+            text = (
                 f"{name} suffers far more than the rest: perplexity ratio "
-                f"{part['ppl_ratio']:.2f} against {math.exp(rest):.2f}.",
-                f"Calibrate with more text of this kind (--text {name}=PATH), "
-                f"or protect it: --protect-domain {name}.",
+                f"{part['ppl_ratio']:.2f} against {math.exp(rest):.2f}."
             )
+        elif (part.get("kld_mean") or 0) > MAX_KLD and not ruined:
+            text = (
+                f"{name} is ruined: its mean KL divergence is {part['kld_mean']:.2f} nats a token."
+            )
+        else:
+            continue
+        yield Finding(
+            "domain",
+            text,
+            f"Calibrate with more text of this kind, or protect the domain {name}.",
+        )
 
 
 def _loops(probe: Mapping[str, Any]) -> Iterator[Finding]:
@@ -147,6 +190,7 @@ def _layers(retained: Mapping[int, float | None]) -> Iterator[Finding]:
         others = f" and {more} more layer{'s' * (more > 1)} keep" if more else " keeps"
         yield Finding(
             "layers",
-            f"Layer {layer}{others} less than {MIN_RETAINED:.0%} of Σ g‖f‖ (worst {share:.1%}).",
-            "Keep more experts.",
+            f"Layer {layer}{others} less than {MIN_RETAINED:.0%} of Σ g‖f‖ (worst {share:.1%}), "
+            "and nobody has measured what that costs.",
+            "Measure it with `ggprune evaluate`, or keep more experts.",
         )

@@ -19,7 +19,7 @@ from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import MaskObserver, dropped_by
 from ggprune.evaluation.probe import Answer, Probe, measure, side_by_side
 from ggprune.evaluation.sweep import Tolerance, default_counts, find_cliff, sweep
-from ggprune.evaluation.verdict import cliff_of, verdict
+from ggprune.evaluation.verdict import cliff_of, scale, verdict
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
@@ -172,6 +172,8 @@ def test_gates_one_by_one() -> None:
     assert verdict(evaluation=fine, keep=96, retained={0: 0.99, 1: None}) == []
     assert [f.gate for f in verdict(evaluation=part(9, 1.21))] == ["perplexity"]
     assert [f.gate for f in verdict(evaluation={**part(9, 1.1), "kld_mean": 0.6})] == ["cliff"]
+    heavy = {**part(9, 1.1), "kld_p99": 3.1}
+    assert [f.gate for f in verdict(evaluation=heavy)] == ["tail"]
     (layers,) = verdict(retained={0: 0.99, 3: 0.949, 5: 0.9})
     assert (
         layers.gate == "layers" and "Layer 5 and 1 more" in layers.text and "90.0%" in layers.text
@@ -188,9 +190,37 @@ def test_a_domain_far_worse_than_the_rest() -> None:
     uneven = {**part(300, float(np.exp(0.32 / 3))), "domains": {"a": a, "b": b}}
     (finding,) = verdict(evaluation=uneven)
     assert finding.gate == "domain" and finding.text.startswith("a suffers")
-    assert "1.35 against 1.01" in finding.text and "--text a=PATH" in finding.remedy
+    assert "1.35 against 1.01" in finding.text and "protect the domain a" in finding.remedy
     a["ppl_ratio_se"] = 0.2
     assert not verdict(evaluation=uneven), "within the error"
+    a["kld_mean"] = 0.7
+    (finding,) = verdict(evaluation=uneven)
+    assert finding.gate == "domain" and "a is ruined" in finding.text and "0.70" in finding.text
+    uneven["kld_mean"] = 0.6
+    assert [f.gate for f in verdict(evaluation=uneven)] == ["cliff"], "all of it is said once"
+
+
+def test_measurements_decide() -> None:
+    """What the layers retain predicts a cost; it says nothing where the cost is known."""
+    assert [f.gate for f in verdict(retained={0: 0.8})] == ["layers"]
+    assert verdict(evaluation=part(9, 1.037), retained={0: 0.8}) == []
+    (finding,) = verdict(retained={0: 0.8}, probe={"modes": {}})
+    assert "measured" in finding.text and "ggprune evaluate" in finding.remedy
+
+
+@pytest.mark.parametrize(
+    ("kld", "said"),
+    [
+        (None, ""),
+        (0.0001, "0.0014 to Q8_0"),
+        (0.02, "0.011 to Q5_K_M and 0.031 to Q4_K_M"),
+        (0.3, "0.1 to Q3_K_M and 0.45 to Q2_K"),
+        (2.0, "0.45 to Q2_K"),
+    ],
+)
+def test_scale(kld: float | None, said: str) -> None:
+    text = scale(kld)
+    assert said in text and bool(said) == bool(text)
 
 
 @pytest.mark.llama
@@ -237,7 +267,7 @@ def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Pla
             found[name] = verdict(evaluation=evaluation, keep=plan.keep, retained=shares)
     assert found["identity"] == []
     gates = {finding.gate for finding in found["ruined"]}
-    assert gates == {"perplexity", "cliff", "domain", "layers"}
+    assert gates == {"perplexity", "cliff", "domain"}
     assert all(finding.remedy for finding in found["ruined"])
 
 

@@ -188,8 +188,11 @@ def test_the_evaluation_with_its_errors(release: Path) -> None:
     ]
     assert ["german", "3,000", "1.0462 ± 0.0031", "0.0549 ± 0.0007"] in cells(text)
     assert "same tokens with the same settings" in text
-    # ggprune's own verdict is in the card: layer 1 keeps 75 %.
-    assert "What ggprune calls bad here" in text and "75.0%" in text
+    assert "What ggprune calls bad here" not in text, "layer 1 keeps 75 %, but that cost little"
+    ruined = json.dumps(EVALUATION | {"kld_p99": 3.5})
+    (release / "Big-11e-F32.evaluation.json").write_text(ruined)
+    text = section(render(gather(Request([release]))), "Evaluation")
+    assert "What ggprune calls bad here" in text and "3.5 nats" in text
 
 
 def test_an_evaluation_in_the_drop_metadata(release: Path) -> None:

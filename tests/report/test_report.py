@@ -345,15 +345,15 @@ def ruined() -> ReportInput:
 def test_summary_is_short_and_says_bad() -> None:
     report = build(ruined())
     assert [each["gate"] for each in report["findings"]] == [
-        "perplexity", "cliff", "domain", "loops", "layers",
+        "perplexity", "cliff", "domain", "loops",
     ]  # fmt: skip
     lines = summary_lines(report)
     assert len(lines) < 25
-    assert sum(line.startswith("BAD: ") for line in lines) == 5
+    assert sum(line.startswith("BAD: ") for line in lines) == 4
     assert any("1.90" in line for line in lines)
     fewer = summary_lines(report, 16)
-    assert len(fewer) == 16 and fewer[-10:] == lines[-10:]
-    assert [line.split() for line in fewer[:6]] == [line.split() for line in lines[:6]]
+    assert len(fewer) == 16 and fewer[-8:] == lines[-8:]
+    assert [line.split() for line in fewer[:8]] == [line.split() for line in lines[:8]]
     text = render(report)
     assert f"{len(report['findings'])} things" in text
     assert "<code>ggprune sweep</code> shows" in text
@@ -520,17 +520,20 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Visit:
     return visit(tmp_path_factory.mktemp("dark"), text, _DARK)
 
 
+@pytest.mark.process
 def test_page_makes_no_requests_and_no_complaints(visited: Visit, large: Visit) -> None:
     assert visited.console == []
     assert large.console == []
 
 
+@pytest.mark.process
 def test_complaints_would_be_noticed(page: str, tmp_path: Path) -> None:
     harm = '<main><img src="https://example.invalid/a.png"><script>throw new Error(1)</script>'
     console = "\n".join(visit(tmp_path, page.replace("<main>", harm)).console)
     assert "example.invalid" in console and "Uncaught Error" in console
 
 
+@pytest.mark.process
 def test_all_charts_are_drawn(visited: Visit, large: Visit) -> None:
     for seen, layers in ((visited, 30), (large, 60)):
         assert set(seen.charts) == {
@@ -545,6 +548,7 @@ def test_all_charts_are_drawn(visited: Visit, large: Visit) -> None:
         assert seen.charts["heat-map"].count("data:image/png") == 2
 
 
+@pytest.mark.process
 def test_heat_map_tells_about_an_expert_and_sorts(visited: Visit, report: dict[str, Any]) -> None:
     found = re.search(r'<pre id="told">(.*?)</pre>', visited.dom, re.DOTALL)
     assert found
@@ -570,11 +574,13 @@ def corner(png: Path) -> tuple[int, int, int]:
     return red, green, blue
 
 
+@pytest.mark.process
 def test_light_and_dark(visited: Visit, large: Visit) -> None:
     assert corner(visited.screenshot) == (255, 255, 255)
     assert corner(large.screenshot) == (20, 24, 29)
 
 
+@pytest.mark.process
 def test_prints_on_a_few_pages(visited: Visit) -> None:
     data = visited.pdf.read_bytes()
     assert data.startswith(b"%PDF-")
