@@ -2,79 +2,55 @@
 
 As a library::
 
-    from pathlib import Path
     import ggprune
 
-    statistics = ggprune.run_calibration(Path("model.gguf"))
-    plan = ggprune.make_plan(statistics, keep=109)
-    ggprune.apply_plan(Path("model.gguf"), plan, Path("model-109e.gguf"))
+    pruned = ggprune.prune("model.gguf", keep=109)
+    print(pruned.path, pruned.evaluation)
 
-Names are imported when they are first used, so that ``import ggprune`` costs nothing.
+or stage by stage::
+
+    statistics = ggprune.calibrate("model.gguf")
+    plan = ggprune.choose(statistics, keep=109)
+    print(ggprune.evaluate("model.gguf", plan).total)
+    ggprune.apply("model.gguf", plan, "model-109e.gguf")
+
+The names are listed in ``__init__.pyi``, and imported when they are first used, so that
+``import ggprune`` costs nothing. Notes go to the logger ``ggprune``; a function's ``progress``
+shows how far it is. Every error is a GgpruneError.
 """
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import functools
+from typing import Any
 
-if TYPE_CHECKING:
-    from ggprune.api import apply_plan, evaluate_plan, make_plan, run_calibration
-    from ggprune.calibration.merge import merge
-    from ggprune.calibration.run import Settings
-    from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
-    from ggprune.choosing.methods.sums import METHODS, score
-    from ggprune.errors import GgpruneError
-    from ggprune.evaluation.evaluator import Evaluation, Evaluator
-    from ggprune.llama.options import RunOptions
-    from ggprune.model import Identity, MoeModel, open_model
-    from ggprune.plan import LayerPlan, Plan
-    from ggprune.version import VERSION
 
-__all__ = [
-    "METHODS",
-    "VERSION",
-    "Domain",
-    "Evaluation",
-    "Evaluator",
-    "ExpertSums",
-    "GgpruneError",
-    "Identity",
-    "LayerPlan",
-    "MoeModel",
-    "Plan",
-    "RunOptions",
-    "Settings",
-    "Statistics",
-    "apply_plan",
-    "evaluate_plan",
-    "make_plan",
-    "merge",
-    "open_model",
-    "run_calibration",
-    "score",
-]
+@functools.cache
+def _home() -> dict[str, tuple[str, str]]:
+    """Read where each public name lives, as (module, name there)."""
+    import ast
+    from pathlib import Path
 
-_HOME = {
-    "api": ("apply_plan", "evaluate_plan", "make_plan", "run_calibration"),
-    "calibration.run": ("Settings",),
-    "errors": ("GgpruneError",),
-    "evaluation.evaluator": ("Evaluation", "Evaluator"),
-    "llama.options": ("RunOptions",),
-    "calibration.merge": ("merge",),
-    "model": ("Identity", "MoeModel", "open_model"),
-    "plan": ("LayerPlan", "Plan"),
-    "choosing.methods.sums": ("METHODS", "score"),
-    "calibration.statistics": ("Domain", "ExpertSums", "Statistics"),
-    "version": ("VERSION",),
-}
+    stub = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
+    return {
+        alias.asname or alias.name: (str(node.module), alias.name)
+        for node in stub.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }
 
 
 def __getattr__(name: str) -> Any:
-    for module, names in _HOME.items():
-        if name in names:
-            return getattr(importlib.import_module(f"ggprune.{module}"), name)
-    raise AttributeError(f"module 'ggprune' has no attribute {name!r}")
+    import importlib
+
+    if name == "__all__":
+        return sorted(_home())
+    # Private names, submodules among them, are asked for by Python itself.
+    if (name.startswith("__") and name != "__version__") or name not in _home():
+        raise AttributeError(f"module 'ggprune' has no attribute {name!r}")
+    module, there = _home()[name]
+    return getattr(importlib.import_module(module), there)
 
 
 def __dir__() -> list[str]:
-    return __all__
+    return sorted(_home())

@@ -7,6 +7,7 @@ it was; a step that fails does not stop the steps that do not need it.
 from __future__ import annotations
 
 import hashlib
+import logging
 import shlex
 import shutil
 import subprocess
@@ -20,13 +21,15 @@ from ggprune.errors import GgpruneError
 from ggprune.gguf_file import replacing, stem_of, write_text
 from ggprune.quantization.quantize_names import result_stem
 
+log = logging.getLogger(__name__)
+
 CHECKSUMS = "SHA256SUMS"
 _METADATA = ".expert_drop_metadata.json"
 #: Commands that replace an older result only when told to.
 _FORCED = frozenset({"calibrate", "imatrix", "plan", "apply", "quantize", "modelfile", "card"})
 _HASH_CHUNK = 8 << 20
-
-Say = Callable[[str], object]
+#: A command is a process of its own: whatever happens in it, the batch goes on.
+PROGRAM: tuple[str, ...] = (sys.executable, "-c", "from ggprune.cli import main; main()")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +77,12 @@ class Outcome:
 
 
 def steps(config: BatchConfig) -> list[Step]:
-    """All steps of a batch, each after those it needs."""
+    """List all steps of a batch, each after those it needs."""
     stem, out = result_stem(stem_of(config.model)), config.output
-    stats = out / f"{stem}.stats.gguf"
-    found = [_step(config, "calibrate", [stats], [config.model], [config.model, "-o", stats])]
+    stats, found = out / f"{stem}.stats.gguf", []
+    if config.keep:
+        words: list[object] = [config.model, "-o", stats]
+        found.append(_step(config, "calibrate", [stats], [config.model], words))
     imatrix = None
     if config.imatrix is True:
         imatrix = out / f"{stem}.imatrix.gguf"
@@ -87,6 +92,10 @@ def steps(config: BatchConfig) -> list[Step]:
         imatrix = config.imatrix
     for keep in config.keep:
         found += _release(config, f"{stem}-{keep}e", keep, stats, imatrix)
+    if not config.keep:
+        source = config.source or config.model
+        models = [(kind, out / f"{stem}-{kind}.gguf") for kind in config.types]
+        found += [_quantize(config, source, m, k, imatrix) for k, m in models if m != source]
     return found
 
 
@@ -129,12 +138,8 @@ def _quantized(
     config: BatchConfig, pruned: Path, model: Path, kind: str, imatrix: Path | None
 ) -> list[Step]:
     """One quantization, what it cost, its Modelfile."""
-    words: list[object] = [pruned, kind, "-o", model.parent, "--allow-requantize"]
-    inputs = [pruned]
-    if imatrix is not None:
-        words += ["--imatrix", imatrix]
-        inputs.append(imatrix)
-    found = [_step(config, "quantize", [model], inputs, words)]
+    found = [_quantize(config, pruned, model, kind, imatrix)]
+    words: list[object]
     if config.modelfile:
         target = model.with_name(f"Modelfile-{kind}")
         words = [model, "-o", target]
@@ -145,6 +150,17 @@ def _quantized(
         step = _step(config, "evaluate", [target], [config.model, model], words)
         found.append(Step(step.outputs, step.inputs, step.command, to_file=True))
     return found
+
+
+def _quantize(
+    config: BatchConfig, source: Path, model: Path, kind: str, imatrix: Path | None
+) -> Step:
+    words: list[object] = [source, kind, "-o", model.parent, "--allow-requantize"]
+    inputs = [source]
+    if imatrix is not None:
+        words += ["--imatrix", imatrix]
+        inputs.append(imatrix)
+    return _step(config, "quantize", [model], inputs, words)
 
 
 def _step(
@@ -168,7 +184,6 @@ def run(
     todo: Sequence[Step],
     *,
     dry_run: bool = False,
-    say: Say = lambda _: None,
     execute: Callable[[Step], str] | None = None,
 ) -> Outcome:
     """Take the steps that are not up to date.
@@ -176,7 +191,6 @@ def run(
     Args:
         todo: in an order in which each comes after those it needs.
         dry_run: only say which would be taken.
-        say: told of each.
         execute: takes a step, gives the reason why it failed, or nothing.
     """
     outcome, execute = Outcome(), execute or execute_step
@@ -189,7 +203,7 @@ def run(
         elif not fresh.intersection(step.inputs) and up_to_date(step):
             outcome.current.append(step)
         else:
-            say(step.text)
+            log.info("%s", step.text)
             reason = "" if dry_run else execute(step)
             if reason:
                 outcome.failed[step] = reason
@@ -210,10 +224,7 @@ def up_to_date(step: Step) -> bool:
 
 
 def execute_step(step: Step) -> str:
-    """Take one step; the reason why it failed, or nothing.
-
-    A command is a process of its own: whatever happens in it, the batch goes on.
-    """
+    """Take one step; return the reason why it failed, or nothing."""
     try:
         for path in step.outputs:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,10 +238,8 @@ def execute_step(step: Step) -> str:
         if not step.to_file:
             return _reason(_ggprune(step.command, 2))
         with replacing(step.outputs[0]) as part, open(part, "wb") as stream:
-            if status := _ggprune(step.command, stream.fileno()):
-                raise _Failed(_reason(status))
-    except _Failed as error:
-        return error.message
+            if reason := _reason(_ggprune(step.command, stream.fileno())):
+                raise GgpruneError(reason)
     except GgpruneError as error:
         return error.message
     except OSError as error:
@@ -238,16 +247,9 @@ def execute_step(step: Step) -> str:
     return ""
 
 
-class _Failed(GgpruneError):
-    pass
-
-
 def _ggprune(words: Sequence[str], stdout: int) -> int:
-    code = "from ggprune.cli import main; main()"
     # What it prints goes to stderr: stdout is for the batch's own result.
-    return subprocess.run(
-        [sys.executable, "-c", code, *words], stdout=stdout, check=False
-    ).returncode
+    return subprocess.run([*PROGRAM, *words], stdout=stdout, check=False).returncode
 
 
 def _reason(status: int) -> str:
@@ -257,12 +259,13 @@ def _reason(status: int) -> str:
 
 
 def checksums(paths: Sequence[Path]) -> str:
-    """What ``sha256sum`` prints of files of one folder, in it."""
-    lines = []
-    for path in sorted(paths):
-        digest = hashlib.sha256()
-        with open(path, "rb") as stream:
-            while data := stream.read(_HASH_CHUNK):
-                digest.update(data)
-        lines.append(f"{digest.hexdigest()}  {path.name}\n")
-    return "".join(lines)
+    """Return what ``sha256sum`` prints of files of one folder, in it."""
+    return "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(paths))
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as stream:
+        while data := stream.read(_HASH_CHUNK):
+            digest.update(data)
+    return digest.hexdigest()

@@ -1,4 +1,4 @@
-"""What a batch is to make, as a TOML file says it."""
+"""What a batch is to make, as a TOML file or options say it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
-from ggprune.quantization.quantize_names import file_type
-from ggprune.util import check_shape
+from ggprune.types import option
 
 _STAGES = ("calibrate", "plan", "apply", "imatrix", "quantize", "evaluate", "modelfile", "card")
 _SWITCHES = ("evaluate", "modelfile", "card", "checksums")
 _SHAPE = {
     "model": str,
-    "keep": [int],
+    "keep?": [int],
     "types?": [str],
     "source?": str,
     "output?": str,
@@ -27,34 +26,47 @@ _SHAPE = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BatchConfig:
-    """What a batch is to make.
+    """What a batch is to make: prunings, quantizations of each, or (without ``keep``) of the model.
 
     Attributes:
-        model: what is calibrated, and measured against.
-        keep: numbers of experts.
-        types: quantizations of each.
-        source: what is pruned and quantized: the model itself, or the same in BF16.
-        output: folder for everything.
+        source: the model itself, or the same in BF16.
         imatrix: an importance matrix of the full model; True gathers one; False uses none.
-        evaluate, modelfile, card, checksums: whether to make these.
-        repo: the name that the card gives the result on the Hub.
         options: more options by command, as on the command line.
+
+    Raises:
+        InputError: neither ``keep`` nor ``types`` is given, or there is no such type or command.
     """
 
-    model: Path
-    keep: tuple[int, ...]
-    types: tuple[str, ...] = ()
-    source: Path | None = None
-    output: Path = Path("release")
-    imatrix: Path | bool = False
-    evaluate: bool = True
-    modelfile: bool = True
-    card: bool = True
-    checksums: bool = True
-    repo: str = ""
+    model: Path = option(None, "What is calibrated, and measured against.")
+    keep: tuple[int, ...] = option((), "Numbers of experts.", metavar="N,N,…")
+    types: tuple[str, ...] = option((), "Quantizations of each.", metavar="TYPE,…")
+    source: Path | None = option(
+        None, "What is pruned and quantized; default: the model. Its BF16 file is better."
+    )
+    output: Path = option(Path("release"), "Folder for everything.")
+    imatrix: Path | bool = option(
+        False, "Importance matrix of the whole model; yes gathers one.", metavar="FILE|yes"
+    )
+    evaluate: bool = option(True, "Do not measure what a quantization cost.")
+    modelfile: bool = option(True, "Write no Modelfiles.")
+    card: bool = option(True, "Write no model cards.")
+    checksums: bool = option(True, "Write no SHA256SUMS.")
+    repo: str | None = option(
+        None, "The name that the card gives the result on the Hub.", metavar="OWNER/NAME"
+    )
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        from ggprune.quantization.quantize_names import file_type
+
+        if not self.keep and not self.types:
+            raise InputError("keep is missing, expected numbers of experts")
+        object.__setattr__(self, "types", tuple(dict.fromkeys(map(file_type, self.types))))
+        _check_known(self.options, _STAGES, "options.")
+        words = {stage: tuple(words) for stage, words in self.options.items()}
+        object.__setattr__(self, "options", words)
 
     @classmethod
     def load(cls, path: Path) -> BatchConfig:
@@ -63,7 +75,27 @@ class BatchConfig:
         Raises:
             InputError: it is missing, not TOML, or says something else than it should.
         """
-        return _config(_toml(path), path)
+        from ggprune.util import check_shape
+
+        data = _toml(path)
+        try:
+            _check_known(data, [name.removesuffix("?") for name in _SHAPE])
+            data = {"output": "release", **data}
+            check_shape(data, _SHAPE, str(path))
+            if data.get("keep") == []:
+                raise InputError("keep is [], expected at least one number")
+            for key in ("model", "source", "output", "imatrix"):
+                if isinstance(data.get(key), str):
+                    data[key] = path.parent / Path(data[key]).expanduser()
+            given: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value
+                for key, value in data.items()
+            }
+            return cls(**given)
+        except InputError as error:
+            if not error.message.startswith(f"{path}"):
+                error = InputError(f"{path}: {error.message}", remedy=error.remedy)
+            raise error from None
 
 
 def _toml(path: Path) -> dict[str, Any]:
@@ -80,32 +112,9 @@ def _toml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: is not TOML: {error}") from error
 
 
-def _config(data: dict[str, Any], path: Path) -> BatchConfig:
-    _check_known(data, [name.removesuffix("?") for name in _SHAPE], path)
-    check_shape(data, _SHAPE, str(path))
-    stages = (f"options.{stage}" for stage in data.get("options", {}))
-    _check_known(stages, [f"options.{stage}" for stage in _STAGES], path)
-    if not data["keep"]:
-        raise InputError(f"{path}: keep is [], expected at least one number")
-
-    def local(key: str) -> Path:
-        return path.parent / Path(data[key]).expanduser()
-
-    imatrix = data.get("imatrix", False)
-    return BatchConfig(
-        model=local("model"),
-        keep=tuple(data["keep"]),
-        types=tuple(dict.fromkeys(map(file_type, data.get("types", [])))),
-        source=local("source") if "source" in data else None,
-        output=local("output") if "output" in data else path.parent / "release",
-        imatrix=imatrix if isinstance(imatrix, bool) else local("imatrix"),
-        repo=data.get("repo", ""),
-        options={stage: tuple(words) for stage, words in data.get("options", {}).items()},
-        **{name: data.get(name, True) for name in _SWITCHES},
-    )
-
-
-def _check_known(given: Iterable[str], known: Sequence[str], path: Path) -> None:
+def _check_known(given: Iterable[str], known: Sequence[str], prefix: str = "") -> None:
     for name in given:
         if name not in known:
-            raise InputError(f"{path}: unknown key {name!r}", remedy=f"Known: {sorted(known)}")
+            raise InputError(
+                f"unknown key {prefix + name!r}", remedy=f"Known: {', '.join(sorted(known))}"
+            )

@@ -3,6 +3,8 @@
 from importlib.metadata import PackageNotFoundError, version
 
 try:
-    VERSION = version("ggprune")
+    __version__ = version("ggprune")
 except PackageNotFoundError:  # Run from a source tree that is not installed.
-    VERSION = "0+unknown"
+    __version__ = "0+unknown"
+
+VERSION = __version__

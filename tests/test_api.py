@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
+import json
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 import ggprune
+from ggprune import errors
+from ggprune.gguf_file import GgufModel
+from ggprune.types import Advance
+from ggprune.version import VERSION
 from tests.support.tiny import write_tiny
 
 
@@ -21,41 +27,103 @@ def test_all_names_exist_and_are_documented() -> None:
             assert inspect.getdoc(thing), name
 
 
-def test_lazy_names_are_the_typed_ones() -> None:
-    """What type checkers see is what users get."""
-    tree = ast.parse(Path(ggprune.__file__).read_text())
-    typed = {
-        alias.name
-        for node in ast.walk(tree)
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ggprune.")
-        for alias in node.names
-    }
-    assert typed == set(ggprune.__all__)
-    assert typed == {name for names in ggprune._HOME.values() for name in names}
+def test_the_whole_tree_of_errors_is_public() -> None:
+    tree = {cls for cls in vars(errors).values() if inspect.isclass(cls)}
+    assert {getattr(ggprune, cls.__name__) for cls in tree} == tree
+    assert all(issubclass(cls, ggprune.GgpruneError) for cls in tree)
 
 
-@pytest.mark.process
+def test_version() -> None:
+    assert ggprune.__version__ == VERSION
+
+
+def test_unknown_names_are_attribute_errors() -> None:
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = ggprune.no_such_name
+
+
 def test_import_is_light() -> None:
     code = "import ggprune, sys; sys.exit('numpy' in sys.modules or 'llama_cpp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-@pytest.mark.llama
-def test_stages(tmp_path: Path) -> None:
-    model = write_tiny(tmp_path / "m.gguf", "gemma4", layers=2)
-    text = tmp_path / "t.txt"
-    text.write_text("A router chooses experts for each token of a text. " * 40)
-    named = [("words", str(text))]
-    statistics = ggprune.run_calibration(
-        model,
-        text=named,
-        settings=ggprune.Settings(ctx=64),
-        options=ggprune.RunOptions(threads=1),
-    )
-    plan = ggprune.make_plan(statistics, keep=12, method="contribution")
-    (written,) = ggprune.apply_plan(model, plan, tmp_path / "o.gguf")
-    assert ggprune.open_model(written).experts == 12
-    found = ggprune.evaluate_plan(
-        model, plan, text=named, ctx=64, options=ggprune.RunOptions(threads=1)
-    )
-    assert found.total.as_json()["kld_mean"] > 0
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    return write_tiny(tmp_path / "m.gguf", "gemma4", layers=2)
+
+
+@pytest.fixture
+def text(tmp_path: Path) -> dict[str, Path]:
+    path = tmp_path / "t.txt"
+    path.write_text("A router chooses experts for each token of a text.\n" * 40)
+    return {"words": path}
+
+
+def test_stages(tmp_path: Path, model: Path, text: dict[str, Path]) -> None:
+    options = ggprune.RunOptions(threads=1)
+    settings = ggprune.Settings(ctx=64)
+    statistics = ggprune.calibrate(model, text=text, settings=settings, options=options)
+    plan = ggprune.choose(statistics, keep=12, method="contribution")
+    applied = ggprune.apply(model, plan, tmp_path / "o.gguf")
+    assert ggprune.open_model(applied.path).experts == 12
+    assert applied.compared == sum(t.nbytes for t in GgufModel(applied.path).tensors)
+    written = json.loads((tmp_path / "o.expert_drop_metadata.json").read_text())
+    assert written == applied.metadata and written["keep"] == 12
+    by_mask = ggprune.evaluate(model, plan, text=text, ctx=64, options=options).total
+    assert by_mask.as_json()["kld_mean"] > 0
+    by_file = ggprune.evaluate(model, applied.path, text=text, ctx=64, options=options).total
+    assert by_file.kld_mean == pytest.approx(by_mask.kld_mean, rel=1e-3)
+
+
+def test_the_whole_job(
+    tmp_path: Path, model: Path, text: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings = ggprune.Settings(ctx=64, generate=0)
+    options = ggprune.RunOptions(threads=1)
+    shown: list[str] = []
+
+    @contextmanager
+    def progress(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
+        done: list[int] = [initial]
+        yield done.append
+        assert sum(done) == total, what
+        shown.append(what)
+
+    same = {"text": text, "settings": settings, "options": options, "progress": progress}
+    pruned = ggprune.prune(model, tmp_path / "o.gguf", keep=12, modelfile=True, **same)
+    assert pruned.plan.keep == pruned.metadata["keep"] == 12
+    assert pruned.evaluation is not None and pruned.evaluation["kld_mean"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("m.gguf", "t.txt", "o.gguf", "m.stats.gguf"),
+        *("o.expert_drop_metadata.json", "o.report.html", "Modelfile"),
+    }
+    assert shown == ["calibrating", "writing", "measuring"]
+    # Another size needs no second calibration.
+    caplog.set_level("INFO", "ggprune")
+    again = ggprune.prune(model, tmp_path / "p.gguf", keep=10, verify=False, **same)
+    assert again.plan.keep == 10 and "calibrating" not in shown[3:]
+    assert "same model, text and settings" in caplog.text
+    # A plan in place of choosing gives the same file.
+    plan = ggprune.choose(tmp_path / "m.stats.gguf", tmp_path / "plan.json", keep=10)
+    given = ggprune.prune(model, tmp_path / "q.gguf", plan=plan, verify=False)
+    assert given.statistics is None
+    assert given.path.read_bytes() == again.path.read_bytes()
+
+
+def test_what_would_be_written(tmp_path: Path, model: Path) -> None:
+    (file,) = ggprune.outputs(model, tmp_path / "o.gguf", ratio=0.5)
+    assert file.path == tmp_path / "o.gguf" and not file.path.exists()
+    assert {path.name for path in tmp_path.iterdir()} == {"m.gguf"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({}, "how many experts"),
+        ({"keep": 8, "ratio": 0.5}, "keep"),
+        ({"keep": 1}, "keep"),
+    ],
+)
+def test_a_wrong_budget(model: Path, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(ggprune.InputError, match=message):
+        ggprune.outputs(model, **asked)

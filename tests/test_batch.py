@@ -20,7 +20,9 @@ from ggprune.batch_config import BatchConfig
 from ggprune.cli.batch import command
 from ggprune.errors import GgpruneError, InputError
 
-MAKEFILE = Path(__file__).parent.parent / "Makefile"
+ROOT = Path(__file__).parent.parent
+MAKEFILE = ROOT / "Makefile"
+ENVIRONMENT = {"MAKEFLAGS": "", "PYTHONPATH": str(ROOT)}
 
 CONFIG = """
 model = "Big-Q8_0.gguf"
@@ -38,6 +40,11 @@ FAKE = """
 import os, sys, time
 from pathlib import Path
 words = sys.argv[1:]
+if words[0] == "batch":  # The real one, with this for its steps.
+    from ggprune import batch
+    from ggprune.cli.main import main
+    batch.PROGRAM = (sys.executable, __file__)
+    main()
 with open("calls.log", "a") as log:
     log.write(" ".join(words) + "\\n")
 if os.environ.get("FAIL", "none") in words:
@@ -150,15 +157,17 @@ def test_second_run_does_nothing(config: BatchConfig) -> None:
     assert again.current == todo and not again.made
 
 
-def test_what_changed_is_made_again_and_all_that_follows(config: BatchConfig) -> None:
+def test_what_changed_is_made_again_and_all_that_follows(
+    config: BatchConfig, caplog: pytest.LogCaptureFixture
+) -> None:
     todo = steps(config)
     run(todo, execute=pretend)
     plan = config.output / "pruned" / "Big-96e.plan.json"
     later = time.time() + 5
     os.utime(plan, (later, later))
-    said: list[str] = []
-    dry = run(todo, dry_run=True, execute=pretend, say=said.append)
-    assert dry.made and all("96e" in text for text in said)
+    caplog.set_level("INFO", "ggprune")
+    dry = run(todo, dry_run=True, execute=pretend)
+    assert dry.made and all("96e" in text for text in caplog.messages)
     assert {step.command[0] for step in dry.made} >= {"apply", "quantize", "card", "@checksums"}
     assert "plan" not in {step.command[0] for step in dry.made}
 
@@ -240,7 +249,7 @@ def make(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(
             ["make", "-f", str(MAKEFILE), f"GGPRUNE={script}", *words],
             cwd=tmp_path,
-            env={**os.environ, **environment, "MAKEFLAGS": ""},
+            env={**os.environ, **environment, **ENVIRONMENT},
             capture_output=True,
             text=True,
             check=False,
@@ -306,7 +315,7 @@ def test_make_finishes_what_was_killed(
     with subprocess.Popen(
         words,
         cwd=tmp_path,
-        env={**os.environ, "HANG": "Q4_K_M", "MAKEFLAGS": ""},
+        env={**os.environ, "HANG": "Q4_K_M", **ENVIRONMENT},
         stdout=subprocess.DEVNULL,
         start_new_session=True,
     ) as process:

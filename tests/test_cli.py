@@ -272,7 +272,7 @@ def test_messages_of_the_library_name_the_options_of_the_command() -> None:
     import click
 
     from ggprune.cli.main import cli
-    from ggprune.cli.notes import in_options
+    from ggprune.cli.terminal import in_options
 
     command = cli.get_command(click.Context(cli), "prune")
     for text, expected in {
@@ -288,7 +288,7 @@ def test_messages_of_the_library_name_the_options_of_the_command() -> None:
 def test_notes_go_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> None:
     import logging
 
-    from ggprune.cli.notes import show_notes
+    from ggprune.cli.terminal import show_notes
 
     log = logging.getLogger("ggprune.somewhere")
     for quiet in (False, True):

@@ -1,11 +1,10 @@
-"""How a calibration run is set up: what it reads, and how its progress is shown."""
+"""How a calibration run is set up: what it reads, and how much of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ggprune.calibration.merge import SHARD
-from ggprune.llama.library import library
+from ggprune.types import option
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,25 +13,30 @@ class Settings:
 
     Attributes:
         ctx: tokens of a chunk; longer texts are cut into consecutive chunks.
-        max_tokens: at most so many of each domain; None takes all.
-        generate: tokens the model adds to a prompt; 0 turns that off.
-        parallel: prompts answered at the same time.
-        seed: for the answers.
+        max_tokens: of each domain; None takes all.
         shard: run the i-th of n equal parts of the text only, as (i, n) counted from 1; the
-            statistics of all parts are put together by merging.merge.
+            statistics of all parts are put together by merge.
     """
 
-    ctx: int = 2048
-    max_tokens: int | None = None
-    generate: int = 128
-    parallel: int = 16
-    seed: int = 0
+    ctx: int = option(2048, "Context.", minimum=8)
+    max_tokens: int | None = option(None, "Use at most this much of each text.", minimum=1)
+    generate: int = option(
+        128, "Tokens the model adds to a prompt before it is replayed; 0: none.", minimum=0
+    )
+    parallel: int = option(16, "Prompts answered at the same time.", minimum=1, maximum=256)
+    seed: int = option(0, "For the answers.", minimum=0)
     temperature: float = 0.8
     top_p: float = 0.95
-    shard: tuple[int, int] = (1, 1)
+    shard: tuple[int, int] = option(
+        (1, 1),
+        "Do the I-th of N equal parts only; `ggprune merge` puts them together.",
+        metavar="I/N",
+    )
 
     def recorded(self) -> dict[str, str | int]:
-        """What the statistics file says of them, and what must agree to continue a run."""
+        """Return what the statistics file says of them, which must agree to continue a run."""
+        from ggprune.calibration.merge import SHARD
+        from ggprune.llama.library import library
         from ggprune.version import VERSION
 
         number, count = self.shard

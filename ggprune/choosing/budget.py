@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from ggprune.errors import InputError
 from ggprune.model import ExpertCounts
+from ggprune.types import option
 from ggprune.util import human_size
 
 #: Numbers of experts for which CUDA chooses the top-k in one kernel: llama.cpp's ggml-cuda
@@ -38,18 +39,43 @@ class Budget:
         rounding: ``down`` or ``up`` to the nearest possible count instead of the rule's own way.
     """
 
-    keep: int | None = None
-    ratio: float | None = None
-    retain: float | None = None
-    target_size: int | None = None
-    fit_vram: int | None = None
-    context: int = 4096
-    kv_type: str = "f16"
-    parallel: int = 1
-    max_kld: float | None = None
-    max_ppl_ratio: float | None = None
-    multiple_of: int = 1
-    rounding: str = ""
+    keep: int | None = option(None, "Experts that stay in each layer.", minimum=1)
+    ratio: float | None = option(
+        None, "Or the share to remove: 0.2 drops at most a fifth.", minimum=0, below=1
+    )
+    retain: float | None = option(
+        None,
+        "Or the share of Σ g‖f‖ every layer keeps: 0.99; takes the fewest experts.",
+        above=0,
+        maximum=1,
+    )
+    target_size: int | None = option(None, "Or the largest file: 14G.", metavar="SIZE")
+    fit_vram: int | None = option(
+        None, "Or the memory for weights, KV cache and compute buffers: 24G.", metavar="SIZE"
+    )
+    context: int = option(4096, "For --fit-vram: tokens of one sequence, 32k.", metavar="TOKENS")
+    kv_type: str = option(
+        "f16", "For --fit-vram: type of the KV cache.", choices=("f16", "q8_0", "q4_0")
+    )
+    parallel: int = option(
+        1, "For --fit-vram: sequences at the same time, each with that context.", minimum=1
+    )
+    max_kld: float | None = option(
+        None,
+        "Or the largest mean KL divergence from the model on the search text: 0.05.",
+        above=0,
+    )
+    max_ppl_ratio: float | None = option(
+        None,
+        "Or the largest perplexity over the model's on the search text: 1.03.",
+        above=1,
+    )
+    multiple_of: int = option(1, "The count is to be a multiple of this.", minimum=1)
+    rounding: str | None = option(
+        None,
+        "Take the nearest possible count below or above instead of complaining.",
+        choices=("down", "up"),
+    )
 
     @property
     def rule(self) -> str:

@@ -21,7 +21,7 @@ from ggprune.model import ExpertCounts, MoeModel
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import result_size
 from ggprune.text.documents import Source
-from ggprune.types import Progress, no_progress
+from ggprune.types import Progress, no_progress, option
 
 if TYPE_CHECKING:
     from ggprune.llama.options import RunOptions
@@ -59,16 +59,45 @@ class Request:
     """
 
     budget: Budget
-    method: str = ""
-    seed: int = 0
-    blend: str = ""
-    protect_domains: tuple[str, ...] = ()
-    always_keep: tuple[str, ...] = ()
-    super_experts: bool = True
-    rounds: int = 1
-    search_minutes: float = 10.0
-    search_plans: int | None = None
-    experts_used: int | Literal["auto"] | None = None
+    method: str = option(
+        "",
+        "How experts are chosen.",
+        default_help="cover; contribution with --blend, --rounds or sums alone",
+    )
+    seed: int = option(0, "For what is drawn at random.")
+    blend: str = option(
+        "",
+        "Weigh domains: alike, for the one served worst, or by these weights.",
+        metavar="uniform|maxmin|NAME=W,…",
+    )
+    protect_domains: tuple[str, ...] = option(
+        (),
+        "A domain that keeps at least this coverage; repeatable.",
+        metavar="NAME[=0.95]",
+    )
+    always_keep: tuple[str, ...] = option(
+        (),
+        "Experts that stay in any case: 3:17,44; repeatable.",
+        metavar="LAYER:EXPERT,…",
+    )
+    super_experts: bool = option(
+        True, "Do not protect experts with far larger outputs than all others."
+    )
+    rounds: int = option(
+        1, "Drop in so many parts, and gather statistics again between them.", minimum=1
+    )
+    experts_used: int | Literal["auto"] | None = option(
+        None,
+        "Experts each token uses in the result, at most the model's number; auto: as many as are "
+        "best on the search text, as --method search does.",
+        metavar="NUMBER|auto",
+    )
+    search_minutes: float = option(
+        10.0, "Time for --method auto or search, --max-kld and --max-ppl-ratio.", above=0
+    )
+    search_plans: int | None = option(
+        None, "Plans that search draws, whatever the time: repeats exactly.", minimum=1
+    )
 
     @property
     def is_measured(self) -> bool:

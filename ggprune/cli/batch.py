@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.common import FILE, note
+from ggprune.batch_config import BatchConfig
+from ggprune.cli.options import FILE, given_of, more_options, options_of, quiet_option, record_from
+from ggprune.cli.terminal import note
 
 if TYPE_CHECKING:
     from ggprune.batch import Outcome
 
 
 @click.command("batch")
-@click.argument("config", type=FILE)
+@click.argument("config", type=FILE, required=False)
+@options_of(BatchConfig)
+@click.option(
+    "--options",
+    type=more_options,
+    multiple=True,
+    metavar='"COMMAND OPTION…"',
+    help='More options for a command: "calibrate --ctx 1024"; repeatable.',
+)
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
-@click.option("-q", "--quiet", is_flag=True, help="Do not name the steps.")
-def command(config: Path, dry_run: bool, quiet: bool) -> None:
-    """Make all that CONFIG (TOML) names: prunings, quantizations, what they cost, cards.
+@quiet_option
+def command(config: Path | None, dry_run: bool, **arguments: Any) -> None:
+    """Make all that CONFIG (TOML) or options name: prunings, quantizations, their cost, cards.
 
     \b
     model = "Model-Q8_0.gguf"       # measured and pruned; with `source`, only measured
     source = "Model-BF16.gguf"      # optional: pruned and quantized instead
-    keep = [96, 109]
+    keep = [96, 109]                # without: only the model is quantized
     types = ["Q8_0", "Q4_K_M"]
     output = "release"
     imatrix = true                  # or a file; default false
@@ -35,15 +44,24 @@ def command(config: Path, dry_run: bool, quiet: bool) -> None:
     step that fails does not stop those that do not need it.
     """
     from ggprune import batch
-    from ggprune.batch_config import BatchConfig
     from ggprune.errors import GgpruneError
 
-    todo = batch.steps(BatchConfig.load(config))
-    # What would be done is the result of a dry run; otherwise it is progress.
-    say = click.echo if dry_run else partial(note, quiet=quiet)
-    outcome = batch.run(todo, dry_run=dry_run, say=say)
-    if not dry_run:
-        _show(outcome)
+    beside = given_of(BatchConfig, names=("options",))
+    if config and beside:
+        raise click.UsageError(f"{beside[0]}: CONFIG says what is to be made; leave out one.")
+    if not config and not arguments["model"]:
+        raise click.UsageError("Give CONFIG, or --model MODEL with --keep or --types.")
+    more = dict(arguments["options"])
+    wanted = (
+        BatchConfig.load(config) if config else record_from(BatchConfig, arguments, options=more)
+    )
+    todo = batch.steps(wanted)
+    outcome = batch.run(todo, dry_run=dry_run)
+    if dry_run:
+        # What would be done is the result here; otherwise it is progress.
+        click.echo("\n".join(step.text for step in outcome.made))
+        return
+    _show(outcome)
     if outcome.failed:
         first = next(iter(outcome.failed))
         raise GgpruneError(
@@ -58,8 +76,8 @@ def _show(outcome: Outcome) -> None:
         for path in step.outputs:
             click.echo(str(path))
     for step, reason in outcome.failed.items():
-        note(f"failed: {step.text}: {reason}")
+        click.echo(f"failed: {step.text}: {reason}", err=True)
     for step in outcome.blocked:
-        note(f"not made: {step.outputs[0]}")
+        click.echo(f"not made: {step.outputs[0]}", err=True)
     if not outcome.made and not outcome.failed:
         note("Nothing to be done.")

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.common import FILE, force_option, json_option, output_option, print_json, table
+from ggprune.cli.options import FILE, force_option, json_option, output_option
+from ggprune.cli.terminal import print_json, table
 
 
 @click.command("bench-tasks")

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggprune.cli.common import FILE, force_option, note
 from ggprune.cli.model_argument import MODEL
+from ggprune.cli.options import FILE, force_option, quiet_option
+from ggprune.cli.terminal import note
 
 if TYPE_CHECKING:
     from ggprune.publish.card import Card
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 @click.option("--license", "licence", default="", help="Instead of what the GGUF says.")
 @click.option("--repo", default="", metavar="OWNER/NAME", help="Where it will be published.")
 @force_option
-@click.option("-q", "--quiet", is_flag=True, help="No notes.")
+@quiet_option
 def command(
     model: Path,
     output: Path | None,
@@ -45,7 +46,6 @@ def command(
     licence: str,
     repo: str,
     force: bool,
-    quiet: bool,
 ) -> None:
     """Write the model card of MODEL, or of all quantizations in the folder MODEL.
 
@@ -60,7 +60,7 @@ def command(
         repository(repo)
     card = gather(Request((model, *quants), metadata, evaluations, base_model, licence, repo))
     text = render(card)
-    _notes(card, quiet)
+    _notes(card)
     if str(output) == "-":
         click.echo(text, nl=False)
         return
@@ -70,21 +70,20 @@ def command(
     click.echo(str(target))
 
 
-def _notes(card: Card, quiet: bool) -> None:
+def _notes(card: Card) -> None:
     """What a person should add or check."""
     if not card.base_model:
-        note("The GGUF names no original on the Hub: give --base-model OWNER/NAME.", quiet=quiet)
+        note("The GGUF names no original on the Hub: give --base-model OWNER/NAME.")
     elif card.base_model_from:
         note(
             f"Base model: {card.base_model}, from {card.base_model_from}; if the pruned model is "
             "not that one, give --base-model.",
-            quiet=quiet,
         )
     if not card.licence:
-        note("The GGUF states no licence: give --license.", quiet=quiet)
+        note("The GGUF states no licence: give --license.")
     if "layers" not in (card.metadata or {}):
-        note("No drop metadata: the card lacks its layers (--metadata).", quiet=quiet)
+        note("No drop metadata: the card lacks its layers (--metadata).")
     if not any(file.evaluation for file in card.files):
         recorded = (card.metadata or {}).get("evaluation")
         if not recorded:
-            note("No evaluation: the card says that nothing was measured.", quiet=quiet)
+            note("No evaluation: the card says that nothing was measured.")

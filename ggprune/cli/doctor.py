@@ -7,8 +7,9 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.common import json_option, print_json
 from ggprune.cli.model_argument import MODEL
+from ggprune.cli.options import json_option
+from ggprune.cli.terminal import print_json
 
 
 @click.command("doctor")

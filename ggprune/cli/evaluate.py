@@ -2,145 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.common import (
-    FILE,
-    json_option,
-    note,
-    print_json,
-    progress_bar,
-    run_options,
-    run_options_from,
-    table,
-    text_options,
-    verbosity_options,
-)
+from ggprune.calibration.settings import Settings
 from ggprune.cli.model_argument import MODEL
+from ggprune.cli.options import (
+    FILE,
+    Command,
+    json_option,
+    options_of,
+    quiet_option,
+    record_from,
+    text_option,
+)
+from ggprune.cli.terminal import print_json, progress_bar, table
+from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:
-    from ggprune.evaluation.candidate import Candidate
-    from ggprune.evaluation.evaluator import Evaluation, Evaluator
     from ggprune.evaluation.verdict import Finding
 
+_MEASURING = ("text", "ctx", "max_tokens", "cache")
 
-def cache_option(command: Any) -> Any:
-    """--cache."""
-    option = click.option(
-        "--cache",
-        type=FILE,
-        help="Folder for the base model's log-probabilities; default: in the user's cache.",
-    )
-    return option(command)
+
+def measuring_options(command: Command) -> Command:
+    """What to measure on; see measuring_from."""
+    for option in (
+        options_of(RunOptions),
+        click.option(
+            "--cache",
+            type=FILE,
+            help="Folder for the base model's log-probabilities; default: in the user's cache.",
+        ),
+        options_of(Settings, "ctx", "max_tokens"),
+        text_option(),
+    ):
+        command = option(command)
+    return command
+
+
+def measuring_from(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What api.evaluate and api.sweep are told of it."""
+    from ggprune.evaluation.logcache import default_folder
+
+    chosen = {name: arguments[name] for name in _MEASURING}
+    return {
+        **chosen,
+        "cache": chosen["cache"] or default_folder(),
+        "options": record_from(RunOptions, arguments),
+        "progress": progress_bar,
+    }
 
 
 @click.command("evaluate")
 @click.argument("base", type=MODEL)
 @click.argument("candidate", type=FILE)
-@text_options
-@cache_option
-@run_options
+@measuring_options
 @json_option
-@verbosity_options
-def command(base: Path, candidate: Path, **arguments: Any) -> None:
+@quiet_option
+def command(base: Path, candidate: Path, as_json: bool, **arguments: Any) -> None:
     """Compare CANDIDATE, a plan or a GGUF file, with the model BASE.
 
     A plan is measured by masking: no file is written and one model is loaded. The default text is
     held-out conversations that ship with ggprune and are never used for calibration. What the base
     model says is kept in a cache, so a second candidate costs half.
     """
+    from ggprune import api
     from ggprune.evaluation.candidate import Candidate
-
-    wanted = Candidate.load(candidate)
-    with evaluator(base, arguments) as measured:
-        warn_of_calibration_text(wanted, measured, quiet=arguments["quiet"])
-        passes = 1 if measured.base_is_known else 2
-        total = passes * measured.tokens
-        with progress_bar(total, "evaluating", "tok", quiet=arguments["quiet"]) as done:
-            measured.progress = done
-            result = measure(measured, wanted)
-    if arguments["as_json"]:
-        print_json(result.as_json())
-        return
-    click.echo(_report(result.as_json()))
-    print_verdict(findings(wanted, result))
-
-
-def evaluator(base: Path, arguments: Mapping[str, Any]) -> Evaluator:
-    """The evaluator that a command's arguments ask for.
-
-    Raises:
-        UnsupportedModelError: an embedding model, which predicts no tokens.
-    """
-    from ggprune.errors import UnsupportedModelError
-    from ggprune.evaluation.evaluator import Evaluator
-    from ggprune.evaluation.logcache import default_folder
-    from ggprune.model.architectures import Kind
-    from ggprune.text.load import load_texts
-
-    rest = dict(arguments)
-    options = run_options_from(rest, verbose=arguments["verbose"])
-    named = arguments["texts"]
-    measured = Evaluator(
-        base,
-        options,
-        load_texts(named) if named else None,
-        n_ctx=arguments["ctx"],
-        max_tokens=arguments["max_tokens"],
-        cache=arguments["cache"] or default_folder(),
-    )
-    architecture = measured.description.architecture
-    if architecture is not None and architecture.kind is Kind.EMBEDDING:
-        measured.close()
-        raise UnsupportedModelError(
-            f"{base}: is an embedding model: it predicts no tokens, so perplexity and divergence "
-            "mean nothing for it",
-            remedy="Compare its embeddings on the task it is used for.",
-        )
-    if measured.n_ctx < arguments["ctx"]:
-        note(
-            f"--ctx {arguments['ctx']}: the model was trained with {measured.n_ctx} tokens; "
-            "that many are used",
-            quiet=arguments["quiet"],
-        )
-    return measured
-
-
-def measure(evaluator: Evaluator, candidate: Candidate) -> Evaluation:
-    """Evaluate a candidate whichever it is."""
-    if candidate.plan is not None:
-        return evaluator.plan(candidate.plan, str(candidate.path))
-    return evaluator.model(candidate.path)
-
-
-def warn_of_calibration_text(
-    candidate: Candidate, evaluator: Evaluator, *, quiet: bool = False
-) -> None:
-    """Say so if the candidate's experts were chosen on the text it is measured on."""
-    seen = candidate.calibrated_on(evaluator.sources)
-    if seen:
-        note(
-            f"Warning: {', '.join(seen)}: {candidate.path} was calibrated on this text, so the "
-            "numbers flatter it. Measure on other text.",
-            quiet=quiet,
-        )
-
-
-def findings(candidate: Candidate, result: Evaluation) -> list[Finding]:
-    """What is bad."""
     from ggprune.evaluation.verdict import verdict
 
-    return verdict(evaluation=result.as_json(), keep=candidate.keep, retained=candidate.retained)
+    measured = Candidate.load(candidate)
+    result = api.evaluate(base, measured, **measuring_from(arguments)).as_json()
+    if as_json:
+        print_json(result)
+        return
+    click.echo(_report(result))
+    print_verdict(verdict(evaluation=result, keep=measured.keep, retained=measured.retained))
 
 
-def print_verdict(found: list[Finding], say: Callable[[str], object] = click.echo) -> None:
-    """One line for each thing that is bad, one for what to try."""
-    for finding in found:
-        say(f"BAD: {finding.text}\n  -> {finding.remedy}")
+def print_verdict(findings: Iterable[Finding]) -> None:
+    """Print one line for each thing that is bad, and one for what to try."""
+    for finding in findings:
+        click.echo(f"BAD: {finding.text}\n  -> {finding.remedy}")
 
 
 def _report(values: Mapping[str, Any]) -> str:

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from ggprune.cli.common import json_option, print_json, table
 from ggprune.cli.model_argument import MODEL
+from ggprune.cli.options import json_option
+from ggprune.cli.terminal import print_json, table
 from ggprune.util import human_size
 
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from ggprune.cli.notes import in_options, show_notes
+from ggprune.cli.terminal import in_options, show_notes
 from ggprune.errors import GgpruneError
 
 
@@ -141,11 +141,11 @@ def main() -> NoReturn:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def fail(error: GgpruneError) -> NoReturn:
-    """Print an error as a user reads it, and exit."""
-    click.echo(f"Error: {error.message}", err=True)
+def fail(error: GgpruneError, command: click.Command | None = None) -> NoReturn:
+    """Print an error as a user of the command reads it, and exit."""
+    click.echo(f"Error: {in_options(error.message, command)}", err=True)
     if error.remedy:
-        click.echo(f"  -> {error.remedy}", err=True)
+        click.echo(f"  -> {in_options(error.remedy, command)}", err=True)
     sys.exit(error.exit_code)
 
 

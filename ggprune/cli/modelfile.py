@@ -6,8 +6,8 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.common import FILE, force_option, output_option
 from ggprune.cli.model_argument import MODEL
+from ggprune.cli.options import FILE, force_option, output_option
 
 
 @click.command("modelfile")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
+
+from ggprune.cli.terminal import show_notes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Record = TypeVar("Record")
@@ -38,6 +41,8 @@ FLAGS: dict[str, tuple[str, ...]] = {
     "rounding": ("--round",),
     "protect_domains": ("--protect-domain",),
     "tensor_types": ("--tensor-type",),
+    "parallel": ("-np", "--parallel"),
+    "verbose": ("-v", "--verbose"),
 }
 
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
@@ -133,9 +138,22 @@ def words(value: str) -> tuple[str, ...]:
 def counts(value: str) -> tuple[int, ...]:
     """Read 64,96,112."""
     try:
-        return tuple(int(each) for each in words(value))
+        return tuple(int(each) for each in words(value.replace(" ", ",")))
     except ValueError:
         raise click.BadParameter(f"{value!r} is not a list like 64,96,112") from None
+
+
+@reader
+def file_or_yes(value: str) -> Path | bool:
+    """Read a file's name, or yes."""
+    return True if value == "yes" else Path(value)
+
+
+@reader
+def more_options(value: str) -> tuple[str, tuple[str, ...]]:
+    """Split COMMAND OPTION… as a shell would."""
+    command, *rest = shlex.split(value) or [""]
+    return command, tuple(rest)
 
 
 #: How a field's text is read, where its type does not tell.
@@ -148,18 +166,26 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "tensor_split": numbers,
     "tensor_types": pattern_and_type,
     "shard": part,
+    "types": lambda value: words(value.replace(" ", ",")),
 }
+#: The same by a field's type.
+_KINDS: dict[str, Any] = {"Path": FILE, "Path | bool": file_or_yes, "tuple[int, ...]": counts}
+
 #: Lists of which each value given may hold several, with commas between.
-_JOINED = frozenset({"override_tensor", "rpc"})
+_JOINED = frozenset({"override_tensor", "rpc", "types"})
 
 
-def options_of(*records: type, leave_out: tuple[str, ...] = ()) -> Callable[[Command], Command]:
-    """Give a command the options of records, in the order of their fields."""
+def options_of(record: type, *only: str) -> Callable[[Command], Command]:
+    """Give a command the options of a record, in the order of its fields.
+
+    Args:
+        record: a dataclass.
+        only: names of the fields; none for all.
+    """
 
     def decorate(command: Command) -> Command:
-        described = [field for record in records for field in _described(record)]
-        for field in reversed(described):
-            if field.name not in leave_out:
+        for field in reversed(list(_described(record))):
+            if not only or field.name in only:
                 command = _option(field)(command)
         return command
 
@@ -172,14 +198,20 @@ def record_from(record: type[Record], arguments: Mapping[str, Any], **others: An
     return record(**given, **others)
 
 
-def given_of(*records: type) -> list[str]:
-    """Names of the fields of records that the user has set on the command line."""
+def flag_of(option: click.Parameter) -> str:
+    """Return the long form of an option."""
+    return max(option.opts, key=len)
+
+
+def given_of(*records: type, names: tuple[str, ...] = ()) -> list[str]:
+    """Return the options of records, and of other names, that stand on the command line."""
     context = click.get_current_context()
+    wanted = {*names, *(field.name for record in records for field in _described(record))}
     return [
-        field.name
-        for record in records
-        for field in _described(record)
-        if context.get_parameter_source(field.name) is ParameterSource.COMMANDLINE
+        flag_of(option)
+        for option in context.command.params
+        if option.name in wanted
+        and context.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
     ]
 
 
@@ -193,17 +225,16 @@ def _option(field: Field[Any]) -> Callable[[Command], Command]:
     default = None if field.default is MISSING else field.default
     if kind == "bool":
         return _switch(field.name, FLAGS.get(field.name, (flag,)), bool(default), about["help"])
-    several = kind.startswith("tuple[str") or field.name in ("tensor_types", "always_keep")
     return click.option(
         *FLAGS.get(field.name, (flag,)),
         field.name,
         type=_type(field.name, kind, about),
         default=default,
-        multiple=several,
+        multiple=kind.startswith(("tuple[str", "tuple[tuple")),
         callback=_joined if field.name in _JOINED else None,
         metavar=about["metavar"],
         help=about["help"],
-        show_default=about["default_help"] or bool(default),
+        show_default=about["default_help"] or (bool(default) and kind != "tuple[int, int]"),
     )
 
 
@@ -217,9 +248,13 @@ def _switch(
         *(flag.replace("--", "--no-", 1) for flag in flags),
         name,
         is_flag=True,
-        callback=lambda _ctx, _param, value: not value,
+        callback=_not,
         help=text,
     )
+
+
+def _not(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+    return not value
 
 
 def _type(name: str, kind: str, about: Mapping[str, Any]) -> Any:
@@ -241,10 +276,71 @@ def _type(name: str, kind: str, about: Mapping[str, Any]) -> Any:
             min_open=open_low is not None,
             max_open=open_high is not None,
         )
-    return FILE if kind == "Path" else str
+    return _KINDS.get(kind, str)
 
 
 def _joined(
     _ctx: click.Context, _param: click.Parameter, values: tuple[tuple[str, ...], ...]
 ) -> tuple[str, ...]:
     return tuple(text for texts in values for text in texts)
+
+
+def text_option(
+    name: str = "text", help: str = "Text of a domain instead of the built-in ones; repeatable."
+) -> Callable[[Command], Command]:
+    """--text and its like."""
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        name,
+        type=named_path,
+        multiple=True,
+        metavar="NAME=PATH",
+        help=help,
+    )
+
+
+def output_option(help: str, *, required: bool = False) -> Callable[[Command], Command]:
+    """-o/--output."""
+    return click.option("-o", "--output", type=FILE, required=required, help=help)
+
+
+def _quieten(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
+    show_notes(quiet=quiet)
+
+
+def writing_options(command: Command) -> Command:
+    """How a pruned model is written; see api.apply."""
+    for option in (
+        force_option,
+        click.option(
+            "--no-verify",
+            "verify",
+            is_flag=True,
+            callback=_not,
+            help="Do not compare the result with the source, nor load and measure it.",
+        ),
+        click.option("--split-max-size", type=size, help="Write shards of at most this size: 50G."),
+        click.option(
+            "--mtp",
+            type=click.Choice(["prune", "drop"]),
+            default="prune",
+            show_default=True,
+            help="MTP layers: prune by a stated rule, or drop.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+force_option = click.option("--force", is_flag=True, help="Replace existing files.")
+#: Eager: a MODEL to download wants to know it, wherever -q stands.
+quiet_option = click.option(
+    "-q",
+    "--quiet",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_quieten,
+    help="No progress, no notes.",
+)

@@ -2,95 +2,78 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.common import (
+from ggprune.choosing.budget import Budget
+from ggprune.choosing.choose import Request
+from ggprune.cli.options import (
     FILE,
-    NAMED_PATH,
     force_option,
     json_option,
-    note,
+    options_of,
     output_option,
-    print_json,
-    progress_bar,
-    run_options,
-    run_options_from,
-    table,
-    verbosity_options,
+    quiet_option,
+    record_from,
+    text_option,
 )
-from ggprune.cli.plan_options import budget_options, method_options, request_from
+from ggprune.cli.terminal import print_json, progress_bar, table
+from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:
     from ggprune.plan import Plan
 
 
+def request_from(arguments: Mapping[str, Any]) -> Request:
+    """Make the request of a command's arguments."""
+    return record_from(Request, arguments, budget=record_from(Budget, arguments))
+
+
 @click.command("plan")
 @click.argument("stats", type=FILE)
-@budget_options
-@method_options
+@options_of(Budget)
+@options_of(Request)
+@text_option(
+    "search_text", "Text that plans are measured on, other than calibration's; repeatable."
+)
 @click.option("--model", type=FILE, help="The model, where a budget or method needs it.")
-@click.option(
-    "--text",
-    "texts",
-    type=NAMED_PATH,
-    multiple=True,
-    metavar="NAME=PATH",
-    help="For easy-ep, shape and --rounds: the text STATS was gathered on; default: built-in.",
+@text_option(
+    help="For easy-ep, shape and --rounds: the text STATS was gathered on; default: built-in."
 )
 @output_option("The plan (JSON); without it, it is only shown.")
 @force_option
-@run_options
+@options_of(RunOptions)
 @json_option
-@verbosity_options
-def command(stats: Path, **arguments: Any) -> None:
+@quiet_option
+def command(stats: Path, output: Path | None, force: bool, as_json: bool, **arguments: Any) -> None:
     """Choose which experts stay, from the statistics in STATS.
 
     The plan says by layer which experts are kept and dropped, and what share of the experts'
     contribution is retained. `ggprune apply` writes the model from it.
     """
-    from ggprune.calibration.statistics import Statistics
-    from ggprune.choosing.choose import Resources, choose_plan
-    from ggprune.errors import OutputError
-    from ggprune.model import open_model
-    from ggprune.text.load import load_texts
+    from ggprune import api
 
-    output, quiet = arguments["output"], arguments["quiet"]
-    options = run_options_from(arguments, verbose=arguments["verbose"])
-    request = request_from(arguments)
-    if output and output.exists() and not arguments["force"]:
-        raise OutputError(f"{output}: exists", remedy="Use --force to replace it.")
-    statistics = Statistics.load(stats)
-    model = open_model(arguments["model"]) if arguments["model"] else None
-    if model is not None:
-        statistics.identity.check_same(model.identity(), str(stats), str(model.gguf.path))
-    journal = output.with_name(output.name + ".search") if output else None
-    resources = Resources(
-        model=model,
-        options=options,
-        sources=load_texts(arguments["texts"]),
-        search_sources=load_texts(arguments["search_texts"]),
-        journal=journal if request.is_measured else None,
-        progress=partial(progress_bar, quiet=quiet),
-        say=lambda text: note(text, quiet=quiet),
+    plan = api.choose(
+        stats,
+        output,
+        request=request_from(arguments),
+        **{name: arguments[name] for name in ("model", "text", "search_text")},
+        options=record_from(RunOptions, arguments),
+        force=force,
+        progress=progress_bar,
     )
-    plan = choose_plan(statistics, request, resources)
-    if output:
-        plan.save(output)
-        if journal is not None:
-            journal.unlink(missing_ok=True)
-    if arguments["as_json"]:
+    if as_json:
         print_json(plan.as_json())
         return
-    click.echo(table(summary(plan)))
+    click.echo(table(_summary(plan)))
     if output:
         click.echo(f"\nWrite the model:  ggprune apply MODEL.gguf {output} -o OUT.gguf")
 
 
-def summary(plan: Plan) -> list[list[str]]:
+def _summary(plan: Plan) -> list[list[str]]:
     """What a plan does, as rows of a table."""
     rows = [
         ["experts", f"{plan.experts} -> {plan.keep} a layer, by {plan.method}"],
@@ -103,9 +86,9 @@ def summary(plan: Plan) -> list[list[str]]:
         rows.append(
             ["retained", f"worst {share:.2%} (layer {layer}), mean {plan.mean_retained:.2%}"]
         )
-    covered = plan.settings.get("coverage")
     weights = plan.settings.get("weights", {})
-    for name, value in sorted((covered or {}).items(), key=lambda item: item[1]):
+    covered = plan.settings.get("coverage") or {}
+    for name, value in sorted(covered.items(), key=lambda item: item[1]):
         weight = f", weight {weights[name]:.2f}" if name in weights else ""
         rows.append([f"coverage of {name}", f"{value:.2%}{weight}"])
     return rows

@@ -2,103 +2,136 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.calibrate import generate_option
-from ggprune.cli.common import (
-    FILE,
-    NAMED_PATH,
-    SIZE,
-    force_option,
-    json_option,
-    note,
-    output_option,
-    print_json,
-    progress_bar,
-    run_options,
-    run_options_from,
-    table,
-    text_options,
-    verbosity_options,
-)
+from ggprune.calibration.settings import Settings
+from ggprune.choosing.budget import Budget
+from ggprune.choosing.choose import Request
 from ggprune.cli.model_argument import MODEL
-from ggprune.cli.plan_options import (
-    budget_options,
-    method_options,
-    refuse_beside_plan,
-    request_from,
+from ggprune.cli.options import (
+    FILE,
+    given_of,
+    json_option,
+    options_of,
+    output_option,
+    quiet_option,
+    record_from,
+    text_option,
+    writing_options,
 )
+from ggprune.cli.plan import request_from
+from ggprune.cli.terminal import print_json, progress_bar, table
+from ggprune.errors import InputError
+from ggprune.llama.options import RunOptions
 from ggprune.util import human_size
+
+if TYPE_CHECKING:
+    from ggprune.api import Pruned
 
 
 @click.command("prune")
 @click.argument("model", type=MODEL)
-@budget_options
+@options_of(Budget)
 @output_option("The result; default <stem>-<N>e.gguf in the current folder.")
-@method_options
-@text_options
-@click.option(
-    "--eval-text",
-    "eval_texts",
-    type=NAMED_PATH,
-    multiple=True,
-    metavar="NAME=PATH",
-    help="Text to measure the result on; default: held out from the calibration text.",
+@options_of(Request)
+@text_option(
+    "search_text", "Text that plans are measured on, other than calibration's; repeatable."
 )
-@generate_option
-@click.option("--stats", "stats_path", type=FILE, help="Use these statistics: skip calibration.")
-@click.option("--plan", "plan_path", type=FILE, help="Use this plan: skip scoring too.")
-@click.option(
-    "--mtp",
-    type=click.Choice(["prune", "drop"]),
-    default="prune",
-    show_default=True,
-    help="MTP layers: prune by a stated rule, or drop.",
+@text_option()
+@text_option(
+    "eval_text",
+    "Text to measure the result on; default: held out from the calibration text.",
 )
-@click.option("--split-max-size", type=SIZE, help="Write shards of at most this size: 50G.")
+@options_of(Settings, "ctx", "max_tokens", "generate")
+@click.option("--stats", "statistics", type=FILE, help="Use these statistics: skip calibration.")
+@click.option("--plan", type=FILE, help="Use this plan: skip scoring too.")
+@writing_options
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile too.")
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
-@click.option("--no-verify", is_flag=True, help="Do not compare, load and measure the result.")
-@force_option
-@run_options
+@options_of(RunOptions)
 @json_option
-@verbosity_options
-def command(model: Path, **arguments: Any) -> None:
+@quiet_option
+def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **arguments: Any) -> None:
     """Write MODEL with the experts that matter: calibrate, choose, rewrite, verify.
 
     The source is only read. Beside the result lie the statistics (so that another --keep needs no
     second calibration), the drop metadata and a report.
     """
-    from ggprune.cli.prune_run import PruneRun
+    from ggprune import api
 
-    if arguments["plan_path"]:
-        refuse_beside_plan()
-    quiet = arguments["quiet"]
-    run = PruneRun(
-        path=model,
-        request=None if arguments["plan_path"] else request_from(arguments),
-        options=run_options_from(arguments, verbose=arguments["verbose"]),
-        arguments=arguments,
-        bar=partial(progress_bar, quiet=quiet),
-        say=partial(note, quiet=quiet),
-        command_line=" ".join(["ggprune", *sys.argv[1:]]),
-    )
-    if arguments["dry_run"]:
-        files = [{"path": str(path), "size_bytes": size} for path, size in run.dry_run()]
-        if arguments["as_json"]:
-            print_json({"would_write": files})
-            return
-        click.echo("would write:")
-        click.echo(table([[str(f["path"]), human_size(int(str(f["size_bytes"])))] for f in files]))
+    same = ("output", "mtp", "split_max_size", "force")
+    asked = {
+        **{name: arguments[name] for name in same},
+        "plan": plan,
+        "request": _request(plan, arguments),
+    }
+    if dry_run:
+        _show_files({str(file.path): file.size for file in api.outputs(model, **asked)}, as_json)
         return
-    pruned = run.run()
-    lines = run.summary(pruned)
-    if arguments["as_json"]:
+    rest = ("statistics", "text", "eval_text", "search_text", "modelfile", "verify")
+    pruned = api.prune(
+        model,
+        **asked,
+        **{name: arguments[name] for name in rest},
+        settings=record_from(Settings, arguments),
+        options=record_from(RunOptions, arguments),
+        command=" ".join(["ggprune", *sys.argv[1:]]),
+        progress=progress_bar,
+    )
+    if as_json:
         print_json(dict(pruned.metadata))
     else:
-        click.echo("\n".join(lines))
+        click.echo(_summary(pruned))
+
+
+def _request(plan: Path | None, arguments: dict[str, Any]) -> Request | None:
+    """What is asked for; None beside a plan, which has decided it.
+
+    Raises:
+        InputError: options of both.
+    """
+    if plan is None:
+        return request_from(arguments)
+    if beside := given_of(Budget, Request, names=("search_text",)):
+        raise InputError(
+            f"{beside[0]}: a plan is given, which says which experts stay",
+            remedy="Leave out one of them; `ggprune plan` makes another plan.",
+        )
+    return None
+
+
+def _show_files(sizes: dict[str, int], as_json: bool) -> None:
+    if as_json:
+        files = [{"path": path, "size_bytes": size} for path, size in sizes.items()]
+        print_json({"would_write": files})
+        return
+    click.echo("would write:")
+    click.echo(table([[path, human_size(size)] for path, size in sizes.items()]))
+
+
+def _summary(pruned: Pruned) -> str:
+    from ggprune.report.summary import summary_lines
+
+    checked = f"{human_size(pruned.compared)} equal the source's bytes; it loads and computes"
+    files = {
+        "verified": checked if pruned.compared else None,
+        "result": pruned.path,
+        "statistics": pruned.statistics_path,
+        "metadata": pruned.metadata_path,
+        "report": pruned.report_path,
+        "Modelfile": pruned.modelfile_path,
+    }
+    return "\n".join(
+        [
+            *summary_lines(pruned.report or {}, 16),
+            "",
+            table([[name, str(text)] for name, text in files.items() if text]),
+            "",
+            f"Run it:  llama-cli -m {shlex.quote(str(pruned.path))}",
+        ]
+    )

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.common import FILE, human_size, json_option, note, print_json, progress_bar, table
-from ggprune.cli.notes import show_notes
+from ggprune.cli.options import FILE, json_option, quiet_option
+from ggprune.cli.terminal import note, print_json, progress_bar, table
+from ggprune.util import human_size
 
 if TYPE_CHECKING:
     from ggprune.hub.client import Hub
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 @click.option("--revision", help="Branch to push to; made if it is not there.  [default: main]")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
 @json_option
-@click.option("-q", "--quiet", is_flag=True, help="No progress, no notes.")
+@quiet_option
 def command(
     folder: Path,
     repo: str,
@@ -30,7 +31,6 @@ def command(
     revision: str | None,
     dry_run: bool,
     as_json: bool,
-    quiet: bool,
 ) -> None:
     """Publish FOLDER as a model repository on the Hugging Face Hub.
 
@@ -45,29 +45,28 @@ def command(
 
     target = repository(repo, revision)
     files, _ = contents(folder)
-    show_notes(quiet=quiet)
     hub = Hub()
     if not dry_run:
         hub.require_token()
     total = sum(path.stat().st_size for path in files)
-    with progress_bar(total, "hashing", "B", quiet=quiet) as advance:
+    with progress_bar(total, "hashing", "B") as advance:
         push = prepare(folder, target, hub, progress=advance)
-    _notes(push, private=private, quiet=quiet)
+    _notes(push, private=private)
     if not dry_run:
         carry_out(push, folder, hub, private=private)
     _show(push, hub, dry_run=dry_run, as_json=as_json)
 
 
-def _notes(push: Push, *, private: bool, quiet: bool) -> None:
+def _notes(push: Push, *, private: bool) -> None:
     from ggprune.publish.upload import CARD
 
     names = {file.name for file in (*push.upload, *push.present)}
     if CARD not in names:
-        note("There is no README.md; `ggprune card MODEL` writes one.", quiet=quiet)
+        note("There is no README.md; `ggprune card MODEL` writes one.")
     if push.left_out:
-        note(f"Left out: {', '.join(push.left_out)}", quiet=quiet)
+        note(f"Left out: {', '.join(push.left_out)}")
     if private and not push.creates:
-        note("The repository exists; --private does not change it.", quiet=quiet)
+        note("The repository exists; --private does not change it.")
 
 
 def _show(push: Push, hub: Hub, *, dry_run: bool, as_json: bool) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from ggprune.cli.common import FILE, force_option, json_option, note, output_option, print_json
+from ggprune.cli.options import FILE, force_option, json_option, output_option
+from ggprune.cli.terminal import note, print_json
 from ggprune.errors import InputError
 
 #: Bytes that a page needs at most: the libraries, and 60 layers of 512 experts.

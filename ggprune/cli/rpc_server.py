@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.common import FILE, note
+from ggprune.cli.options import FILE
+from ggprune.cli.terminal import note
 
 
 @click.command("rpc-server")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.common import FILE, force_option, output_option
+from ggprune.cli.options import FILE, force_option, output_option
 
 
 @click.command("slice-imatrix")

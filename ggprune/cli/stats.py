@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggprune.cli.common import FILE, json_option, print_json, table
+from ggprune.cli.options import FILE, json_option
+from ggprune.cli.terminal import print_json, table
 
 if TYPE_CHECKING:
     from ggprune.calibration.statistics import Statistics
@@ -50,22 +51,20 @@ def _domains(found: Statistics) -> list[list[str]]:
 
 def _layers(found: Statistics) -> list[list[str]]:
     """One row a layer; shares are of Σ g‖f‖, see statistics.ExpertSums."""
-    import numpy as np
+    from ggprune.report.concentration import experts_for, top_share
 
-    total = found.total
-    rows = []
-    for row, layer in enumerate(found.layers):
-        share = np.sort(total.contribution_sum[row])[::-1].cumsum()
-        share = share / share[-1] if share[-1] else share
-        tokens, count = int(total.tokens[row]), total.count[row]
+    total, rows = found.total, []
+    for layer, tokens, count, contributed in zip(
+        found.layers, total.tokens, total.count, total.contribution_sum, strict=True
+    ):
         rows.append(
             [
                 str(layer),
                 f"{tokens:,}",
-                str(int((count == 0).sum())),
+                str((count == 0).sum()),
                 f"{count.max() / max(tokens, 1):.1%}",
-                f"{share[min(7, len(share) - 1)]:.1%}",
-                str(int((share < 0.8).sum()) + 1),
+                f"{top_share(contributed):.1%}",
+                str(experts_for(contributed)),
             ]
         )
     return rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,17 @@ class Candidate:
         except OSError as error:
             raise InputError(f"{path}: cannot be read: {error.strerror}") from error
         if magic != _GGUF_MAGIC:
-            plan = Plan.load(path)
-            shares = {layer: part.retained for layer, part in plan.layers.items()}
-            return cls(path, plan, plan.keep, shares, _hashes(plan.settings))
+            return replace(cls.of(Plan.load(path)), path=path)
         return _model_file(path)
+
+    @classmethod
+    def of(cls, candidate: Plan | str | Path) -> Candidate:
+        """Take a plan, or find out what a path is; see :meth:`load`."""
+        if not isinstance(candidate, Plan):
+            return cls.load(Path(candidate))
+        shares = {layer: part.retained for layer, part in candidate.layers.items()}
+        hashes = _hashes(candidate.settings)
+        return cls(Path("the plan"), candidate, candidate.keep, shares, hashes)
 
     def calibrated_on(self, sources: Iterable[Source]) -> list[str]:
         """Domains of text that the experts were chosen on: measuring on it flatters."""

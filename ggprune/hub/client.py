@@ -239,6 +239,13 @@ def cache_folder() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser()
 
 
+def output_folder(model: Path) -> Path:
+    """Return where results go by default: beside the model, but never into the Hub's cache."""
+    # Not resolved: in the cache, a model's path is a link to a blob, which is in the cache too.
+    folder = Path(os.path.abspath(model)).parent
+    return Path.cwd() if Path(os.path.abspath(cache_folder())) in folder.parents else folder
+
+
 def _remote(entry: Any) -> RemoteFile:
     lfs = entry.lfs
     # An old release gives a dict, later ones an object.

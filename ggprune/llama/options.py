@@ -60,7 +60,7 @@ class RunOptions:
         "Use these servers' devices too; see `ggprune rpc-server`.",
         metavar="HOST:PORT,…",
     )
-    verbose: bool = False
+    verbose: bool = option(False, "Show llama.cpp's log too.")
 
     @property
     def n_threads(self) -> int:

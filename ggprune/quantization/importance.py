@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,8 @@ from ggprune.llama.library import OP_MUL_MAT, OP_MUL_MAT_ID
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.quantization.imatrix import Entry, Imatrix
+from ggprune.text import chat
+from ggprune.text.documents import Source
 from ggprune.types import Floats
 
 _F32 = 0
@@ -254,3 +256,20 @@ def gather(
                 observer.end_graph_early()
                 progress(len(part))
     return observer, number
+
+
+def joined_tokens(model: LlamaModel, template: str | None, sources: Iterable[Source]) -> list[int]:
+    """Tokenize all texts one after the other, as llama.cpp's tools read a file.
+
+    Args:
+        model: loaded.
+        template: the chat template in its file.
+        sources: texts.
+    """
+    chat_template = chat.template_of(model, template)
+    tokens: list[int] = []
+    for document in (document for source in sources for document in source.documents):
+        # llama.cpp's tools drop the newline that a file ends with.
+        text = document.text.removesuffix("\n")
+        tokens += chat.tokenize(model, chat_template, replace(document, text=text))
+    return tokens

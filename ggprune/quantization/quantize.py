@@ -23,6 +23,7 @@ from ggprune.gguf_file import (
 from ggprune.gguf_file.parts import PartFile
 from ggprune.llama.quantizer import QuantizeJob, run_job
 from ggprune.quantization.imatrix import Imatrix
+from ggprune.quantization.options import QuantizeOptions
 from ggprune.quantization.quantize_names import (
     file_type,
     quantized_share,
@@ -40,31 +41,6 @@ _NEW_TYPE = re.compile(r"MiB -> +[\d.]+ MiB \((?P<type>\w+)\)$")
 _FALLBACKS = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
 
 Log = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class QuantizeOptions:
-    """How to quantize; names and meanings are llama-quantize's.
-
-    Attributes:
-        imatrix: importance matrix, GGUF or legacy.
-        tensor_types: (regular expression, tensor type), the first that matches a name.
-        output_type: of ``output.weight``.
-        token_embedding_type: of ``token_embd.weight``.
-        pure: one type for all tensors, no mixtures.
-        keep_split: as many shards as the source.
-        allow_requantize: from a file that is quantized already.
-        threads: 0 for all.
-    """
-
-    imatrix: Path | None = None
-    tensor_types: tuple[tuple[str, str], ...] = ()
-    output_type: str | None = None
-    token_embedding_type: str | None = None
-    pure: bool = False
-    keep_split: bool = False
-    allow_requantize: bool = False
-    threads: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,7 +236,7 @@ class Quantizer:
             source=str(self._model.path),
             target=str(target),
             type=file_type(type_name),
-            threads=options.threads,
+            threads=options.threads or 0,
             allow_requantize=options.allow_requantize,
             pure=options.pure,
             keep_split=self._split,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.quantize_names import result_stem
 from ggprune.rewrite import plan_rewrite
+from ggprune.types import Progress, no_progress
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +41,7 @@ def pruned_source(
     folder: Path,
     *,
     imatrix: Path | None = None,
-    progress: Callable[[int], object] = lambda _: None,
-    started: Callable[[int], object] = lambda _: None,
+    progress: Progress = no_progress,
 ) -> Iterator[PrunedSource]:
     """Prune a source into a temporary file; removed at the end, whatever happens.
 
@@ -50,8 +50,7 @@ def pruned_source(
         source: the high-precision file.
         folder: where the temporary file goes.
         imatrix: of the full model (then it is cut), or of the pruned one.
-        progress: called with the number of bytes just written.
-        started: called with the number of bytes to write.
+        progress: shows how far it is.
 
     Raises:
         MismatchError, InputError, UnsupportedModelError, OutputError: see plan_rewrite,
@@ -66,8 +65,8 @@ def pruned_source(
                 description, plan, inside / f"{stem}.gguf", plan_name=str(plan_path)
             )
             sliced = _sliced_beside(imatrix, description, rewrite.plan, inside) if imatrix else None
-            started(rewrite.size)
-            write_files(rewrite.files, description.gguf, progress=progress)
+            with progress(rewrite.size, "prune", "B") as done:
+                write_files(rewrite.files, description.gguf, progress=done)
             yield PrunedSource(rewrite.files[0].path, stem, sliced)
 
 

@@ -13,8 +13,9 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ggprune.cli.model_argument import MODEL, output_folder
+from ggprune.cli.model_argument import MODEL
 from ggprune.errors import GgpruneError, HubError
+from ggprune.hub.client import output_folder
 from ggprune.hub.download import parse, resolve_model, resolve_text, with_tag
 from ggprune.hub.errors import redacted
 from ggprune.hub.files import LocalFile, Repo

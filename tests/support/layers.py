@@ -30,7 +30,6 @@ LAYERS = (
     "fitting",
     "report",
     "publish",
-    "pipeline",
     "api",
     "doctor",
     "batch_config",

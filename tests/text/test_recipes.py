@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ggprune.cli.common import NAMED_PATH
+from ggprune.cli.options import named_path
 from ggprune.errors import InputError
 from ggprune.text.load import load_texts
 from ggprune.text.recipe_table import RECIPES, Part, Recipe
@@ -229,7 +229,7 @@ def test_the_text_option(hub: HubServer, two_parts: None) -> None:
     hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
     hub.add("o/d", {"t.jsonl": b'{"text": "hello"}\n'}, kind="dataset")
     named = [
-        NAMED_PATH.convert(text, None, None)
+        named_path(text, None, None)
         for text in ("@tiny", "all=@tiny", "mine=hf://datasets/o/d/t.jsonl")
     ]
     found = {source.domain: len(source.documents) for source in load_texts(named)}
