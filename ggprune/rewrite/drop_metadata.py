@@ -85,6 +85,18 @@ def save(path: Path, metadata: Mapping[str, Any]) -> None:
     write_text(path, json.dumps(metadata, indent=1) + "\n")
 
 
+def calibration_texts(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return what drop metadata says of each domain's calibration text: tokens and SHA-256.
+
+    Of a plan that was applied without its statistics only the hashes are known.
+    """
+    domains = (metadata.get("calibration") or {}).get("domains")
+    if domains:
+        return dict(domains)
+    hashes = (metadata.get("settings") or {}).get("calibration") or {}
+    return {name: {"sha256": value} for name, value in hashes.items()}
+
+
 def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:
     if statistics is None:
         return None

@@ -19,9 +19,8 @@ from ggprune.errors import GgpruneError
 from ggprune.gguf_file import GgufModel, write_files
 from ggprune.model import describe, open_model
 from ggprune.plan import LayerPlan, Plan
-from ggprune.publish import card_sections, card_sources
-from ggprune.publish.card import Request, gather, render
-from ggprune.publish.markdown import clean, table
+from ggprune.publish import card_sources
+from ggprune.publish.card import Request, clean, gather, render, table
 from ggprune.rewrite import drop_metadata, plan_rewrite
 from tests.support.tiny import write_tiny
 
@@ -337,6 +336,38 @@ def test_the_fixture(trained: Path) -> None:
     assert "gemma4" in render(gather(Request([trained])))
 
 
-def test_cover_is_explained() -> None:
-    assert "token by token" in card_sections._chosen("cover")
-    assert "Σ g‖f‖" in card_sections._chosen("contribution")
+def test_the_method_is_explained(release: Path) -> None:
+    path = release / "Big-11e.expert_drop_metadata.json"
+    data = json.loads(path.read_text())
+    for method, said in {
+        "cover": "token by token",
+        "random": "drawn at random",
+        "contribution": "`contribution`: Σ g‖f‖",
+        "mine": "were chosen by `mine`. In every layer",
+    }.items():
+        path.write_text(json.dumps(data | {"method": method}))
+        text = section(render(gather(Request([release]))), "How it was pruned")
+        assert said in text
+
+
+def test_text_that_only_the_plan_records(release: Path) -> None:
+    """As after calibrate, plan, apply: the plan's settings hold each domain's hash."""
+    path = release / "Big-11e.expert_drop_metadata.json"
+    data = json.loads(path.read_text())
+    hashes = {"code": "c0de" * 16, "prose|": "9e" * 32}
+    data |= {"calibration": None, "settings": {"seed": 7, "calibration": hashes}}
+    path.write_text(json.dumps(data))
+    text = render(gather(Request([release])))
+    pruned = section(text, "How it was pruned")
+    assert "not recorded" not in pruned
+    assert cells(pruned)[0] == ["Calibration text", "SHA-256"]
+    assert ["code", f"`{'c0de' * 16}`"] in cells(pruned)
+    assert "Settings: `seed` 7." in pruned
+    assert "on text of these kinds: code, prose|." in section(text, "Limits")
+
+
+def test_the_example_asks_for_no_more_context_than_there_is(release: Path) -> None:
+    with GgufModel(model_of(release)) as opened:
+        length = opened.get("olmoe.context_length")
+    assert length < 8192
+    assert f" -c {length}\n" in section(render(gather(Request([release]))), "How to run")
