@@ -23,7 +23,7 @@ from ggprune.evaluation.probing import compare_answers
 from ggprune.evaluation.sweep import Sweep, Tolerance, default_counts
 from ggprune.gguf_file import GgufModel, OutputFile, check_targets, write_files
 from ggprune.hub.client import output_folder
-from ggprune.llama.options import RunOptions
+from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, describe, open_model
 from ggprune.model.architectures import Kind
@@ -31,10 +31,9 @@ from ggprune.plan import Plan
 from ggprune.publish.ollama import modelfile as ollama
 from ggprune.quantization import importance
 from ggprune.quantization.importance import ImatrixObserver
-from ggprune.quantization.options import QuantizeOptions
+from ggprune.quantization.names import file_type
 from ggprune.quantization.quantize import Forecast, Quantizer
-from ggprune.quantization.quantize_names import file_type
-from ggprune.quantization.quantize_source import pruned_source
+from ggprune.quantization.source import pruned_source
 from ggprune.report.data import ReportInput
 from ggprune.report.page import write_report
 from ggprune.rewrite import (

@@ -19,7 +19,7 @@ from pathlib import Path
 from ggprune.batch_config import BatchConfig
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import replacing, stem_of, write_text
-from ggprune.quantization.quantize_names import result_stem
+from ggprune.quantization.names import result_stem
 
 log = logging.getLogger(__name__)
 

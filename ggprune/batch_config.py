@@ -59,7 +59,7 @@ class BatchConfig:
     options: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        from ggprune.quantization.quantize_names import file_type
+        from ggprune.quantization.names import file_type
 
         if not self.keep and not self.types:
             raise InputError("keep is missing, expected numbers of experts")

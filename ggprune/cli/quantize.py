@@ -17,7 +17,7 @@ from ggprune.cli.options import (
     record_from,
 )
 from ggprune.cli.terminal import in_options, print_json, progress_bar, table
-from ggprune.quantization.options import QuantizeOptions
+from ggprune.llama.options import QuantizeOptions
 from ggprune.util import human_size
 
 if TYPE_CHECKING:

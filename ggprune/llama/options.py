@@ -1,8 +1,9 @@
-"""How llama.cpp runs a model, as a record; light, since help is made from it."""
+"""How llama.cpp runs and quantizes a model, as records; light, since help is made from them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from ggprune.system import cores
 from ggprune.types import option
@@ -66,3 +67,25 @@ class RunOptions:
     def n_threads(self) -> int:
         """Threads to use, at least one."""
         return self.threads or cores()
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizeOptions:
+    """How to quantize; names and meanings are llama-quantize's, fields described as options.
+
+    ``tensor_types`` are pairs of a regular expression and the name of a tensor type, of which the
+    first that matches counts; ``threads`` is None for one a core.
+    """
+
+    imatrix: Path | None = option(None, "Importance matrix, GGUF or .dat.")
+    tensor_types: tuple[tuple[str, str], ...] = option(
+        (),
+        "Type of tensors whose name has PATTERN (a regular expression); repeatable.",
+        metavar="PATTERN=TYPE",
+    )
+    output_type: str | None = option(None, "Type of output.weight.", metavar="TYPE")
+    token_embedding_type: str | None = option(None, "Type of token_embd.weight.", metavar="TYPE")
+    pure: bool = option(False, "One type for all tensors, no mixtures.")
+    keep_split: bool = option(False, "As many shards as the source has.")
+    allow_requantize: bool = option(False, "From a file that is quantized already.")
+    threads: int | None = option(None, "Default: one a core.", minimum=1)

@@ -18,7 +18,7 @@ from ggprune.gguf_file import GgufModel, stem_of
 from ggprune.llama.quantizer import FILE_TYPES
 from ggprune.model import MoeModel, describe
 from ggprune.publish import card_sources
-from ggprune.quantization.quantize_names import result_stem
+from ggprune.quantization.names import result_stem
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from ggprune.errors import InputError
 from ggprune.gguf_file import GgufModel, stem_of
-from ggprune.quantization.quantize_names import result_stem
+from ggprune.quantization.names import result_stem
 from ggprune.rewrite import PROVENANCE, drop_metadata
 from ggprune.util import check_shape, read_json
 

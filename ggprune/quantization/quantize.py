@@ -21,15 +21,14 @@ from ggprune.gguf_file import (
     tensor_type_name,
 )
 from ggprune.gguf_file.parts import PartFile
-from ggprune.llama.quantizer import QuantizeJob, run_job
+from ggprune.llama import quantizer as llama_quantizer
+from ggprune.llama.options import QuantizeOptions
 from ggprune.quantization.imatrix import Imatrix
-from ggprune.quantization.options import QuantizeOptions
-from ggprune.quantization.quantize_names import (
+from ggprune.quantization.names import (
     file_type,
     quantized_share,
     result_stem,
     tensor_bytes,
-    tensor_type,
 )
 
 #: What llama.cpp's writer pads tensors to, whatever the source says.
@@ -96,13 +95,10 @@ class Quantizer:
         self._stem = stem or result_stem(model.stem)
         self._split = options.keep_split and len(model.files) > 1
         _check_source(model, options.allow_requantize)
-        self._tensor_types = tuple((_pattern(p), tensor_type(t)) for p, t in options.tensor_types)
-        self._output, self._embedding = (
-            None if name is None else tensor_type(name)
-            for name in (options.output_type, options.token_embedding_type)
-        )
+        _check_types(options)
         #: Matrices that the importance matrix says nothing about.
         self.uncovered: tuple[str, ...] = ()
+        self._imatrix = Imatrix.load(options.imatrix) if options.imatrix else None
         self._notes = self._check_imatrix(imatrix_name)
 
     @property
@@ -143,7 +139,7 @@ class Quantizer:
                 fallbacks = int(found[1])
             needs_imatrix = needs_imatrix or "will require an imatrix" in line
 
-        run_job(replace(self._job(type_name, self._folder / "none"), dry_run=True), read)
+        self._quantize(type_name, self._folder / "none", read, dry_run=True)
         sizes: dict[str, int] = {}
         for tensor in self._model.tensors:
             kind = types[tensor.name]
@@ -191,7 +187,7 @@ class Quantizer:
             self._write_split(type_name, paths, progress)
         else:
             with replacing(paths[0]) as part:
-                run_job(self._job(type_name, part), self._reader(progress))
+                self._quantize(type_name, part, self._reader(progress))
                 self._check_written(part)
         return replace(expected, size=sum(path.stat().st_size for path in paths))
 
@@ -205,7 +201,7 @@ class Quantizer:
             folder.mkdir()
             try:
                 prefix = folder / stem_of(paths[0])
-                run_job(self._job(type_name, prefix), self._reader(progress))
+                self._quantize(type_name, prefix, self._reader(progress))
                 self._check_written(folder / paths[0].name)
                 # The first last: where it stands, the others do too.
                 paths[0].unlink(missing_ok=True)
@@ -230,35 +226,33 @@ class Quantizer:
         if names != {tensor.name for tensor in self._model.tensors}:
             raise VerificationError(f"{path}: llama.cpp did not write all tensors")
 
-    def _job(self, type_name: str, target: Path) -> QuantizeJob:
-        options = self._options
-        return QuantizeJob(
-            source=str(self._model.path),
-            target=str(target),
-            type=file_type(type_name),
-            threads=options.threads or 0,
-            allow_requantize=options.allow_requantize,
-            pure=options.pure,
-            keep_split=self._split,
-            output_type=self._output,
-            embedding_type=self._embedding,
-            tensor_types=self._tensor_types,
-            imatrix=str(options.imatrix) if options.imatrix else None,
+    def _quantize(
+        self, type_name: str, target: Path, on_line: Log, *, dry_run: bool = False
+    ) -> None:
+        imatrix = self._imatrix
+        llama_quantizer.quantize(
+            self._model.path,
+            target,
+            file_type(type_name),
+            replace(self._options, keep_split=self._split),
+            on_line,
+            imatrix={name: entry.means() for name, entry in imatrix.entries.items()}
+            if imatrix
+            else None,
             notes=self._notes,
+            dry_run=dry_run,
         )
 
     def _check_imatrix(self, name: str | None) -> dict[str, str | int]:
         """Metadata to add: llama-quantize's keys that tell which importance matrix was used."""
-        path, notes = self._options.imatrix, dict[str, str | int]()
+        imatrix, notes = self._imatrix, dict[str, str | int]()
         if self._model.files[0].alignment != _ALIGNMENT:
             notes["general.alignment"] = _ALIGNMENT
-        if path is None:
+        if imatrix is None or self._options.imatrix is None:
             return notes
-        imatrix = Imatrix.load(path)
-        self.uncovered = imatrix.check(
-            self._model.tensors, name or path.name, str(self._model.path)
-        )
-        notes["quantize.imatrix.file"] = name or path.name
+        name = name or self._options.imatrix.name
+        self.uncovered = imatrix.check(self._model.tensors, name, str(self._model.path))
+        notes["quantize.imatrix.file"] = name
         if imatrix.datasets:
             notes["quantize.imatrix.dataset"] = imatrix.datasets[0]
         notes["quantize.imatrix.entries_count"] = len(imatrix.entries)
@@ -276,13 +270,20 @@ def _check_source(model: GgufModel, allow_requantize: bool) -> None:
         raise InputError(
             f"{model.path}: {share:.0%} of it is quantized already, mostly {mostly}: what that "
             "rounded away stays lost, and quantizing again rounds the rounded values",
-            remedy="Quantize from F16, BF16 or F32 (see --from-plan), or use --allow-requantize.",
+            remedy="Quantize from F16, BF16 or F32, or pass allow_requantize=True.",
         )
 
 
-def _pattern(text: str) -> str:
-    try:
-        re.compile(text)
-    except re.error as error:
-        raise InputError(f"--tensor-type {text}: {error}: not a regular expression") from error
-    return text
+def _check_types(options: QuantizeOptions) -> None:
+    """Find out at once what no quantizer would understand."""
+    for pattern, kind in options.tensor_types:
+        llama_quantizer.tensor_type(kind)
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise InputError(
+                f"tensor_types={pattern}: {error}: not a regular expression"
+            ) from error
+    for name in (options.output_type, options.token_embedding_type):
+        if name is not None:
+            llama_quantizer.tensor_type(name)

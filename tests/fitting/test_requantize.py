@@ -10,7 +10,8 @@ import pytest
 from ggprune.fitting import kinds
 from ggprune.fitting.requantize import Requantizer
 from ggprune.gguf_file import GgufModel, Tensor, tensor_type_name
-from ggprune.llama.quantizer import QuantizeJob, run_job
+from ggprune.llama.options import QuantizeOptions
+from ggprune.llama.quantizer import quantize
 from ggprune.quantization.imatrix import Entry, Imatrix
 
 pytestmark = pytest.mark.llama
@@ -44,16 +45,9 @@ def converted(requantizer: Requantizer, tensor: Tensor, kind: str) -> bytes:
 def test_bytes_equal_llama_quantize(
     trained: Path, imatrix: Path, tmp_path: Path, file_type: str
 ) -> None:
-    job = QuantizeJob(
-        str(trained),
-        str(tmp_path / "whole.gguf"),
-        file_type,
-        pure=True,
-        allow_requantize=True,
-        imatrix=str(imatrix),
-    )
-    run_job(job, lambda _: None)
     means = {name: entry.means() for name, entry in Imatrix.load(imatrix).entries.items()}
+    options = QuantizeOptions(pure=True, allow_requantize=True)
+    quantize(trained, tmp_path / "whole.gguf", file_type, options, print, imatrix=means)
     asked = {"Q3_K_M": "Q3_K", "IQ3_S": "IQ3_S"}[file_type]
     with (
         GgufModel(trained) as source,

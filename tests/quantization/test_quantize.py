@@ -20,12 +20,13 @@ from ggprune.cli.quantize import command
 from ggprune.errors import InputError, LlamaError, MismatchError, OutputError, UnsupportedModelError
 from ggprune.gguf_file import GgufModel, KeyEdits, lay_out, whole, write_files
 from ggprune.llama.library import library
-from ggprune.llama.quantizer import ALIASES, FILE_TYPES, QuantizeJob, run_job
+from ggprune.llama.options import QuantizeOptions
+from ggprune.llama.quantizer import ALIASES, FILE_TYPES, quantize, tensor_type
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.quantization.imatrix import Entry, Imatrix
-from ggprune.quantization.quantize import QuantizeOptions, Quantizer
-from ggprune.quantization.quantize_names import file_type, result_stem, tensor_type
+from ggprune.quantization.names import file_type, result_stem
+from ggprune.quantization.quantize import Quantizer
 from ggprune.rewrite import plan_rewrite
 from tests.support.tiny import write_tiny
 
@@ -442,11 +443,10 @@ def test_the_child_goes_with_its_parent(source: Path, tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
     ) as child:
         assert child.stdin is not None
-        job = QuantizeJob(str(source), str(tmp_path / "x.gguf"), "Q8_0")
-        fields = {name: getattr(job, name) for name in QuantizeJob.__slots__}
+        job = {"source": str(source), "target": str(tmp_path / "x.gguf"), "imatrix": []}
         # The job is complete, but nobody is there any more to use the result.
-        child.stdin.write((json.dumps(fields) + "\n").encode())
+        child.stdin.write((json.dumps(job) + "\n").encode())
         child.stdin.close()
         assert child.wait(timeout=60) == 1
     with pytest.raises(LlamaError, match="refused"):
-        run_job(replace(job, source=str(tmp_path / "none.gguf")), lambda _: None)
+        quantize(tmp_path / "none.gguf", tmp_path / "x.gguf", "Q8_0", QuantizeOptions(), print)

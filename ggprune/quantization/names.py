@@ -28,19 +28,6 @@ def file_type(name: str) -> str:
     return upper
 
 
-def tensor_type(name: str) -> int:
-    """The number of a tensor type: q8_0, f16.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    for number, known in TENSOR_TYPES.items():
-        if known.name == name.upper():
-            return number
-    names = ", ".join(known.name for known in TENSOR_TYPES.values())
-    raise InputError(f"{name}: is not a tensor type", remedy=f"Known: {names}.")
-
-
 def result_stem(stem: str) -> str:
     """A model's name without its quantization: ``Big-109e`` of ``Big-BF16-109e``."""
     return _SUFFIX.sub("", stem)

@@ -14,7 +14,7 @@ from ggprune.gguf_file.parts import PartFile
 from ggprune.model import MoeModel, open_model
 from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
-from ggprune.quantization.quantize_names import result_stem
+from ggprune.quantization.names import result_stem
 from ggprune.rewrite import plan_rewrite
 from ggprune.types import Progress, no_progress
 
