@@ -33,13 +33,13 @@ from ggprune.errors import VerificationError as VerificationError
 from ggprune.evaluation.evaluator import Evaluation as Evaluation
 from ggprune.evaluation.evaluator import Evaluator as Evaluator
 from ggprune.evaluation.sweep import Sweep as Sweep
+from ggprune.llama.options import QuantizeOptions as QuantizeOptions
 from ggprune.llama.options import RunOptions as RunOptions
 from ggprune.model import Identity as Identity
 from ggprune.model import MoeModel as MoeModel
 from ggprune.model import open_model as open_model
 from ggprune.plan import LayerPlan as LayerPlan
 from ggprune.plan import Plan as Plan
-from ggprune.quantization.options import QuantizeOptions as QuantizeOptions
 from ggprune.types import Progress as Progress
 from ggprune.version import __version__ as __version__
 
