@@ -42,6 +42,7 @@ def test_unknown_names_are_attribute_errors() -> None:
         _ = ggprune.no_such_name
 
 
+@pytest.mark.process
 def test_import_is_light() -> None:
     code = "import ggprune, sys; sys.exit('numpy' in sys.modules or 'llama_cpp' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
@@ -59,6 +60,7 @@ def text(tmp_path: Path) -> dict[str, Path]:
     return {"words": path}
 
 
+@pytest.mark.llama
 def test_stages(tmp_path: Path, model: Path, text: dict[str, Path]) -> None:
     options = ggprune.RunOptions(threads=1)
     settings = ggprune.Settings(ctx=64)
@@ -75,6 +77,7 @@ def test_stages(tmp_path: Path, model: Path, text: dict[str, Path]) -> None:
     assert by_file.kld_mean == pytest.approx(by_mask.kld_mean, rel=1e-3)
 
 
+@pytest.mark.llama
 def test_the_whole_job(
     tmp_path: Path, model: Path, text: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:

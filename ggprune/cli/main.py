@@ -9,7 +9,6 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from ggprune.cli.terminal import in_options, show_notes
 from ggprune.errors import GgpruneError
 
 
@@ -63,13 +62,15 @@ class LazyGroup(click.Group):
         entry = COMMANDS.get(cmd_name)
         if entry is None:
             return None
-        module = importlib.import_module(f"ggprune.cli.{entry.module}")
-        command = getattr(module, cmd_name.replace("-", "_"), None) or module.command
+        command = importlib.import_module(f"ggprune.cli.{entry.module}").command
         assert isinstance(command, click.Command)
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; an error of ours speaks of its options."""
+        """Run the command, with its notes on stderr; an error of ours speaks of its options."""
+        from ggprune.cli.terminal import in_options, show_notes
+
+        show_notes()
         try:
             return super().invoke(ctx)
         except GgpruneError as error:
@@ -123,7 +124,6 @@ def main() -> NoReturn:
     """Run the command line and exit: 0, or the exit code of the error's class."""
     # A killed run should end like an interrupted one, so that temporary files are removed.
     signal.signal(signal.SIGTERM, _raise_interrupt)
-    show_notes()
     try:
         code = cli.main(standalone_mode=False)
     except GgpruneError as error:
@@ -143,6 +143,8 @@ def main() -> NoReturn:
 
 def fail(error: GgpruneError, command: click.Command | None = None) -> NoReturn:
     """Print an error as a user of the command reads it, and exit."""
+    from ggprune.cli.terminal import in_options
+
     click.echo(f"Error: {in_options(error.message, command)}", err=True)
     if error.remedy:
         click.echo(f"  -> {in_options(error.remedy, command)}", err=True)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import functools
-import json
 import logging
 import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.types import Advance
+if TYPE_CHECKING:
+    from ggprune.types import Advance
 
 #: ``keep=9``, up to a space or the punctuation before it.
 _FIELD = re.compile(r"(?<![\w=./-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>\S+?)(?=[:,.;)`]*(?:\s|$))")
@@ -94,6 +94,8 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0) -> Itera
 
 def print_json(value: Any) -> None:
     """Print a result for scripts."""
+    import json
+
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
 
 

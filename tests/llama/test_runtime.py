@@ -282,13 +282,12 @@ def test_options_of_the_command_line() -> None:
     @options_of(RunOptions)
     def command(**arguments: object) -> None:
         found.append(record_from(RunOptions, arguments))
-        every = {field.name for field in dataclasses.fields(RunOptions)}
-        assert set(arguments) == every - {"verbose"}
+        assert set(arguments) == {field.name for field in dataclasses.fields(RunOptions)}
 
     line = (
         "--threads 3 -ngl 7 --cpu-moe --n-cpu-moe 4 -ot a=CPU,b=CPU -ot c=CPU --split-mode row "
         "--tensor-split 3,1 --main-gpu 1 --flash-attn on --cache-type-k q8_0 --cache-type-v bf16 "
-        "--ubatch 64 --no-mmap --no-repack --rpc one:1,two:2"
+        "--ubatch 64 --no-mmap --no-repack --rpc one:1,two:2 -v"
     )
     for arguments in ("", line):
         result = CliRunner().invoke(command, arguments.split(), catch_exceptions=False)
@@ -310,6 +309,7 @@ def test_options_of_the_command_line() -> None:
         mmap=False,
         repack=False,
         rpc=("one:1", "two:2"),
+        verbose=True,
     )
     wrong = CliRunner().invoke(command, ["--tensor-split", "3,x"])
     assert "is not a list of numbers" in wrong.output

@@ -228,10 +228,7 @@ def test_the_text_option(hub: HubServer, two_parts: None) -> None:
     hub.add("o/a", {"train.jsonl": jsonl(rows(20))}, kind="dataset")
     hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
     hub.add("o/d", {"t.jsonl": b'{"text": "hello"}\n'}, kind="dataset")
-    named = [
-        named_path(text, None, None)
-        for text in ("@tiny", "all=@tiny", "mine=hf://datasets/o/d/t.jsonl")
-    ]
+    named = [named_path(text) for text in ("@tiny", "all=@tiny", "mine=hf://datasets/o/d/t.jsonl")]
     found = {source.domain: len(source.documents) for source in load_texts(named)}
     assert found == {"code": 4, "more": 3, "sub": 2, "all": 9, "mine": 1}
 
