@@ -199,7 +199,7 @@ class Evaluator(Closing):
         base = self.base()
         llama = self._loaded(experts_used)
         if self._masked is None:
-            mask = MaskObserver(self.description.prunable().architecture)
+            mask = MaskObserver(self.description.prunable())
             self._masked = mask, self._context(llama, mask)
         mask, context = self._masked
         mask.set_plan(dropped)
@@ -222,7 +222,7 @@ class Evaluator(Closing):
         self._check_vocabulary(path)
         base = self.base()
         self._unload()
-        masks = [MaskObserver(self.description.prunable().architecture, dropped)] if dropped else []
+        masks = [MaskObserver(self.description.prunable(), dropped)] if dropped else []
         with (
             LlamaModel(path, self.options) as candidate,
             self._context(candidate, *masks) as context,

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from ggprune.errors import InputError
 from ggprune.llama.callback import layer_node
 from ggprune.llama.tensor import TensorView
-from ggprune.model.architectures import Architecture
+from ggprune.model import MoeModel
+from ggprune.model.architectures import CHOSEN_NODE
+from ggprune.model.hash_routing import nearest_experts, remapped
 from ggprune.plan import Plan
 
 #: A softmax gives exactly 0 for it, and no bias or scale brings it back. Finite, because
@@ -28,13 +30,21 @@ class MaskObserver:
     chooses. What follows is what the pruned model computes: the same experts chosen, the same
     gates. It composes with other observers, and what they see is the masked model.
 
+    In layers that choose by a table of token ids, it replaces what the table named, as the pruned
+    table does (model.hash_routing).
+
     Args:
-        architecture: names the nodes.
+        model: names the nodes.
         dropped: experts by layer; a layer that is not named stays whole.
     """
 
-    def __init__(self, architecture: Architecture, dropped: Dropped | None = None) -> None:
-        self._nodes = frozenset(architecture.mask_nodes)
+    #: Its receive comes before that of observers that only read.
+    alters = True
+
+    def __init__(self, model: MoeModel, dropped: Dropped | None = None) -> None:
+        self._experts = model.experts
+        self._nodes = frozenset(model.architecture.mask_nodes)
+        self._nearest = {layer: nearest_experts(model, layer) for layer in model.hash_tables}
         self._dropped: dict[int, npt.NDArray[np.intp]] = {}
         self.set_plan(dropped or {})
 
@@ -47,6 +57,8 @@ class MaskObserver:
     def wants(self, name: str) -> bool:
         """The nodes of every layer: it is asked once, and the mask may change later."""
         node = layer_node(name)
+        if node is not None and node[0] == CHOSEN_NODE:
+            return node[1] in self._nearest
         return node is not None and node[0] in self._nodes
 
     def receive(self, name: str, tensor: TensorView) -> bool:
@@ -56,6 +68,13 @@ class MaskObserver:
         if experts is None:
             return True
         values = tensor.array()
+        assert node is not None
+        if node[0] == CHOSEN_NODE:
+            stays = np.setdiff1d(np.arange(self._experts), experts)
+            values[0, 0] = remapped(values[0, 0], stays.tolist(), self._nearest[node[1]])
+            if not tensor.on_host:
+                tensor.write(values)
+            return True
         if experts.max() >= values.shape[-1]:
             raise InputError(
                 f"{name}: there is no expert {experts.max()}, the layer has {values.shape[-1]}"

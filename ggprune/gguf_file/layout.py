@@ -33,17 +33,17 @@ _MAX_SHARDS = (1 << 16) - 1
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """A tensor to write: its data is the concatenation of source ranges."""
+    """A tensor to write: its data is the concatenation of source ranges and literal bytes."""
 
     name: str
     shape: tuple[int, ...]
     type: int
-    ranges: tuple[ByteRange, ...]
+    ranges: tuple[Segment, ...]
 
     @property
     def nbytes(self) -> int:
         """Bytes of data, without padding."""
-        return sum(part.length for part in self.ranges)
+        return sum(_length(part) for part in self.ranges)
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,7 +54,10 @@ class Dispatcher:
     """
 
     def __init__(self, observers: Sequence[Observer]) -> None:
-        self._observers = tuple(observers)
+        # What changes a node comes before what reads it.
+        self._observers = tuple(
+            sorted(observers, key=lambda observer: not getattr(observer, "alters", False))
+        )
         self._choosing = tuple(each for each in observers if isinstance(each, NodeObserver))
         # Names repeat in every graph, so a decision is one dictionary look-up from the second
         # time on. This side runs thousands of times a batch.

@@ -274,14 +274,6 @@ _DRAFT = Refusal(
     ),
     applies=_always,
 )
-_HASHED = Refusal(
-    reason=(
-        "its first layers choose experts by a table of token ids (ffn_gate_tid2eid), which leaves "
-        "no other expert for a token whose expert is removed"
-    ),
-    condition="with hash-routed layers",
-    applies=lambda metadata: _number(metadata, "hash_layer_count") > 0,
-)
 _MAVERICK = Refusal(
     reason=(
         "llama.cpp turns the QK norm of llama4 off for exactly 128 experts (Maverick), so with "
@@ -326,7 +318,6 @@ _TABLE = (
         contribution_space=Space.STREAMS,
         statistics_note=_STREAMS_NOTE,
         mtp_experts=True,
-        refusals=(_HASHED,),
     ),
     Architecture(name="dflash", gating=Gating.SQRT_SOFTPLUS, normalised=None, refusals=(_DRAFT,)),
     Architecture(name="dots1", gating=_K, normalised=None),

@@ -14,7 +14,7 @@ from ggprune.model import architectures
 from ggprune.model.architectures import Architecture
 from ggprune.model.counts import ExpertCounts
 from ggprune.model.identity import Identity, router_hash, tokenizer_hash
-from ggprune.model.tensors import ExpertTensor, Role, layer_of, role_of
+from ggprune.model.tensors import HASH_TABLE, ExpertTensor, Role, layer_of, role_of
 from ggprune.util import Closing
 
 #: Metadata values longer than this are vocabularies, never a model's own numbers.
@@ -44,6 +44,7 @@ class Model(Closing):
         mtp_tensors: names of all tensors of those layers.
         counts: experts in each layer (0 in a dense model), top-k, groups.
         expert_tensors: by name, all tensors with one slice an expert; MTP layers included.
+        hash_tables: by layer, the tables that choose experts by token id (hash_routing).
         refusal: why the model cannot be pruned; None if it can: then this is a MoeModel.
     """
 
@@ -56,6 +57,7 @@ class Model(Closing):
     mtp_tensors: frozenset[str]
     counts: ExpertCounts
     expert_tensors: Mapping[str, ExpertTensor]
+    hash_tables: Mapping[int, Tensor]
     refusal: str | None = None
 
     def close(self) -> None:
@@ -139,6 +141,11 @@ class MoeModel(Model):
                 f"experts_used={experts_used}: {self.gguf.path} has a number for every layer, "
                 "which cannot be changed to one"
             )
+        if experts_used and self.hash_tables and experts_used != self.experts_used:
+            raise InputError(
+                f"experts_used={experts_used}: {self.gguf.path} has layers whose table names "
+                f"{self.experts_used} experts for every token"
+            )
 
     def identity(self) -> Identity:
         """Hash what identifies the model; reads all routers, once."""
@@ -191,6 +198,11 @@ def describe(source: GgufModel | str | os.PathLike[str]) -> Model:
             _number(metadata, architectures.EXPERT_GROUP_USED_KEY) or 1,
         ),
         expert_tensors=tensors,
+        hash_tables={
+            layer: tensor
+            for tensor in gguf.tensors
+            if tensor.name.endswith(HASH_TABLE) and (layer := layer_of(tensor.name)) in layers
+        },
     )
     refusal = _refusal(model, name, unknown)
     if refusal:

@@ -71,10 +71,14 @@ SHARED_TENSORS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "ffn_gate_inp.scale": "gemma4: scale of the router's input, [n_embd]",
         "ffn_norm_exps.weight": "arctic: norm before the experts, [n_embd]",
+        "ffn_gate_tid2eid.weight": "deepseek4: experts by token, see hash_routing",
     }
 )
 
-# The grovemoe and hash-layer tensors are known, but no model that has them is pruned.
+#: A table of the experts that each token uses, [n_expert_used, n_vocab]: see hash_routing.
+HASH_TABLE: Final = "ffn_gate_tid2eid.weight"
+
+# The grovemoe tensors are known, but no model that has them is pruned.
 _LOOKS_PER_EXPERT = re.compile(
     r"exps|exp_probs|expert|tid2eid|^ffn_gate_inp\.|^ffn_(gate|up|down)\.\d+\."
 )

@@ -9,6 +9,8 @@ from pathlib import Path
 from ggprune.errors import InputError
 from ggprune.gguf_file import ByteRange, OutputFile, OutputTensor, Tensor, joined, lay_out, whole
 from ggprune.model import MoeModel
+from ggprune.model.hash_routing import pruned_table
+from ggprune.model.tensors import layer_of
 from ggprune.plan import Plan
 from ggprune.rewrite.metadata import Changes, key_edits
 
@@ -127,13 +129,18 @@ def result_size(
 
 
 def sliced(tensor: Tensor, model: MoeModel, kept: Mapping[int, Sequence[int]]) -> OutputTensor:
-    """Take the kept experts of a per-expert tensor, as byte ranges; any other tensor whole.
+    """Take the kept experts of a per-expert tensor, as byte ranges; most others whole.
 
-    The expert axis is the outermost, so an expert is one range of nbytes / experts bytes.
+    The expert axis is the outermost, so an expert is one range of nbytes / experts bytes. The
+    table of a hash-routed layer is computed anew.
     """
     found = model.expert_tensors.get(tensor.name)
     if found is None:
-        return whole(tensor)
+        layer = layer_of(tensor.name)
+        if layer is None or model.hash_tables.get(layer) is not tensor:
+            return whole(tensor)
+        table = pruned_table(model, layer, kept[layer])
+        return OutputTensor(tensor.name, tensor.shape, tensor.type, (table,))
     size = tensor.nbytes // model.experts
     stay = kept[found.layer]
     ranges = joined(ByteRange(tensor.shard, tensor.offset + e * size, size) for e in stay)

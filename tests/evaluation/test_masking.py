@@ -84,7 +84,7 @@ def check_mask_equals_file(
 def routed(model: Path, dropped: dict[int, list[int]], tokens: list[int]) -> np.ndarray:
     described = open_model(model)
     architecture = described.architecture
-    mask = MaskObserver(architecture, dropped)
+    mask = MaskObserver(described, dropped)
     routing = RoutingObserver(architecture, described.moe_layers, described.experts)
     with (
         LlamaModel(model, OPTIONS) as llama,
@@ -109,7 +109,7 @@ def test_composes_with_statistics(tmp_path: Path) -> None:
 @pytest.mark.llama
 def test_set_plan_between_decodes(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
-    mask = MaskObserver(open_model(path).architecture)
+    mask = MaskObserver(open_model(path))
     tokens = Tokens(0, 0, list(range(5, 69)))
 
     def logits(context: LlamaContext) -> np.ndarray:

@@ -274,7 +274,7 @@ def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Pla
 @pytest.mark.llama
 def test_ruined_plan_loops_and_the_identity_does_not(trained: Path, ruin: dict[str, Plan]) -> None:
     sampling = Sampling(temperature=0.7, top_p=0.9)
-    architecture = open_model(trained).architecture
+    source = open_model(trained)
     files = sorted(FIXTURES.glob("heldout/*.txt"))
     probes = [Probe(path.stem, "text", (Message("user", ""),)) for path in files]
     with LlamaModel(trained, OPTIONS) as model:
@@ -288,7 +288,7 @@ def test_ruined_plan_loops_and_the_identity_does_not(trained: Path, ruin: dict[s
             both = side_by_side(
                 probes,
                 base,
-                answers(MaskObserver(architecture, dropped_by(plan))),
+                answers(MaskObserver(source, dropped_by(plan))),
                 names=("base", "candidate"),
                 settings={},
                 modes={"sampled": sampling},

@@ -25,7 +25,15 @@ from ggprune.plan import LAST_LAYER_RULE, LayerPlan, Plan
 from ggprune.rewrite import check_result, plan_rewrite, verify_bytes
 from tests.support.evaluating import OPTIONS
 from tests.support.llama_ctypes import loaded
-from tests.support.slicing import CASES, TOKENS, choose, make, read, reference_slice
+from tests.support.slicing import (
+    CASES,
+    TOKENS,
+    choose,
+    make,
+    masking,
+    read,
+    reference_slice,
+)
 
 UNREFUSED = {name: case for name, case in CASES.items() if name != "dflash"}
 
@@ -109,8 +117,8 @@ def test_fewer_experts_used(tmp_path: Path, case: str) -> None:
     layers = {layer: part for layer, part in kept.items() if layer in model.expert_layers}
     keep = len(next(iter(layers.values())).keep)
     plan = Plan(keep, layers, experts_used=model.experts_used - 1 or None)
-    if isinstance(model.metadata["expert_used_count"], list):
-        with pytest.raises(InputError, match="for every layer"):
+    if isinstance(model.metadata["expert_used_count"], list) or model.hash_tables:
+        with pytest.raises(InputError, match=r"for every (layer|token)"):
             plan_rewrite(model, plan, tmp_path / "pruned.gguf")
         return
     if model.experts_used == 1:
@@ -129,11 +137,7 @@ def test_fewer_experts_used(tmp_path: Path, case: str) -> None:
 def assert_same_function(base: Path, pruned: Path, architecture, dropped, overrides=None) -> None:
     embedding = architecture.kind is Kind.EMBEDDING
 
-    def mask(name: str, node) -> None:
-        layer = int(name.rsplit("-", 1)[1])
-        node.array[..., list(dropped[layer])] = -1e30
-
-    nodes = {f"{node}-{layer}" for node in architecture.mask_nodes for layer in dropped}
+    mask, nodes = masking(base, architecture, dropped)
     with loaded(base, embedding=embedding, overrides=overrides) as model:
         plain = model.run(TOKENS)
         masked = model.run(TOKENS, mask, nodes.__contains__)

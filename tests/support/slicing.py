@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -112,12 +112,65 @@ def reference_slice(
         data = tensor.data
         if match and tensor.name in sliced:
             data = data[keep[int(match[1])]]
+        if match and tensor.name.endswith("tid2eid.weight"):
+            stay = keep[int(match[1])]
+            rows = router_rows(reader, int(match[1]))
+            data = np.array(
+                [[stay.index(e) for e in stand_ins(row, stay, rows)] for row in data.tolist()],
+                np.int32,
+            )
         writer.add_tensor(tensor.name, np.ascontiguousarray(data), raw_dtype=tensor.tensor_type)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return target
+
+
+def router_rows(reader: gguf.GGUFReader, layer: int) -> np.ndarray:
+    (router,) = [t for t in reader.tensors if t.name == f"blk.{layer}.ffn_gate_inp.weight"]
+    return np.array(router.data, np.float64)
+
+
+def stand_ins(row: Sequence[int], stay: Sequence[int], rows: np.ndarray) -> list[int]:
+    """Replace each dropped expert by the free kept one with the largest cosine, from the left."""
+
+    def cosine(a: int, b: int) -> float:
+        return float(rows[a] @ rows[b] / np.linalg.norm(rows[a]) / np.linalg.norm(rows[b]))
+
+    found = list(row)
+    for place, expert in enumerate(found):
+        if expert not in stay:
+            others = {e for e in found if e in stay}
+            free = [e for e in stay if e not in others]
+            found[place] = max(free, key=lambda other: cosine(expert, other))
+    return found
+
+
+def masking(
+    path: Path, architecture: Architecture, dropped: Mapping[int, Sequence[int]]
+) -> tuple[Callable[[str, Any], None], frozenset[str]]:
+    """Make a function that takes experts out of the choice, and name the nodes it is for."""
+    reader = gguf.GGUFReader(path)
+    hashed = {
+        int(tensor.name.split(".")[1]): router_rows(reader, int(tensor.name.split(".")[1]))
+        for tensor in reader.tensors
+        if tensor.name.endswith("tid2eid.weight")
+    }
+
+    def mask(name: str, node: Any) -> None:
+        what, _, number = name.rpartition("-")
+        gone = list(dropped[int(number)])
+        if what != "ffn_moe_topk":
+            node.array[..., gone] = -1e30
+            return
+        rows = hashed[int(number)]
+        stay = [expert for expert in range(len(rows)) if expert not in gone]
+        chosen = node.array.reshape(-1, node.array.shape[-1])
+        chosen[:] = [stand_ins(row, stay, rows) for row in chosen.tolist()]
+
+    nodes = {f"{node}-{layer}" for node in architecture.mask_nodes for layer in dropped}
+    return mask, frozenset(nodes | {f"ffn_moe_topk-{layer}" for layer in hashed})
 
 
 def choose(metadata: Metadata) -> dict[int, list[int]]:

@@ -99,7 +99,7 @@ def _again(
         layer: np.flatnonzero(row).tolist()
         for layer, row in zip(statistics.layers, gone, strict=True)
     }
-    mask = MaskObserver(model.architecture, dropped)
+    mask = MaskObserver(model, dropped)
     return Ranking.of(_run(statistics, have, _sources(have), mask), request)
 
 

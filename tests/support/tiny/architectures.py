@@ -190,8 +190,12 @@ SPECS: dict[str, Spec] = {
     "deepseek32": _DEEPSEEK32,
     "deepseek4": Spec(
         layers=tuple(
-            f"attn_norm dsv4 {compressed} mhc ffn_norm {MOE} selection selection_images shared"
-            for compressed in ("", "dsv4_4", "dsv4_128")
+            f"attn_norm dsv4 {compressed} mhc ffn_norm {MOE} {choice} selection_images shared"
+            for compressed, choice in (
+                ("", "hash_table"),
+                ("dsv4_4", "selection"),
+                ("dsv4_128", "selection"),
+            )
         ),
         mtp=f"attn_norm dsv4 mhc ffn_norm {MOE} selection shared nextn nextn_norm",
         top="top mhc_out",
@@ -204,7 +208,7 @@ SPECS: dict[str, Spec] = {
             "attention.compress_ratios": lambda layer, _: (0, 4, 128)[layer % 3],
             "attention.compress_rope_freq_base": 160000.0,
             "rope.dimension_count": 8,
-            "hash_layer_count": 0,
+            "hash_layer_count": 1,
             "swiglu_clamp_exp": 10.0,
             "expert_gating_func": 4,
         },

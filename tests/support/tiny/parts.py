@@ -9,6 +9,7 @@ from __future__ import annotations
 DIMENSIONS: dict[str, int] = {
     "embd": 32,  # embedding length
     "vocab": 288,  # tokens in the vocabulary
+    "used": 4,  # experts that a token uses
     "heads": 2,  # attention heads
     "kv_heads": 1,  # heads of keys and values
     "head": 16,  # dimensions of a head
@@ -86,6 +87,7 @@ PARTS: dict[str, str] = {
         "indexer.q_norm.weight:index_head indexer.k_norm.weight:index_head"
     ),
     # deepseek4
+    "hash_table": "ffn_gate_tid2eid.weight:used,vocab",
     "dsv4": (
         "attn_sinks.weight:heads attn_q_a.weight:embd,q_rank attn_q_a_norm.weight:q_rank "
         "attn_q_b.weight:q_rank,heads*head attn_kv.weight:embd,head attn_kv_a_norm.weight:head "

@@ -144,7 +144,7 @@ def write_tiny(
         tensors: parts to add to every layer with experts, such as ``"scales"``.
     """
     spec = SPECS[architecture]
-    sizes = {**DIMENSIONS, **spec.dimensions, "experts": experts}
+    sizes = {**DIMENSIONS, **spec.dimensions, "experts": experts, "used": used}
     depth = layers or bool(spec.lead) + max(2, len(spec.layers))
     last = (1 if spec.mtp else 0) if mtp is None else mtp
     metadata = {**_keys(spec, sizes, depth + last, used), **(keys or {})}
@@ -166,6 +166,11 @@ def write_tiny(
     random = np.random.default_rng(seed)
     kind = gguf.GGMLQuantizationType[dtype]
     for name, shape in _with_extra(architecture, sizes, depth, last, tensors):
+        if name.endswith("tid2eid.weight"):
+            # A table: each token's experts, all different.
+            every = np.tile(np.arange(experts, dtype=np.int32), (shape[1], 1))
+            writer.add_tensor(name, random.permuted(every, axis=1)[:, : shape[0]])
+            continue
         data = _weights(name, shape, random)
         if _is_matrix(name, shape) and kind != gguf.GGMLQuantizationType.F32:
             writer.add_tensor(name, gguf.quants.quantize(data, kind), raw_dtype=kind)
