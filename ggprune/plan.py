@@ -138,7 +138,20 @@ class Plan:
         Raises:
             InputError: it is missing or not a plan, with what is wrong in it.
         """
-        return _from_json(read_json(path, "a plan"), str(path))
+        return cls.from_json(read_json(path, "a plan"), str(path))
+
+    @classmethod
+    def from_json(cls, data: Any, name: str) -> Plan:
+        """Make a plan of its file form.
+
+        Args:
+            data: as read from JSON.
+            name: where it comes from, for messages.
+
+        Raises:
+            InputError: it is not a plan, with what is wrong in it.
+        """
+        return _from_json(data, name)
 
     def for_model(self, model: MoeModel, name: str = "the plan") -> Plan:
         """Check the plan against a model and complete what a hand-written one leaves out.

@@ -88,7 +88,7 @@ def scale(kld: float | None) -> str:
         return ""
     costs = list(SCALE.items())
     above = next((index for index, (_, cost) in enumerate(costs) if cost >= kld), len(costs))
-    near = " and ".join(f"{cost:.2g} to {name}" for name, cost in costs[max(above - 1, 0) :][:2])
+    near = " and ".join(f"{cost:#.2g} to {name}" for name, cost in costs[max(above - 1, 0) :][:2])
     return f"Llama 3 8B loses {near}, by llama.cpp's own table"
 
 
@@ -186,11 +186,12 @@ def _layers(retained: Mapping[int, float | None]) -> Iterator[Finding]:
     ]
     if low:
         share, layer = min(low)
-        more = len(low) - 1
-        others = f" and {more} more layer{'s' * (more > 1)} keep" if more else " keeps"
+        some, worst = f"{len(low)} layers keep", f"worst, layer {layer}"
+        if len(low) == 1:
+            some, worst = "A layer keeps", f"layer {layer}"
         yield Finding(
             "layers",
-            f"Layer {layer}{others} less than {MIN_RETAINED:.0%} of Σ g‖f‖ (worst {share:.1%}), "
-            "and nobody has measured what that costs.",
+            f"{some} less than {MIN_RETAINED:.0%} of Σ g‖f‖ ({worst}: {share:.1%}), and what that "
+            "costs was not measured.",
             "Measure it with `ggprune evaluate`, or keep more experts.",
         )

@@ -1,6 +1,6 @@
 """How unevenly experts contribute, and how far domains agree on who matters: pure functions.
 
-All of them take non-negative values of the experts of one layer, usually Σ g‖f‖.
+``values`` are those of the experts of one layer, not negative, usually Σ g‖f‖.
 """
 
 from __future__ import annotations
@@ -11,12 +11,7 @@ from ggprune.types import Floats
 
 
 def top_share(values: Floats, top: int = 8) -> float:
-    """Share of the sum that the ``top`` largest values have; 0 if the sum is.
-
-    Args:
-        values: of one layer, [experts].
-        top: how many.
-    """
+    """Compute the share of the sum that the ``top`` largest values have; 0 if the sum is 0."""
     total = float(values.sum())
     if total <= 0:
         return 0.0
@@ -24,12 +19,7 @@ def top_share(values: Floats, top: int = 8) -> float:
 
 
 def experts_for(values: Floats, share: float = 0.8) -> int:
-    """How many of the largest values it takes to reach ``share`` of the sum; 0 if the sum is 0.
-
-    Args:
-        values: of one layer, [experts].
-        share: between 0 and 1.
-    """
+    """Count the largest values it takes to reach ``share`` of the sum; 0 if the sum is 0."""
     total = float(values.sum())
     if total <= 0:
         return 0
@@ -39,13 +29,10 @@ def experts_for(values: Floats, share: float = 0.8) -> int:
 
 
 def gini(values: Floats) -> float:
-    """Gini coefficient: 0 when all are equal, (n-1)/n when one has everything.
+    """Compute the Gini coefficient: 0 when all are equal, (n-1)/n when one has everything.
 
     G = 2 Σ i·x_i / (n Σ x) - (n+1)/n with x ascending and i from 1 (Gini 1912; the form for a
     finite population).
-
-    Args:
-        values: of one layer, [experts].
     """
     total = float(values.sum())
     count = len(values)
@@ -56,12 +43,12 @@ def gini(values: Floats) -> float:
 
 
 def top_experts(values: Floats, top: int) -> frozenset[int]:
-    """The ``top`` experts of a layer; the lower index wins a tie."""
+    """Name the ``top`` experts of a layer; the lower index wins a tie."""
     return frozenset(np.argsort(-values, kind="stable")[:top].tolist())
 
 
 def overlap(values: list[Floats], top: int) -> Floats:
-    """How many of the top experts each pair of domains shares, as a mean over layers.
+    """Count the top experts each pair of domains shares, as a mean over layers.
 
     Args:
         values: by domain, [layers, experts]; a layer where a domain has nothing is left out.
@@ -88,12 +75,9 @@ def overlap(values: list[Floats], top: int) -> Floats:
 
 
 def relative(scores: Floats) -> Floats:
-    """Scores as multiples of their layer's mean, or ranks from 0 to 1 if any is negative.
+    """Scale scores to multiples of their layer's mean, or to ranks from 0 to 1 if any is negative.
 
     Experts compete within a layer only, so that is what a picture must make comparable.
-
-    Args:
-        scores: [layers, experts].
     """
     if (scores < 0).any():
         ranks = np.argsort(np.argsort(scores, axis=1, kind="stable"), axis=1, kind="stable")

@@ -13,10 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from ggprune import plan as plans
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError
-from ggprune.evaluation.verdict import verdict
-from ggprune.plan import LayerPlan, Plan
+from ggprune.evaluation.verdict import scale, verdict
+from ggprune.plan import Plan
 from ggprune.report import sections
 from ggprune.types import Json
 from ggprune.util import check_shape
@@ -67,9 +68,7 @@ class ReportInput:
 
 
 def build(given: ReportInput) -> Json:
-    """Compute everything a report says.
-
-    Parts that cannot be computed from what is given are None.
+    """Compute everything a report says; what cannot be computed from the parts is None.
 
     Raises:
         InputError: nothing is given.
@@ -78,10 +77,12 @@ def build(given: ReportInput) -> Json:
     if not any(getattr(given, field.name) for field in fields(given) if field.name != "command"):
         raise InputError(
             "there is nothing to report",
-            remedy="Give at least one of --statistics, --plan, --metadata, --evaluation, "
-            "--sweep, --probe and --tasks.",
+            remedy="Give at least one of statistics, plan, metadata, evaluation, sweep, probe and "
+            "tasks.",
         )
-    _check(given)
+    for name, shape in _SHAPES.items():
+        if (part := getattr(given, name)) is not None:
+            check_shape(part, shape, f"the {name} is damaged")
     metadata = given.metadata or {}
     plan = given.plan or _plan_of(metadata)
     statistics = given.statistics
@@ -104,24 +105,12 @@ def build(given: ReportInput) -> Json:
         "provenance": _provenance(given, plan, metadata),
     }
     report["findings"] = _findings(report)
+    report["scale"] = scale((report["evaluation"] or {}).get("kld_mean"))
     finite: Json = _finite(report)
     return finite
 
 
-def _check(given: ReportInput) -> None:
-    """Say what is wrong with the structure of files that people may have edited.
-
-    Raises:
-        InputError: a part is not made as ggprune makes it.
-    """
-    for name, shape in _SHAPES.items():
-        part = getattr(given, name)
-        if part is not None:
-            check_shape(part, shape, f"the {name} is damaged")
-
-
 def _findings(report: Json) -> list[Json]:
-    """What evaluate's verdict calls bad."""
     layers = (report["retained"] or {}).get("layers") or []
     try:
         found = verdict(
@@ -140,32 +129,16 @@ def _findings(report: Json) -> list[Json]:
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> Plan | None:
-    """The plan that drop metadata states."""
-    layers = metadata.get("layers")
-    if not isinstance(layers, Mapping) or not layers:
+    """Read the plan that drop metadata states."""
+    if not metadata.get("layers"):
         return None
-    try:
-        parts = {
-            int(layer): LayerPlan(
-                tuple(part["keep"]), part.get("retained"), str(part.get("rule", ""))
-            )
-            for layer, part in layers.items()
-        }
-        return Plan(
-            int(metadata["keep"]),
-            parts,
-            str(metadata.get("method", "")),
-            int(metadata.get("experts") or 0),
-            str(metadata.get("architecture", "")),
-            None,
-            metadata.get("settings") or {},
-        )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise InputError(f"the drop metadata is damaged: {error!r}") from error
+    used = metadata.get("experts_used")
+    fewer = used if used != metadata.get("source_experts_used", used) else 0
+    stated = {**metadata, "format": plans.FORMAT, "version": plans.VERSION, "experts_used": fewer}
+    return Plan.from_json(stated, "the drop metadata")
 
 
 def _provenance(given: ReportInput, plan: Plan | None, metadata: Mapping[str, Any]) -> Json:
-    """How it was made: versions, command, hashes."""
     statistics = given.statistics
     calibration = metadata.get("calibration") or {}
     texts = calibration.get("domains") or {}
@@ -188,7 +161,7 @@ def _provenance(given: ReportInput, plan: Plan | None, metadata: Mapping[str, An
 
 
 def _finite(value: Any) -> Any:
-    """The same without NaN and infinities, which JSON does not have; keys as text."""
+    """Replace NaN and infinities, which JSON does not have, by None; keys become text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, np.generic):

@@ -43,7 +43,7 @@ def write_report(path: Path, given: ReportInput) -> dict[str, Any]:
 
 
 def render(report: Mapping[str, Any]) -> str:
-    """The page's text for numbers made by ``build``."""
+    """Render the page for numbers made by ``build``."""
     sweep = view.sweep(report)
     charted = {name: report[name] for name in _CHARTED}
     charted["sweep"] = sweep
@@ -53,8 +53,7 @@ def render(report: Mapping[str, Any]) -> str:
         .render(
             report=report,
             sweep=sweep,
-            probes=view.probes(report),
-            tile_list=view.tiles,
+            answers=view.answers(report),
             css=_verbatim("report.css"),
             d3=_verbatim("vendor/d3.min.js"),
             plot=_verbatim("vendor/plot.umd.min.js"),
@@ -65,20 +64,14 @@ def render(report: Mapping[str, Any]) -> str:
 
 
 def _script_json(value: Any) -> Markup:
-    """JSON that cannot end the script element it is in."""
+    """Write JSON that cannot end the script element it is in."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return Markup(text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e"))
 
 
 def _with_code(text: str) -> Markup:
-    """A sentence whose `commands` and --options look like it and are not broken in two."""
-    shown = re.sub(r"`([^`]+)`|(?<!\S)\(?(--[\w-]+)", _as_code, str(escape(text)))
-    return Markup(shown)
-
-
-def _as_code(match: re.Match[str]) -> str:
-    code = match[1] or match[2]
-    return match[0].replace(f"`{code}`", code).replace(code, f"<code>{code}</code>")
+    """Show `commands` as code, which is not broken in two."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 @functools.cache
@@ -87,7 +80,6 @@ def _text(name: str) -> str:
 
 
 def _verbatim(name: str) -> Markup:
-    """An asset of ours, not escaped."""
     return Markup(_text(name))
 
 
@@ -104,6 +96,7 @@ def _environment() -> Environment:
         "points": view.points,
         "code": _with_code,
         "count": view.count,
+        "size": view.size,
         "settings": view.settings,
     }
     environment.filters.update(filters)

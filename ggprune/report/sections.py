@@ -14,6 +14,7 @@ from ggprune.choosing.methods import sums as scoring
 from ggprune.choosing.methods.cover import FORMULA
 from ggprune.choosing.methods.sums import COVER
 from ggprune.choosing.ranking import scores_by_domain
+from ggprune.evaluation.verdict import MIN_RETAINED
 from ggprune.plan import Plan
 from ggprune.report import concentration as measures
 from ggprune.types import Floats, Json
@@ -28,7 +29,7 @@ _FALLBACK_SCORE = "contribution"
 
 
 def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[str, Any]) -> Json:
-    """What was pruned, and to how many experts."""
+    """Say what was pruned, and to how many experts."""
     identity = statistics.identity if statistics else plan.identity if plan else None
     source = metadata.get("source") or {}
     facts: Json = {
@@ -50,7 +51,7 @@ def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[st
 
 
 def size(metadata: Mapping[str, Any]) -> Json | None:
-    """Bytes before and after."""
+    """Compare bytes before and after."""
     before = (metadata.get("source") or {}).get("size_bytes")
     after = (metadata.get("result") or {}).get("size_bytes")
     if not before or not after:
@@ -64,7 +65,7 @@ def size(metadata: Mapping[str, Any]) -> Json | None:
 
 
 def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
-    """Share of Σ g‖f‖ each layer keeps: the plan's own numbers, else from the statistics."""
+    """Give the share of Σ g‖f‖ each layer keeps: from the plan, else from the statistics."""
     if plan is None:
         return None
     total = statistics.total if statistics else None
@@ -74,13 +75,15 @@ def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
         share = part.retained
         if share is None and total is not None and layer in rows:
             share = scoring.retained(total, rows[layer], np.array(part.keep))
-        layers.append({"layer": layer, "share": share, "rule": part.rule})
+        low = share is not None and share < MIN_RETAINED
+        layers.append({"layer": layer, "share": share, "low": low, "rule": part.rule})
     summary = _worst_and_mean([(part["share"], part["layer"]) for part in layers])
-    return {"measure": MEASURE, **summary, "layers": layers} if summary else None
+    if summary is None:
+        return None
+    return {"measure": MEASURE, "limit": MIN_RETAINED, **summary, "layers": layers}
 
 
 def _worst_and_mean(shares: Sequence[tuple[float | None, int]]) -> Json | None:
-    """Of (share, layer); None if no share is known."""
     known = [(share, layer) for share, layer in shares if share is not None]
     if not known:
         return None
@@ -90,7 +93,7 @@ def _worst_and_mean(shares: Sequence[tuple[float | None, int]]) -> Json | None:
 
 
 def _scores(statistics: Statistics, plan: Plan | None) -> tuple[str, str, Floats]:
-    """The plan's score: its name, a note where that is not all, [layers, experts]."""
+    """Compute the plan's score: its name, a note where that is not all, [layers, experts]."""
     method = plan.method if plan else _FALLBACK_SCORE
     settings = plan.settings if plan else {}
     weights = settings.get("weights")
@@ -106,7 +109,7 @@ def _scores(statistics: Statistics, plan: Plan | None) -> tuple[str, str, Floats
 
 
 def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
-    """Scores and counts of all experts, [layers][experts], and which are dropped."""
+    """List scores and counts of all experts, [layers][experts], and which are dropped."""
     if statistics is None:
         return None
     method, note, scores = _scores(statistics, plan)
@@ -131,7 +134,7 @@ def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
 
 
 def concentration(statistics: Statistics | None) -> Json | None:
-    """How unevenly the experts of each layer contribute."""
+    """Measure how unevenly the experts of each layer contribute."""
     if statistics is None:
         return None
     rows = statistics.total.contribution_sum
@@ -150,7 +153,7 @@ def concentration(statistics: Statistics | None) -> Json | None:
 
 
 def domains(statistics: Statistics | None, plan: Plan | None) -> Json | None:
-    """How far kinds of text agree on who matters, and what each of them keeps."""
+    """Compare the top experts of kinds of text, and what each of them keeps."""
     if statistics is None:
         return None
     experts = statistics.identity.experts
@@ -168,7 +171,7 @@ def domains(statistics: Statistics | None, plan: Plan | None) -> Json | None:
 
 
 def _retained_by_domain(statistics: Statistics, plan: Plan) -> list[Json | None]:
-    """What each domain keeps of its own Σ g‖f‖: the mean over layers and the worst one."""
+    """Compute the share of its own Σ g‖f‖ that each domain keeps: mean and worst layer."""
     result = []
     for domain in statistics.domains:
         shares = [
@@ -181,5 +184,5 @@ def _retained_by_domain(statistics: Statistics, plan: Plan) -> list[Json | None]
 
 
 def _short(value: float) -> float:
-    """Four significant digits: what a tooltip shows, and a fifth of the bytes."""
+    """Round to four significant digits: what a tooltip shows, and a fifth of the bytes."""
     return float(f"{value:.4g}") if math.isfinite(value) else value

@@ -14,7 +14,7 @@ _MOST_TASKS = 3
 
 
 def summary_lines(report: Mapping[str, Any], most: int = _MOST_LINES) -> list[str]:
-    """The essential, fewer than 25 lines.
+    """List the essential in fewer than 25 lines.
 
     Args:
         report: as ``build`` or ``write_report`` return it.
@@ -26,6 +26,7 @@ def summary_lines(report: Mapping[str, Any], most: int = _MOST_LINES) -> list[st
         ("experts", _experts(report)),
         ("retained", _retained(report)),
         *_evaluation(report),
+        ("for scale", report["scale"]),
         ("by domain", _by_domain(report)),
         *_probes(report),
         *_tasks(report),
@@ -89,7 +90,6 @@ def _evaluation(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _by_domain(report: Mapping[str, Any]) -> str:
-    """The domains that suffer most and least."""
     domains = (report["evaluation"] or {}).get("domains") or {}
     known = [(part["kld_mean"], name) for name, part in domains.items() if part.get("kld_mean")]
     if len(known) < 2:
@@ -110,7 +110,6 @@ def _tasks(report: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _sweep(report: Mapping[str, Any]) -> str:
-    """Where the curve breaks and what is within the tolerance, by method."""
     found = report["sweep"] or {}
     told = []
     for key, text in (("cliff", "cliff below"), ("smallest", "within the tolerance")):
@@ -123,7 +122,6 @@ def _sweep(report: Mapping[str, Any]) -> str:
 
 
 def _probes(report: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Loops and collapses of both sides, one line a way of sampling."""
     lines = []
     for name, mode in list(((report["probe"] or {}).get("modes") or {}).items())[:2]:
         base, candidate = mode.get("base") or {}, mode.get("candidate") or {}
@@ -148,7 +146,6 @@ def _concentration(report: Mapping[str, Any]) -> str:
 
 
 def _overlap(report: Mapping[str, Any]) -> str:
-    """The two domains that agree least."""
     domains = report["domains"]
     if not domains or not domains["overlap"]:
         return ""

@@ -176,7 +176,10 @@ def test_gates_one_by_one() -> None:
     assert [f.gate for f in verdict(evaluation=heavy)] == ["tail"]
     (layers,) = verdict(retained={0: 0.99, 3: 0.949, 5: 0.9})
     assert (
-        layers.gate == "layers" and "Layer 5 and 1 more" in layers.text and "90.0%" in layers.text
+        layers.gate == "layers"
+        and "2 layers" in layers.text
+        and "layer 5" in layers.text
+        and "90.0%" in layers.text
     )
     curve = {"cliff": {"reap": 96, "random": None}}
     assert cliff_of(curve) == 96 and cliff_of(curve, "random") is None
@@ -214,7 +217,7 @@ def test_measurements_decide() -> None:
         (None, ""),
         (0.0001, "0.0014 to Q8_0"),
         (0.02, "0.011 to Q5_K_M and 0.031 to Q4_K_M"),
-        (0.3, "0.1 to Q3_K_M and 0.45 to Q2_K"),
+        (0.3, "0.10 to Q3_K_M and 0.45 to Q2_K"),
         (2.0, "0.45 to Q2_K"),
     ],
 )

@@ -369,6 +369,37 @@ def test_summary_of_a_good_plan_does_not_say_bad() -> None:
     assert "Nothing bad was found" in render(report)
 
 
+def test_settings_that_are_nested_are_shown() -> None:
+    values = {
+        "weights": {"chat": 0.25, "code": 0.75},
+        "search": {"rounds": 3, "meter": {"tokens": 4096}},
+        "protect": ["code", "math"],
+        "pooled": False,
+        "text": None,
+        "hashes": {f"name {i}": "0" * 64 for i in range(9)},
+    }
+    assert view.settings(values) == (
+        "weights: chat 0.25, code 0.75; search: rounds 3, meter (tokens 4096); "
+        "protect: code, math; pooled: no"
+    )
+
+
+def test_box_and_chart_name_the_same_layers() -> None:
+    report = build(replace(report_data.realistic(6, 64, 44), evaluation=None, probe=None))
+    low = [each["layer"] for each in report["retained"]["layers"] if each["low"]]
+    text = render(report)
+    assert len(low) == 6 and "6 layers keep less than 95%" in text
+    assert text.count('class="n worst"') >= 6 and "Orange: layers below 95" in text
+
+
+def test_measured_cost_and_its_scale_are_said() -> None:
+    report = build(replace(report_data.realistic(6, 64, 44), sweep=None))
+    assert report["findings"] == [], "the layers keep little, but that cost little"
+    text = render(report)
+    assert "Nothing bad was found" in text and "0.031 to Q4_K_M and 0.10 to Q3_K_M" in text
+    assert any("0.031 to Q4_K_M" in line for line in summary_lines(report))
+
+
 def test_summary_never_rounds_up_to_all() -> None:
     statistics, plan = small()
     almost = replace(plan, layers={0: LayerPlan((0, 2), 0.999999)})
@@ -585,6 +616,14 @@ def test_prints_on_a_few_pages(visited: Visit) -> None:
     data = visited.pdf.read_bytes()
     assert data.startswith(b"%PDF-")
     assert 3 <= len(re.findall(rb"/Type\s*/Page\b", data)) <= 8
+
+
+@pytest.mark.process
+@pytest.mark.skipif(not shutil.which("pdftotext"), reason="no pdftotext")
+def test_paper_has_no_closed_sections(visited: Visit, page: str) -> None:
+    assert "Dropped experts by layer" in page
+    shown = subprocess.run(["pdftotext", visited.pdf, "-"], capture_output=True, text=True).stdout
+    assert "Dropped experts by layer" not in shown and "Scores of all experts" in shown
 
 
 def test_tables_need_no_javascript(page: str) -> None:

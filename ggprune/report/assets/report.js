@@ -15,7 +15,7 @@
   };
 
   function retained(width) {
-    const { layers, worst } = report.retained;
+    const { layers, limit } = report.retained;
     const known = layers.filter((d) => d.share != null);
     const low = Math.min(...known.map((d) => d.share));
     const floor = Math.max(0, low - (1 - low) * 0.12 - 0.0005);
@@ -29,13 +29,13 @@
       marks: [
         Plot.barY(known, {
           x: "layer", y1: 1, y2: "share", rx: 1.5,
-          fill: (d) => (d.layer === worst.layer ? "var(--warm)" : "var(--accent)"),
+          fill: (d) => (d.low ? "var(--warm)" : "var(--accent)"),
           title: (d) => `Layer ${d.layer}\n${d3.format(".2%")(d.share)} retained\n` +
             `${d3.format(".2%")(1 - d.share)} lost${d.rule ? "\n" + d.rule : ""}`,
           tip: { pointer: "x" },
         }),
         Plot.ruleY([1], { stroke: "currentColor" }),
-        floor < 0.95 ? Plot.ruleY([0.95], { stroke: "var(--warm)", strokeDasharray: "4 3" }) : null,
+        floor < limit ? Plot.ruleY([limit], { stroke: "var(--warm)", strokeDasharray: "4 3" }) : null,
       ],
     });
   }
