@@ -9,9 +9,11 @@ import pytest
 
 from ggprune.errors import InputError
 from ggprune.llama.library import library
-from ggprune.llama.memory import KV_TYPES, Use, cache_bytes, planned, weight_bytes
+from ggprune.llama.memory import Use, planned, weight_bytes
+from ggprune.llama.options import CACHE_TYPES
 from ggprune.model import open_model
 from tests.support import tiny
+from tests.support.kv_cache import cache_bytes
 from tests.support.tiny import write_tiny
 
 MIB = 1 << 20
@@ -36,7 +38,7 @@ def allocated(path: Path, use: Use) -> tuple[float, float, float]:
         model = api.llama_model_load_from_file(str(path).encode(), parameters)
         wanted = api.llama_context_default_params()
         wanted.n_ctx, wanted.n_seq_max = use.context * use.parallel, use.parallel
-        wanted.type_k = wanted.type_v = KV_TYPES[use.kv_type]
+        wanted.type_k = wanted.type_v = CACHE_TYPES[use.kv_type]
         wanted.n_ubatch = use.ubatch
         wanted.swa_full = False
         context = api.llama_init_from_model(model, wanted)
@@ -84,7 +86,7 @@ def test_within_five_percent_of_what_is_allocated(
 
 
 @pytest.mark.llama
-@pytest.mark.parametrize("kind", KV_TYPES)
+@pytest.mark.parametrize("kind", ["f16", "q8_0", "q4_0"])
 def test_quantized_caches(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(tiny.DIMENSIONS, "head", 64)
     path = tiny.write_tiny(tmp_path / "m.gguf", "qwen3moe")
