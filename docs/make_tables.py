@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from ggprune.model.architectures import (  # noqa: E402
     ARCHITECTURES,
+    WEIGHTED_NODES,
     Architecture,
     Gating,
     Kind,
@@ -48,9 +49,9 @@ def _normalised(row: Architecture) -> str:
 
 def _notes(row: Architecture) -> list[str]:
     notes = [] if row.kind is Kind.CAUSAL else [row.kind.value]
-    if row.contribution_space is not Space.RESIDUAL:
-        notes.append(f"norms: {row.contribution_space.value}")
-    if row.weights_before_ffn:
+    if row.space is not Space.RESIDUAL:
+        notes.append(f"norms: {row.space.value}")
+    if row.contribution_nodes != WEIGHTED_NODES:
         notes.append("gates multiply the experts' input")
     if row.mtp_experts is not None:
         notes.append("MTP layers" + ("" if row.mtp_experts else " (dense)"))

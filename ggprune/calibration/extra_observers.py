@@ -102,13 +102,6 @@ class RoutingRecorder:
         return layer != self._last
 
 
-#: Nodes that hold the residual stream before the FFN, where it is not ``ffn_inp``.
-_RESIDUAL = {
-    "bailingmoe2": "sa_out",
-    "gemma4": "attn_out",
-    "qwen35moe": "attn_residual",
-    "qwen3next": "attn_residual",
-}
 _ROUTED = "ffn_moe_out"
 
 
@@ -127,7 +120,7 @@ class ChangeObserver:
 
     def __init__(self, architecture: Architecture, layers: Sequence[int], experts: int) -> None:
         self._routing = RoutingRecorder(architecture, layers, cut=False)
-        self._residual = _RESIDUAL.get(architecture.name, "ffn_inp")
+        self._residual = architecture.residual_node
         self._layers, self._experts = tuple(layers), experts
         self._before: dict[int, npt.NDArray[np.float32]] = {}
         self._sums = np.zeros((len(layers), experts))

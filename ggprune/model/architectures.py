@@ -15,7 +15,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from types import MappingProxyType
 from typing import Final
 
@@ -35,7 +35,7 @@ class Gating(enum.Enum):
 
 
 class Space(enum.Enum):
-    """What the norm of an expert's weighted output is a norm of."""
+    """Where the norm of an expert's weighted output is taken."""
 
     RESIDUAL = "residual stream"
     NORMED = "normalised before the residual stream"
@@ -112,7 +112,7 @@ class Refusal:
     applies: Callable[[Metadata], bool]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Architecture:
     """One value of ``general.architecture`` that llama.cpp can run with experts.
 
@@ -127,15 +127,13 @@ class Architecture:
         default_gating: for ``BY_KEY``, what llama.cpp takes when the key is missing; None: it
             aborts the process.
         kind: what the model computes.
-        weights_before_ffn: gates multiply the experts' input, so ``ffn_moe_weighted`` is that
-            input (llama4 only).
         contribution_nodes: nodes of which the first one present holds what each chosen expert
             adds, as rows [n_embd, n_used, tokens].
         mask_nodes: nodes in which a large negative number takes an expert out of the choice; the
             file's tensors decide which of them exist.
-        contribution_space: where those rows live.
-        statistics_note: what to tell the user of norms that are not norms in the residual stream.
-        latent_key: ``contribution_space`` and the note hold only where this key is above 0.
+        space: where those rows live.
+        latent_key: where ``space`` is LATENT: it is only if this key is above 0.
+        residual_node: the node that holds the residual stream before the FFN.
         mtp_experts: whether MTP layers (``nextn_predict_layers``) have experts (they may; the
             file's tensors decide); None: llama.cpp runs no MTP layers in this architecture.
         forbidden_counts: numbers of experts that would make llama.cpp compute another function.
@@ -146,13 +144,13 @@ class Architecture:
     gating: Gating
     normalised: bool | None
     default_gating: Gating | None = None
+    _: KW_ONLY
     kind: Kind = Kind.CAUSAL
-    weights_before_ffn: bool = False
     contribution_nodes: tuple[str, ...] = WEIGHTED_NODES
     mask_nodes: tuple[str, ...] = MASK_NODES
-    contribution_space: Space = Space.RESIDUAL
-    statistics_note: str = ""
+    space: Space = Space.RESIDUAL
     latent_key: str = ""
+    residual_node: str = "ffn_inp"
     mtp_experts: bool | None = None
     forbidden_counts: tuple[int, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -201,7 +199,7 @@ def statistics_note(architecture: Architecture, metadata: Metadata) -> str:
     """Say what is unusual in the measured norms of a file, or nothing."""
     if architecture.latent_key and not _number(metadata, architecture.latent_key):
         return ""
-    return architecture.statistics_note
+    return _NOTES.get(architecture.space, "")
 
 
 _MTP_TENSOR = re.compile(r"blk\.(\d{1,9})\.nextn\.eh_proj\.weight")
@@ -243,18 +241,20 @@ def keys_without_mtp(metadata: Metadata, layers: Sequence[int]) -> dict[str, obj
     return changed
 
 
-_STREAMS_NOTE = (
-    "The sum over experts is spread over several residual streams with weights learned per token "
-    "(hyper-connections), so norms compare experts of one token and layer, not layers."
-)
-_NORMED_NOTE = (
-    "The sum over experts is RMS-normalised before it reaches the residual stream, so norms "
-    "compare experts of one layer, not layers."
-)
-_LATENT_NOTE = (
-    "Experts work in a latent space that one matrix per layer maps back, so norms are norms in "
-    "that space and compare experts of one layer, not layers."
-)
+_NOTES = {
+    Space.STREAMS: (
+        "The sum over experts is spread over several residual streams with weights learned per "
+        "token (hyper-connections), so norms compare experts of one token and layer, not layers."
+    ),
+    Space.NORMED: (
+        "The sum over experts is RMS-normalised before it reaches the residual stream, so norms "
+        "compare experts of one layer, not layers."
+    ),
+    Space.LATENT: (
+        "Experts work in a latent space that one matrix per layer maps back, so norms are norms "
+        "in that space and compare experts of one layer, not layers."
+    ),
+}
 
 
 def _always(_metadata: Metadata) -> bool:
@@ -287,171 +287,111 @@ _S, _K = Gating.SOFTMAX, Gating.BY_KEY
 _SIGMOID = Gating.SIGMOID
 
 _TABLE = (
-    Architecture(
-        name="afmoe",
-        gating=_K,
-        normalised=None,
-        default_gating=_SIGMOID,
-        contribution_space=Space.NORMED,
-        statistics_note=_NORMED_NOTE,
-    ),
+    Architecture("afmoe", _K, None, _SIGMOID, space=Space.NORMED),
     # arctic: the experts read the layer's input, beside attention and a dense FFN.
-    Architecture(name="arctic", gating=_S, normalised=True),
-    Architecture(name="bailingmoe", gating=_S, normalised=None),
-    Architecture(name="bailingmoe2", gating=_K, normalised=None, mtp_experts=True),
-    Architecture(name="bailingmoe3", gating=_K, normalised=None, mtp_experts=True),
-    Architecture(
-        name="cohere2moe", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
-    ),
-    Architecture(name="dbrx", gating=_S, normalised=True),
-    Architecture(name="deepseek", gating=_S, normalised=False),
+    Architecture("arctic", _S, True),
+    Architecture("bailingmoe", _S, None),
+    Architecture("bailingmoe2", _K, None, mtp_experts=True, residual_node="sa_out"),
+    Architecture("bailingmoe3", _K, None, mtp_experts=True),
+    Architecture("cohere2moe", _K, None, _SIGMOID, mtp_experts=True),
+    Architecture("dbrx", _S, True),
+    Architecture("deepseek", _S, False),
     # deepseek2 without the key is softmax, but for GLM-4.7-Flash (47 or 48 layers and 154880
     # tokens), which is sigmoid.
-    Architecture(name="deepseek2", gating=_K, normalised=None, default_gating=_S, mtp_experts=True),
-    Architecture(name="deepseek2-ocr", gating=_K, normalised=None, default_gating=_S),
-    Architecture(name="deepseek32", gating=_K, normalised=None, mtp_experts=True),
+    Architecture("deepseek2", _K, None, _S, mtp_experts=True),
+    Architecture("deepseek2-ocr", _K, None, _S),
+    Architecture("deepseek32", _K, None, mtp_experts=True),
     # deepseek4: the loader accepts no other gating.
     Architecture(
-        name="deepseek4",
-        gating=Gating.SQRT_SOFTPLUS,
-        normalised=None,
-        contribution_space=Space.STREAMS,
-        statistics_note=_STREAMS_NOTE,
+        "deepseek4",
+        Gating.SQRT_SOFTPLUS,
+        None,
+        space=Space.STREAMS,
         mtp_experts=True,
     ),
-    Architecture(name="dflash", gating=Gating.SQRT_SOFTPLUS, normalised=None, refusals=(_DRAFT,)),
-    Architecture(name="dots1", gating=_K, normalised=None),
+    Architecture("dflash", Gating.SQRT_SOFTPLUS, None, refusals=(_DRAFT,)),
+    Architecture("dots1", _K, None),
     # dots3note, exaone-moe: the MTP layer has a dense FFN.
-    Architecture(name="dots3note", gating=_K, normalised=None, mtp_experts=False),
-    Architecture(name="ernie4_5-moe", gating=_S, normalised=True),
-    Architecture(name="exaone-moe", gating=_K, normalised=None, mtp_experts=False),
+    Architecture("dots3note", _K, None, mtp_experts=False),
+    Architecture("ernie4_5-moe", _S, True),
+    Architecture("exaone-moe", _K, None, mtp_experts=False),
     # gemma4: router and experts read different norms of one input.
-    Architecture(
-        name="gemma4",
-        gating=_S,
-        normalised=True,
-        contribution_space=Space.NORMED,
-        statistics_note=_NORMED_NOTE,
-    ),
-    Architecture(
-        name="glm-dsa", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
-    ),
-    Architecture(
-        name="glm4moe", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
-    ),
-    Architecture(
-        name="glm5-next",
-        gating=_K,
-        normalised=None,
-        default_gating=_SIGMOID,
-        contribution_space=Space.STREAMS,
-        statistics_note=_STREAMS_NOTE,
-        mtp_experts=True,
-    ),
+    Architecture("gemma4", _S, True, space=Space.NORMED, residual_node="attn_out"),
+    Architecture("glm-dsa", _K, None, _SIGMOID, mtp_experts=True),
+    Architecture("glm4moe", _K, None, _SIGMOID, mtp_experts=True),
+    Architecture("glm5-next", _K, None, _SIGMOID, space=Space.STREAMS, mtp_experts=True),
     # gpt-oss (openai-moe.cpp): router bias and biases of experts.
-    Architecture(name="gpt-oss", gating=Gating.SOFTMAX_CHOSEN, normalised=True),
-    Architecture(name="granite", gating=_S, normalised=True),
-    Architecture(name="granite_swa", gating=_S, normalised=True),
-    Architecture(name="granitehybrid", gating=_S, normalised=True),
-    Architecture(name="granitemoe", gating=_S, normalised=True),
-    Architecture(
-        name="grok",
-        gating=_S,
-        normalised=True,
-        contribution_space=Space.NORMED,
-        statistics_note=_NORMED_NOTE,
-    ),
+    Architecture("gpt-oss", Gating.SOFTMAX_CHOSEN, True),
+    Architecture("granite", _S, True),
+    Architecture("granite_swa", _S, True),
+    Architecture("granitehybrid", _S, True),
+    Architecture("granitemoe", _S, True),
+    Architecture("grok", _S, True, space=Space.NORMED),
     # grovemoe calls build_moe_ffn twice a layer, so every name appears twice.
-    Architecture(name="grovemoe", gating=_S, normalised=True, refusals=(_GROVE,)),
-    Architecture(name="hunyuan-moe", gating=_S, normalised=True),
-    Architecture(
-        name="hy_v3", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
-    ),
-    Architecture(
-        name="hy_v4",
-        gating=_K,
-        normalised=None,
-        contribution_space=Space.STREAMS,
-        statistics_note=_STREAMS_NOTE,
-    ),
-    Architecture(name="jamba", gating=_S, normalised=False),
-    Architecture(
-        name="kimi-k3",
-        gating=_K,
-        normalised=None,
-        contribution_space=Space.LATENT,
-        statistics_note=_LATENT_NOTE,
-        latent_key="expert_latent_length",
-    ),
-    Architecture(name="kimi-linear", gating=_K, normalised=True),
-    Architecture(name="laguna", gating=_K, normalised=None, default_gating=_SIGMOID),
-    Architecture(name="lfm2moe", gating=_K, normalised=True),
-    Architecture(name="llada-moe", gating=_S, normalised=False, kind=Kind.DIFFUSION),
-    Architecture(name="llama", gating=_S, normalised=True),
-    Architecture(name="llama-embed", gating=_S, normalised=True, kind=Kind.EMBEDDING),
+    Architecture("grovemoe", _S, True, refusals=(_GROVE,)),
+    Architecture("hunyuan-moe", _S, True),
+    Architecture("hy_v3", _K, None, _SIGMOID, mtp_experts=True),
+    Architecture("hy_v4", _K, None, space=Space.STREAMS),
+    Architecture("jamba", _S, False),
+    Architecture("kimi-k3", _K, None, space=Space.LATENT, latent_key="expert_latent_length"),
+    Architecture("kimi-linear", _K, True),
+    Architecture("laguna", _K, None, _SIGMOID),
+    Architecture("lfm2moe", _K, True),
+    Architecture("llada-moe", _S, False, kind=Kind.DIFFUSION),
+    Architecture("llama", _S, True),
+    Architecture("llama-embed", _S, True, kind=Kind.EMBEDDING),
     # llama4 chooses by logits and takes the sigmoid of the chosen ones.
     Architecture(
-        name="llama4",
-        gating=_SIGMOID,
-        normalised=False,
-        weights_before_ffn=True,
+        "llama4",
+        _SIGMOID,
+        False,
         contribution_nodes=("ffn_moe_down",),
         forbidden_counts=(128,),
         refusals=(_MAVERICK,),
     ),
-    Architecture(name="maple", gating=_S, normalised=True),
-    Architecture(name="mellum", gating=_S, normalised=True),
+    Architecture("maple", _S, True),
+    Architecture("mellum", _S, True),
     # mimo2: llama.cpp runs only dense MTP layers, though it would load experts.
-    Architecture(name="mimo2", gating=_SIGMOID, normalised=True, mtp_experts=False),
-    Architecture(name="minicpm", gating=_S, normalised=True),
-    Architecture(name="minimax-01", gating=_S, normalised=True),
-    Architecture(name="minimax-m2", gating=_K, normalised=True),
-    Architecture(name="minimax-m3", gating=_K, normalised=None),
-    Architecture(name="mistral3", gating=_S, normalised=True),
+    Architecture("mimo2", _SIGMOID, True, mtp_experts=False),
+    Architecture("minicpm", _S, True),
+    Architecture("minimax-01", _S, True),
+    Architecture("minimax-m2", _K, True),
+    Architecture("minimax-m3", _K, None),
+    Architecture("mistral3", _S, True),
     # mistral4 is deepseek2 under another name.
-    Architecture(name="mistral4", gating=_K, normalised=None, default_gating=_S, mtp_experts=True),
+    Architecture("mistral4", _K, None, _S, mtp_experts=True),
     # nemotron_h, nemotron_h_moe: experts have no gate matrix; expert_used_count may be an array.
     Architecture(
-        name="nemotron_h",
-        gating=_SIGMOID,
-        normalised=None,
-        contribution_space=Space.LATENT,
-        statistics_note=_LATENT_NOTE,
+        "nemotron_h",
+        _SIGMOID,
+        None,
+        space=Space.LATENT,
         latent_key="moe_latent_size",
         mtp_experts=True,
     ),
     Architecture(
-        name="nemotron_h_moe",
-        gating=_SIGMOID,
-        normalised=None,
-        contribution_space=Space.LATENT,
-        statistics_note=_LATENT_NOTE,
+        "nemotron_h_moe",
+        _SIGMOID,
+        None,
+        space=Space.LATENT,
         latent_key="moe_latent_size",
         mtp_experts=True,
     ),
     # nomic-bert-moe (bert.cpp): experts have no gate matrix.
-    Architecture(name="nomic-bert-moe", gating=_S, normalised=False, kind=Kind.EMBEDDING),
-    Architecture(name="olmoe", gating=_S, normalised=False),
-    Architecture(name="phimoe", gating=_S, normalised=True),
-    Architecture(name="qwen2moe", gating=_S, normalised=False),
-    Architecture(name="qwen35moe", gating=_S, normalised=True, mtp_experts=True),
-    Architecture(name="qwen3moe", gating=_S, normalised=True),
-    Architecture(name="qwen3next", gating=_S, normalised=True, mtp_experts=True),
-    Architecture(name="qwen3vlmoe", gating=_S, normalised=True),
-    Architecture(
-        name="qwen4exp",
-        gating=_S,
-        normalised=True,
-        contribution_space=Space.STREAMS,
-        statistics_note=_STREAMS_NOTE,
-    ),
-    Architecture(name="rnd1", gating=_S, normalised=True, kind=Kind.DIFFUSION),
+    Architecture("nomic-bert-moe", _S, False, kind=Kind.EMBEDDING),
+    Architecture("olmoe", _S, False),
+    Architecture("phimoe", _S, True),
+    Architecture("qwen2moe", _S, False),
+    Architecture("qwen35moe", _S, True, mtp_experts=True, residual_node="attn_residual"),
+    Architecture("qwen3moe", _S, True),
+    Architecture("qwen3next", _S, True, mtp_experts=True, residual_node="attn_residual"),
+    Architecture("qwen3vlmoe", _S, True),
+    Architecture("qwen4exp", _S, True, space=Space.STREAMS),
+    Architecture("rnd1", _S, True, kind=Kind.DIFFUSION),
     # smallthinker: the router reads the layer's input, before attention.
-    Architecture(name="smallthinker", gating=_K, normalised=True),
+    Architecture("smallthinker", _K, True),
     # step35: an MTP layer is dense or has experts, as the file has it.
-    Architecture(
-        name="step35", gating=_K, normalised=None, default_gating=_SIGMOID, mtp_experts=True
-    ),
+    Architecture("step35", _K, None, _SIGMOID, mtp_experts=True),
 )
 
 ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
