@@ -2,6 +2,7 @@
 
 from ggprune.api import Pruned as Pruned
 from ggprune.api import apply as apply
+from ggprune.api import apply_to_adapter as apply_to_adapter
 from ggprune.api import calibrate as calibrate
 from ggprune.api import choose as choose
 from ggprune.api import evaluate as evaluate

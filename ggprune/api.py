@@ -39,6 +39,7 @@ from ggprune.report.page import write_report
 from ggprune.rewrite import (
     check_result,
     drop_metadata,
+    plan_adapter,
     plan_rewrite,
     result_files,
     verify_bytes,
@@ -387,6 +388,45 @@ def apply(
     with open_model(model) as source:
         files, chosen, compared = _write(source, chosen, writing, name, progress)
         return replace(_record(source, files, chosen, None, None), compared=compared)
+
+
+def apply_to_adapter(
+    model: str | Path,
+    plan: Plan | str | Path,
+    adapter: str | Path,
+    output: str | Path | None = None,
+    *,
+    mtp: str = "prune",
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Path:
+    """Cut a LoRA adapter of the whole model to the experts that a plan keeps.
+
+    Args:
+        model: the whole model, any quantization; only its header and routers are read.
+        plan: which experts stay, or the plan's file.
+        adapter: the LoRA adapter, a GGUF file.
+        output: the result; None for ``<adapter>-<keep>e.gguf`` in the current folder.
+        mtp: as the model is to be written, see :func:`apply`.
+        force: replace an existing file.
+        progress: shows how far it is.
+
+    Returns:
+        The file written.
+
+    Raises:
+        GgpruneError: the plan or the adapter does not fit the model.
+    """
+    name = "the plan" if isinstance(plan, Plan) else str(plan)
+    chosen = _plan(plan)
+    assert chosen is not None
+    target = Path(output) if output else Path(f"{Path(adapter).stem}-{chosen.keep}e.gguf")
+    with open_model(model) as source, GgufModel(Path(adapter)) as factors:
+        rewrite = plan_rewrite(source, chosen, target, mtp=mtp, plan_name=name)
+        files = plan_adapter(factors, source, rewrite.plan, target)
+        with progress(files[0].size, "writing", "B") as done:
+            write_files(files, factors, progress=done, force=force)
+    return target
 
 
 def evaluate(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import click
@@ -16,9 +17,12 @@ from ggprune.util import human_size
 @click.argument("model", type=MODEL)
 @click.argument("plan", type=FILE)
 @output_option("The result; default <stem>-<N>e.gguf in the current folder.")
+@click.option(
+    "--adapter", type=FILE, help="Write this LoRA adapter of MODEL for the pruned model instead."
+)
 @writing_options
 @quiet_option
-def command(**arguments: Any) -> None:
+def command(adapter: Path | None, **arguments: Any) -> None:
     """Write MODEL with the experts that PLAN keeps.
 
     PLAN may come from another quantization of the same model, or be written by hand. Nothing is
@@ -26,5 +30,10 @@ def command(**arguments: Any) -> None:
     """
     from ggprune import api
 
+    if adapter is not None:
+        del arguments["split_max_size"], arguments["verify"]
+        path = api.apply_to_adapter(adapter=adapter, **arguments, progress=progress_bar)
+        click.echo(f"{path}  {human_size(path.stat().st_size)}")
+        return
     for path in api.apply(**arguments, progress=progress_bar).files:
         click.echo(f"{path}  {human_size(path.stat().st_size)}")

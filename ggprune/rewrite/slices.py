@@ -141,8 +141,12 @@ def sliced(tensor: Tensor, model: MoeModel, kept: Mapping[int, Sequence[int]]) -
             return whole(tensor)
         table = pruned_table(model, layer, kept[layer])
         return OutputTensor(tensor.name, tensor.shape, tensor.type, (table,))
-    size = tensor.nbytes // model.experts
-    stay = kept[found.layer]
+    return outermost(tensor, kept[found.layer], model.experts)
+
+
+def outermost(tensor: Tensor, stay: Sequence[int], experts: int) -> OutputTensor:
+    """Take some slices of the outermost dimension, which has one an expert."""
+    size = tensor.nbytes // experts
     ranges = joined(ByteRange(tensor.shard, tensor.offset + e * size, size) for e in stay)
     return OutputTensor(tensor.name, (*tensor.shape[:-1], len(stay)), tensor.type, ranges)
 

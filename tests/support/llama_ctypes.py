@@ -139,6 +139,7 @@ class Model:
         tokens: Sequence[int],
         visit: Visit | None = None,
         wanted: Callable[[str], bool] | None = None,
+        adapter: Path | None = None,
     ) -> NDArray[np.float32]:
         """Decode tokens in one batch; return logits (or embeddings) of all, [tokens, …].
 
@@ -161,6 +162,12 @@ class Model:
 
         callback = llama.ggml_backend_sched_eval_callback(observe)
         context = self._context(len(tokens), callback)
+        if adapter is not None:
+            lora = llama.llama_adapter_lora_init(self._model, str(adapter).encode())
+            if not lora:
+                raise RuntimeError("".join(log[-12:]))
+            array = (llama.llama_adapter_lora_p_ctypes * 1)(lora)
+            llama.llama_set_adapters_lora(context, array, 1, (ctypes.c_float * 1)(1.0))
         batch = llama.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
