@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 FIXTURE := $(ROOT)fixtures/gemma4-moe-tiny-Q8_0.gguf
 
-.PHONY: help demo test quick lint types docs bench evidence fuzz clean
+.PHONY: help demo test quick lint types docs bench evidence fuzz interrupts clean
 
 help:
 	@echo "make demo      install, prune the model in fixtures/ from 64 to 48 experts, show the cost"
@@ -17,6 +17,7 @@ help:
 	@echo "make lint types        ruff; mypy --strict"
 	@echo "make bench     measure speed beside cp, llama.cpp and the gguf package"
 	@echo "make evidence  compare the ways to choose experts on unseen text"
+	@echo "make interrupts        send every command Ctrl-C at a hundred random moments"
 	@echo "make fuzz      feed the header reader 100,000 damaged headers"
 	@echo "make prune requant release   batch work on models of yours: see the end of the Makefile"
 	@echo "make docs      write docs/cli.md from --help, and the tables of the other pages"
@@ -45,6 +46,10 @@ test: $(BIN)/ggprune
 
 quick: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m pytest -q -n auto --quick
+
+interrupts: $(BIN)/ggprune
+	cd $(ROOT) && $(BIN)/python -m tests.support.interrupts 100 0 qwen3moe
+	cd $(ROOT) && $(BIN)/python -m tests.support.interrupts 100 0 trained
 
 lint: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/ruff check .

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ggprune.calibration.packing import packed
 from ggprune.calibration.routing import Shares
 from ggprune.calibration.statistics import ExpertSums, Statistics
-from ggprune.errors import FormatError, InputError, MismatchError
+from ggprune.errors import FormatError, InputError, LlamaError, MismatchError
 from ggprune.model import Identity
 
 #: Sequences in one context: enough to fill batches with short prompts.
@@ -149,19 +149,33 @@ class Checkpoint:
             sums: of it alone.
             shares: of it alone.
             observed: what other observers gathered of all groups.
+
+        Raises:
+            LlamaError: a layer did not see every token of the group.
         """
         statistics, chunks, done, parts, _ = self._state
+        new = sum(len(chunk.tokens) for chunk in group)
+        if (sums.tokens != new).any():
+            raise _incomplete(sums.tokens.min(), new)
         domains = list(statistics.domains)
         domain = domains[group[0].domain]
         total = domain.sums.copy()
         total.add(sums)
-        tokens = domain.tokens + sum(len(chunk.tokens) for chunk in group)
+        tokens = domain.tokens + new
         index = group[0].domain
         domains[index] = replace(domain, tokens=tokens, sums=total)
         if shares is not None:
             parts = (*parts[:index], (*parts[index], shares), *parts[index + 1 :])
         statistics = replace(statistics, domains=tuple(domains))
         self._state = _State(statistics, chunks, done + 1, parts, observed)
+
+    def check_complete(self) -> None:
+        """Raise LlamaError unless every layer saw every token that was to be run."""
+        if not self.is_complete:
+            raise _incomplete(self.tokens_done, self.tokens)
+        for domain in self._state.statistics.domains:
+            if (domain.sums.tokens != domain.tokens).any():
+                raise _incomplete(domain.sums.tokens.min(), domain.tokens)
 
     def check_same(
         self,
@@ -232,6 +246,13 @@ class Checkpoint:
                 remedy=f"Remove {path} to start again.",
             ) from error
         return cls(statistics, chunks, done, capacity, observed)
+
+
+def _incomplete(seen: int, wanted: int) -> LlamaError:
+    return LlamaError(
+        f"experts were observed for {seen:,} of {wanted:,} tokens",
+        remedy="This llama-cpp-python is not the one ggprune was tested with.",
+    )
 
 
 def _with_shares(state: _State) -> Statistics:

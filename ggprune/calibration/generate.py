@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import LlamaError
+from ggprune.interrupts import interrupts
 from ggprune.llama.callback import Observer
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 
@@ -86,7 +87,10 @@ def generate(
     slots: list[_Slot | None] = [None] * parallel
     draws = [np.random.default_rng([sampling.seed, n]) for n in streams or range(len(prompts))]
     size = longest * parallel
-    with LlamaContext(model, n_ctx=size, n_sequences=parallel, observers=observers) as context:
+    with (
+        interrupts,
+        LlamaContext(model, n_ctx=size, n_sequences=parallel, observers=observers) as context,
+    ):
         while True:
             for number, slot in enumerate(slots):
                 if slot is None and waiting:

@@ -25,6 +25,7 @@ from ggprune.calibration.settings import Settings as Settings
 from ggprune.calibration.statistics import PER_EXPERT, Domain, ExpertSums, Statistics
 from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError, OutputError
 from ggprune.gguf_file import check_targets
+from ggprune.interrupts import interrupts
 from ggprune.llama.callback import Observer, ResumableObserver
 from ggprune.llama.devices import physical_memory
 from ggprune.llama.library import library
@@ -80,15 +81,17 @@ class Run:
             Interrupted: Ctrl-C; what was gathered is in ``partial``.
             MismatchError: ``partial`` is of another model, text or setting.
         """
-        checkpoint = self._resume()
-        if checkpoint is None or not checkpoint.is_complete:
-            self._say_if_large()
-            with LlamaModel(self.model.gguf.path, self.options) as llama:
-                checkpoint = checkpoint or self._start(llama)
-                with self._keeping(checkpoint):
-                    self._answer(llama, checkpoint)
-                    self._observe(llama, checkpoint)
-        return checkpoint.statistics
+        with interrupts:
+            checkpoint = self._resume()
+            if checkpoint is None or not checkpoint.is_complete:
+                self._say_if_large()
+                with LlamaModel(self.model.gguf.path, self.options) as llama:
+                    checkpoint = checkpoint or self._start(llama)
+                    with self._keeping(checkpoint):
+                        self._answer(llama, checkpoint)
+                        self._observe(llama, checkpoint)
+            checkpoint.check_complete()
+            return checkpoint.statistics
 
     def run_into(self, output: Path, *, force: bool = False) -> Statistics:
         """Gather the statistics and write them to a file, which appears when it is complete.
@@ -105,9 +108,10 @@ class Run:
         """
         check_targets([output], self._file_size(), source=self.model.gguf, force=force)
         self.partial = partial_path(output)
-        statistics = self.run()
-        statistics.save(output)
-        self.partial.unlink(missing_ok=True)
+        with interrupts:
+            statistics = self.run()
+            statistics.save(output)
+            self.partial.unlink(missing_ok=True)
         return statistics
 
     def difference(self, known: Statistics) -> str:
@@ -173,7 +177,9 @@ class Run:
             )
 
     def _settings(self) -> dict[str, str | int]:
-        return {**self.settings.recorded(), "model_bytes": self.model.gguf.size}
+        return dict(
+            sorted({**self.settings.recorded(), "model_bytes": self.model.gguf.size}.items())
+        )
 
     def _hashes(self) -> dict[str, str]:
         return {source.domain: source.sha256 for source in self.sources}

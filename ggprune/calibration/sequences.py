@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 
 from ggprune.calibration.checkpoint import Chunk
+from ggprune.interrupts import interrupts
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.text import chat
 from ggprune.text.documents import Source
@@ -37,6 +38,7 @@ def sequences(
     for index, source in enumerate(sources):
         room = max_tokens
         for document in source.documents:
+            interrupts.check()
             tokens = chat.tokenize(llama, template, document)
             fits = len(tokens) + answer <= min(ctx, ctx if room is None else room)
             if document.awaits_answer and answer and tokens and fits:

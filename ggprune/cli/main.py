@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import signal
 import sys
 from typing import Any, NamedTuple, NoReturn
 
 import click
 
 from ggprune.errors import GgpruneError
+from ggprune.interrupts import interrupts
 
 
 class Entry(NamedTuple):
@@ -123,7 +123,7 @@ def cli() -> None:
 def main() -> NoReturn:
     """Run the command line and exit: 0, or the exit code of the error's class."""
     # A killed run should end like an interrupted one, so that temporary files are removed.
-    signal.signal(signal.SIGTERM, _raise_interrupt)
+    interrupts.listen()
     try:
         code = cli.main(standalone_mode=False)
     except GgpruneError as error:
@@ -132,6 +132,7 @@ def main() -> NoReturn:
         error.show()
         sys.exit(error.exit_code)
     except (click.Abort, KeyboardInterrupt):
+        interrupts.ignore()
         click.echo("Interrupted.", err=True)
         sys.exit(130)
     except BrokenPipeError:
@@ -149,7 +150,3 @@ def fail(error: GgpruneError, command: click.Command | None = None) -> NoReturn:
     if error.remedy:
         click.echo(f"  -> {in_options(error.remedy, command)}", err=True)
     sys.exit(error.exit_code)
-
-
-def _raise_interrupt(*_: object) -> None:
-    raise KeyboardInterrupt

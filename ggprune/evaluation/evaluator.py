@@ -20,6 +20,7 @@ from ggprune.evaluation.logprobs import BaseLog, TokenScores, compare, record
 from ggprune.evaluation.masking import Dropped, MaskObserver, dropped_by
 from ggprune.evaluation.metrics import Metrics
 from ggprune.gguf_file import GgufModel
+from ggprune.interrupts import interrupts
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel
 from ggprune.model import Model, describe
@@ -155,6 +156,7 @@ class Evaluator(Closing):
         header = self._header()
         path = self._cache.path(self.description.gguf, header)
         with (
+            interrupts,
             self._cache.writing(path, header, self.scored, self.n_vocab) as log,
             self._context(self._loaded()) as context,
         ):
@@ -234,9 +236,11 @@ class Evaluator(Closing):
         rows = np.concatenate([np.arange(*self._span(index)) for index in chosen])
         chunks = [self.chunks[index] for index in chosen]
         out = TokenScores.empty(len(rows))
-        for first, targets, logits in scored_logits(context, chunks, self.n_ctx, self.progress):
-            part = slice(first, first + len(targets))
-            compare(logits, targets, base, rows[part], out.part(part), self._pool)
+        # Held back: threads work on the context's memory, which an exception would free.
+        with interrupts:
+            for first, targets, logits in scored_logits(context, chunks, self.n_ctx, self.progress):
+                part = slice(first, first + len(targets))
+                compare(logits, targets, base, rows[part], out.part(part), self._pool)
         return out
 
     def _span(self, chunk: int) -> tuple[int, int]:

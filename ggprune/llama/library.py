@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ggprune.errors import LlamaError
+from ggprune.interrupts import interrupts
 from ggprune.llama.symbols import OPTIONAL, SYMBOLS
 
 #: Byte offsets within ``struct ggml_tensor`` on 64-bit machines (ggml 0.25), checked at start.
@@ -176,7 +177,8 @@ def library() -> Library:
     Raises:
         LlamaError: it is not installed, or its tensors are laid out in another way.
     """
-    return Library()
+    with interrupts:
+        return Library()
 
 
 def _share_cores() -> None:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ggprune.errors import LlamaError
 from ggprune.gguf_file import GgufModel
+from ggprune.interrupts import interrupts
 from ggprune.llama import devices
 from ggprune.llama.callback import Dispatcher, Observer
 from ggprune.llama.library import library
@@ -62,7 +63,13 @@ class LlamaModel(Closing):
         self._overrides = kv_overrides(self._api, overrides or {})
         if self._overrides is not None:
             params.kv_overrides = self._overrides
-        self._handle = self._api.llama_model_load_from_file(os.fsencode(path), params)
+        # Kept, as the placement is. False ends loading.
+        self._progress = self._api.llama_progress_callback(lambda *_: not interrupts.arrived)
+        params.progress_callback = self._progress
+        with interrupts:
+            self._handle = self._api.llama_model_load_from_file(os.fsencode(path), params)
+            if not self._handle:
+                interrupts.check()
         if not self._handle:
             raise LlamaError(
                 f"{path}: llama.cpp cannot load this model: {library().last_error}",
@@ -72,9 +79,10 @@ class LlamaModel(Closing):
 
     def close(self) -> None:
         """Free the model; contexts of it must be closed before."""
-        if self._handle:
-            self._api.llama_model_free(self._handle)
-            self._handle = None
+        with interrupts:
+            if self._handle:
+                self._api.llama_model_free(self._handle)
+                self._handle = None
 
     @property
     def handle(self) -> Any:
@@ -228,7 +236,11 @@ class LlamaContext(Closing):
         self._callback = self._api.ggml_backend_sched_eval_callback(self._dispatcher)
         if observers:
             params.cb_eval = self._callback
-        self._handle = self._api.llama_init_from_model(model.handle, params)
+        # Asked before every node, which also lets Python notice a signal. True ends the decode.
+        self._abort = self._api.ggml_abort_callback(lambda _: interrupts.arrived)
+        params.abort_callback = self._abort
+        with interrupts:
+            self._handle = self._api.llama_init_from_model(model.handle, params)
         if not self._handle:
             raise LlamaError(
                 f"{model.path}: llama.cpp cannot make a context of {n_ctx} tokens: "
@@ -241,10 +253,11 @@ class LlamaContext(Closing):
 
     def close(self) -> None:
         """Free the context; closing twice is harmless."""
-        if self._handle:
-            self._api.llama_batch_free(self._batch)
-            self._api.llama_free(self._handle)
-            self._handle = None
+        with interrupts:
+            if self._handle:
+                self._api.llama_batch_free(self._batch)
+                self._api.llama_free(self._handle)
+                self._handle = None
 
     def clear(self) -> None:
         """Forget all sequences."""
@@ -263,11 +276,15 @@ class LlamaContext(Closing):
 
         Raises:
             LlamaError: the cache is full, or computing failed.
+            KeyboardInterrupt: a signal came, now or while it was held back.
             BaseException: whatever an observer raised.
         """
         self._fill(parts)
         self._dispatcher.begin()
-        status = self._api.llama_decode(self._handle, self._batch)
+        with interrupts:
+            interrupts.check()
+            status = self._api.llama_decode(self._handle, self._batch)
+            interrupts.check()
         self._dispatcher.raise_pending()
         if status != 0:
             raise LlamaError(

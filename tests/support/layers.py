@@ -14,6 +14,7 @@ LAYERS = (
     "errors",
     "types",
     "util",
+    "interrupts",
     "system",
     "version",
     "gguf_file",
