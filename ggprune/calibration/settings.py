@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from ggprune.types import option
+
+_SAMPLING = re.compile(r"temperature (\S+), top_p (\S+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,3 +56,17 @@ class Settings:
             "ggprune": VERSION,
             "llama-cpp-python": library().version,
         }
+
+    @classmethod
+    def from_recorded(cls, recorded: Mapping[str, str | int]) -> Settings:
+        """Return the settings that statistics were gathered with, for another run like theirs.
+
+        Args:
+            recorded: settings of the statistics; what they do not say is the default.
+        """
+        names = ("ctx", "max_tokens", "generate", "seed")
+        known: dict[str, Any] = {n: recorded[n] for n in names if isinstance(recorded.get(n), int)}
+        known["max_tokens"] = known.get("max_tokens") or None
+        if match := _SAMPLING.fullmatch(str(recorded.get("sampling"))):
+            known.update(temperature=float(match[1]), top_p=float(match[2]))
+        return cls(**known)

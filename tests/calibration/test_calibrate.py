@@ -322,6 +322,16 @@ def test_the_output_appears_when_it_is_complete(path: Path, tmp_path: Path) -> N
         Run(open_model(path), [LONG], Settings(), OPTIONS, silent).run_into(path, force=True)
 
 
+def test_settings_are_read_back_from_what_is_recorded() -> None:
+    for how in (
+        Settings(),
+        Settings(ctx=64, max_tokens=5, generate=0, seed=3, temperature=0.25, top_p=1.0),
+    ):
+        assert Settings.from_recorded(how.recorded()) == how
+    # Merged statistics of different runs name several values.
+    assert Settings.from_recorded({"ctx": "64 | 96", "sampling": "a | b"}) == Settings()
+
+
 # Whole processes: signals, kill -9, an abort of llama.cpp.
 
 
