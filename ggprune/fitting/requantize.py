@@ -54,7 +54,9 @@ class Requantizer(Closing):
         means = self._means.get(tensor.name)
         return means is not None and len(means) == tensor.shape[0] * _matrices(tensor)
 
-    def convert(self, tensor: Tensor, kind: str, write: Callable[[bytes], object]) -> None:
+    def convert(
+        self, tensor: Tensor, kind: str, write: Callable[[bytes | memoryview], object]
+    ) -> None:
         """Quantize a tensor and hand over its bytes, a part after another.
 
         Raises:

@@ -9,6 +9,7 @@ from ggprune.gguf_file.layout import (
     TypedValue,
     joined,
     lay_out,
+    shard_head,
     whole,
 )
 from ggprune.gguf_file.parts import part_path
@@ -35,6 +36,7 @@ __all__ = [
     "padded",
     "part_path",
     "replacing",
+    "shard_head",
     "shard_name",
     "stem_of",
     "tensor_type_name",

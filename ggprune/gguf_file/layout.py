@@ -78,10 +78,11 @@ class KeyEdits:
 
 @dataclass(frozen=True, slots=True)
 class OutputFile:
-    """One file to write: where, and its contents in order."""
+    """One file to write: where, its contents in order, and where tensor data start in it."""
 
     path: Path
     segments: tuple[Segment, ...]
+    data_offset: int = 0
 
     @property
     def size(self) -> int:
@@ -126,6 +127,23 @@ def lay_out(
         path = target.with_name(shard_name(prefix, number, len(groups)))
         files.append(_file(path, source, keys, group))
     return tuple(files)
+
+
+def shard_head(
+    source: GgufModel, number: int, count: int, tensors: Sequence[OutputTensor], total: int
+) -> tuple[Segment, ...]:
+    """What a shard starts with; its tensors' data follow, each padded to the alignment.
+
+    Args:
+        source: for metadata, which the first shard holds, and the alignment.
+        number: of the shard, from 0.
+        count: of shards.
+        tensors: of this shard; their ranges only need the right lengths.
+        total: tensors of all shards.
+    """
+    first = number == 0
+    keys = _key_segments(source, KeyEdits(removed=_SPLIT_KEYS)) if first else _alignment(source)
+    return tuple(_head(source, [*keys, *_split_pairs(number, count, total)], tensors))
 
 
 def whole(tensor: Tensor) -> OutputTensor:
@@ -192,6 +210,14 @@ def _alignment(source: GgufModel) -> list[Segment]:
 def _file(
     path: Path, source: GgufModel, keys: list[Segment], tensors: Sequence[OutputTensor]
 ) -> OutputFile:
+    head = _head(source, keys, tensors)
+    segments = tuple(_merged([*head, *_data(source, tensors)]))
+    return OutputFile(path, segments, sum(map(_length, head)))
+
+
+def _head(
+    source: GgufModel, keys: list[Segment], tensors: Sequence[OutputTensor]
+) -> list[Segment]:
     first = source.files[0]
     infos, offset = [], 0
     for tensor in tensors:
@@ -200,8 +226,8 @@ def _file(
     preamble = MAGIC + first.version.to_bytes(4, "little")
     preamble += len(tensors).to_bytes(8, "little") + len(keys).to_bytes(8, "little")
     head: list[Segment] = [preamble, *keys, b"".join(infos)]
-    head.append(_head_padding(first, sum(_length(part) for part in head), bool(tensors)))
-    return OutputFile(path, tuple(_merged([*head, *_data(source, tensors)])))
+    head.append(_head_padding(first, sum(map(_length, head)), bool(tensors)))
+    return head
 
 
 def _head_padding(first: GgufFile, length: int, has_tensors: bool) -> Segment:
