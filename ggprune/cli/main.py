@@ -22,6 +22,8 @@ class Entry(NamedTuple):
 #: In the order of the data flow; ``ggprune --help`` lists them like this.
 COMMANDS: dict[str, Entry] = {
     "prune": Entry("prune", "Calibrate, choose, rewrite and verify: the whole job."),
+    "fit": Entry("fit", "Write the best file of a size: experts and types together."),
+    "frontier": Entry("frontier", "Measure quality against size for counts and types."),
     "inspect": Entry("inspect", "Show architecture, experts and sizes of a model."),
     "calibrate": Entry("calibrate", "Run a model over text and gather expert statistics."),
     "merge": Entry("merge", "Put statistics gathered in parts together."),

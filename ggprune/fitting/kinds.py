@@ -57,10 +57,9 @@ def tensor_bytes(shape: tuple[int, ...], kind: str) -> int:
     return row_bytes(shape[0], kind) * math.prod(shape[1:])
 
 
-def bits(kind: str) -> float:
+def bits_of(tensor: Tensor) -> float:
     """Bits of a weight."""
-    known = TENSOR_TYPES[_NUMBERS[kind]]
-    return 8 * known.size / known.block
+    return 8 * tensor.nbytes / math.prod(tensor.shape)
 
 
 def is_unquantized(tensor: Tensor) -> bool:

@@ -1,22 +1,28 @@
-"""What a file will cost, from a few measurements: divergence adds up over groups and counts.
+"""What a file will cost, from a few measurements: what groups and missing experts cost adds up.
 
-Small changes of a model add up nearly independently: the divergence of a mix is the sum of what
-each group costs at its type, plus what the experts cost that are missing. A group is measured in
-two types; in between, and a little beyond, its divergence follows a power of the
-importance-weighted error of rounding, fitted through the measured ones.
+Independent small changes of a model add up: large ones as divergence d itself, small ones more
+like their sizes in different directions, since any change at all flips some near ties of the
+router, and two changes mostly flip the same. So a mix costs (Σ d^p)^(1/p) over its groups, with a
+power p between 1 and 2 that is fitted to mixes measured whole, plus what missing experts cost. A
+group is measured in two types; in between, and a little beyond, its divergence follows a power of
+the importance-weighted error of rounding, drawn through the measured ones.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from ggprune.fitting.space import Mix, Option, Space
+from ggprune.gguf_file import Tensor
 
 #: Powers between two points are steeper or flatter only by chance.
 _FLATTEST, _STEEPEST = 0.2, 1.2
 _LEAST = 1e-9
+#: The power before any mix was measured, and the range that it is looked for in.
+POWER = 1.2
+_POWERS = (1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +59,7 @@ class Curve:
         if x < self.points[0][0] or x > self.points[-1][0]:
             power = min(max(power, _FLATTEST), _STEEPEST)
             near, value = self.points[0] if x < self.points[0][0] else self.points[-1]
-        return value * (x / near) ** power
+        return float(value * (x / near) ** power)
 
 
 class Prediction:
@@ -61,21 +67,24 @@ class Prediction:
 
     Args:
         space: what can be chosen.
-        errors: importance-weighted error of each tensor in each type.
+        error_of: importance-weighted error of a tensor in a type.
         base: divergence of the space's base.
         groups: measured divergence by (index of the group, option's types), all else as in base.
         counts: measured divergence by experts kept, all else as in base.
+        power: p of the sum.
     """
 
     def __init__(
         self,
         space: Space,
-        errors: Mapping[str, Mapping[str, float]],
+        error_of: Callable[[Tensor, str], float],
         base: float,
         groups: Mapping[tuple[int, tuple[str, ...]], float],
         counts: Mapping[int, float],
+        power: float = POWER,
     ) -> None:
-        self._space, self._errors, self.base = space, errors, base
+        self._space, self._error_of, self.base = space, error_of, base
+        self.power = power
         self._groups = {key: value - base for key, value in groups.items()}
         points: list[list[tuple[float, float]]] = [[] for _ in space.groups]
         for (index, types), value in self._groups.items():
@@ -89,8 +98,7 @@ class Prediction:
         """Importance-weighted error of a group in these types."""
         tensors = self._space.groups[index].tensors
         return sum(
-            self._errors[tensor.name].get(kind, 0.0)
-            for tensor, kind in zip(tensors, types, strict=True)
+            self._error_of(tensor, kind) for tensor, kind in zip(tensors, types, strict=True)
         )
 
     def group(self, index: int, option: Option) -> float:
@@ -107,5 +115,18 @@ class Prediction:
 
     def of(self, mix: Mix) -> float:
         """What a file costs."""
-        groups = sum(self.group(index, option) for index, option in enumerate(mix.options))
+        groups = self._sum(mix, self.power)
         return self.base + self.count(mix.keep) + groups
+
+    def power_of(self, mix: Mix, measured: float) -> float:
+        """The power with which the prediction for a mix is what was measured."""
+        left = measured - self.base - self.count(mix.keep)
+        low, high = _POWERS
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._sum(mix, middle) > left else (low, middle)
+        return low
+
+    def _sum(self, mix: Mix, power: float) -> float:
+        costs = (self.group(index, option) for index, option in enumerate(mix.options))
+        return float(sum(cost**power for cost in costs) ** (1 / power))

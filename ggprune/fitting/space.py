@@ -12,8 +12,8 @@ from ggprune.fitting import kinds
 from ggprune.fitting.groups import Group, groups_of
 from ggprune.gguf_file import GgufModel, OutputFile, Tensor, padded, replacing, tensor_type_name
 from ggprune.model import MoeModel
-from ggprune.model.architectures import expert_tensor
-from ggprune.quantization.quantize import QuantizeOptions, Quantizer
+from ggprune.quantization.options import QuantizeOptions
+from ggprune.quantization.quantize import Quantizer
 from ggprune.rewrite import result_files
 
 #: The option that leaves a group as it is in the source.
@@ -66,6 +66,7 @@ class Space:
         groups: at most so many.
         wanted: tensor types to choose from; None for all.
         covered: tensors that the importance matrix knows.
+        imatrix: the importance matrix; llama-quantize's mixtures depend on whether there is one.
         notes: metadata that the quantizer adds.
         method: of the plans, which a pruned file records.
 
@@ -83,11 +84,13 @@ class Space:
         groups: int = 20,
         wanted: Sequence[str] | None = None,
         covered: Iterable[str] = (),
+        imatrix: Path | None = None,
         notes: Mapping[str, str | int] | None = None,
         method: str = "",
     ) -> None:
         self.model = model
         self._folder, self._method, self._notes = folder, method, dict(notes or {})
+        self._imatrix = imatrix
         names = quantizable(model.gguf, folder)
         self.groups = groups_of(model, names, groups)
         self.fixed = tuple(t for t in model.gguf.tensors if t.name not in names)
@@ -116,7 +119,7 @@ class Space:
         total = self._header(keep)
         for tensor in self.fixed:
             size = tensor.nbytes
-            if expert_tensor(tensor.name) is not None:
+            if tensor.name in self.model.expert_tensors:
                 size = size // self.model.experts * keep
             total += padded(size, _ALIGNMENT)
         return total
@@ -165,7 +168,7 @@ class Space:
         return path
 
     def _shape(self, tensor: Tensor, keep: int) -> tuple[int, ...]:
-        if expert_tensor(tensor.name) is None:
+        if tensor.name not in self.model.expert_tensors:
             return tensor.shape
         return (*tensor.shape[:-1], keep)
 
@@ -192,7 +195,8 @@ class Space:
 
     @functools.cache  # noqa: B019
     def _forecast(self, type_name: str, keep: int) -> Mapping[str, str]:
-        options = QuantizeOptions(allow_requantize=True)
+        matrix = self._imatrix if keep == self.model.experts else None
+        options = QuantizeOptions(imatrix=matrix, allow_requantize=True)
         with GgufModel(self.skeleton(keep)) as model:
             return Quantizer(model, options, self._folder).forecast(type_name).types
 

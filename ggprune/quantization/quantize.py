@@ -111,6 +111,11 @@ class Quantizer:
         """See quantized_share."""
         return quantized_share(self._model)
 
+    @property
+    def notes(self) -> Mapping[str, str | int]:
+        """Metadata that results have and the source has not."""
+        return self._notes
+
     def paths(self, type_name: str) -> tuple[Path, ...]:
         """The files that quantizing to this type writes."""
         prefix = f"{self._stem}-{file_type(type_name)}"

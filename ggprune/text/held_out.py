@@ -42,6 +42,15 @@ def choose_text(
     if held_out or not named:
         measured = load_or_builtin(held_out, HELD_OUT)
         return TextChoice(sources, measured)
+    return hold_out(sources, share)
+
+
+def hold_out(sources: Sequence[Source], share: float = 0.1) -> TextChoice:
+    """Keep the end of every text back.
+
+    Raises:
+        InputError: there is nothing to hold out.
+    """
     parts = [_hold_out(source, share) for source in sources]
     held = tuple(part[1] for part in parts if part[1].documents)
     if not held:

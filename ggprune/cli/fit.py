@@ -1,0 +1,111 @@
+"""``ggprune fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ggprune.calibration.settings import Settings
+from ggprune.choosing.budget import Budget
+from ggprune.cli.model_argument import MODEL
+from ggprune.cli.options import (
+    FILE,
+    force_option,
+    json_option,
+    options_of,
+    output_option,
+    quiet_option,
+    record_from,
+    text_option,
+)
+from ggprune.cli.terminal import print_json, progress_bar
+from ggprune.fitting.options import FitOptions
+from ggprune.llama.options import RunOptions
+
+if TYPE_CHECKING:
+    from ggprune.fitting.job import Job
+
+LIMITS = ("target_size", "fit_vram", "context", "kv_type", "parallel")
+
+
+def job_options(command: Any) -> Any:
+    """What a model is measured on and with; see job_from."""
+    for option in reversed(
+        (
+            text_option(),
+            text_option("search_text", "Text to choose on, other than --text; repeatable."),
+            text_option("eval_text", "Text to judge on, other than both; repeatable."),
+            click.option(
+                "--reference",
+                type=FILE,
+                help="Another quantization of MODEL that this machine runs; default: MODEL.",
+            ),
+            click.option("--stats", "statistics", type=FILE, help="Skip calibration; see there."),
+            click.option("--imatrix", type=FILE, help="With --stats: of the same calibration."),
+            click.option(
+                "--work", type=FILE, help="Folder for what is measured; default: <stem>.fit."
+            ),
+            options_of(FitOptions),
+            options_of(Settings, "max_tokens", "generate"),
+            options_of(RunOptions),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def job_from(model: Path, arguments: dict[str, Any]) -> Job:
+    """Take the options of ``job_options`` out of a command's arguments."""
+    from ggprune.fitting.job import Job
+
+    same = ("work", "reference", "text", "search_text", "eval_text", "statistics", "imatrix")
+    return Job(
+        model=model,
+        **{name: arguments[name] for name in same},
+        options=record_from(FitOptions, arguments),
+        run=record_from(RunOptions, arguments),
+        settings=record_from(Settings, arguments, ctx=512),
+        progress=progress_bar,
+    )
+
+
+@click.command("fit")
+@click.argument("model", type=MODEL)
+@options_of(Budget, *LIMITS)
+@output_option("The result; default: <stem>-fit-<size>.gguf in the current folder.")
+@job_options
+@click.option("--dry-run", is_flag=True, help="Say what would be best, and write nothing.")
+@force_option
+@json_option
+@quiet_option
+def command(
+    model: Path, output: Path | None, dry_run: bool, force: bool, as_json: bool, **arguments: Any
+) -> None:
+    """Write the best file of a size: how many experts, and a type for each group of tensors.
+
+    MODEL is the best file there is of the model (BF16, F16, Q8_0). What missing experts and low
+    types cost is measured on a short text, at most 60 passes, and kept in --work; the winner is
+    judged on another text beside the best file of llama-quantize's own types. Where no expert
+    should go, that is the answer.
+
+    \b
+    ggprune fit Model-Q8_0.gguf --target-size 14G
+    ggprune fit Model-BF16.gguf --reference Model-Q8_0.gguf --fit-vram 24G --context 32k
+    """
+    from ggprune.fitting.job import fit_model, words_on
+
+    fitted = fit_model(
+        job_from(model, arguments),
+        output,
+        **{name: arguments[name] for name in LIMITS},
+        force=force,
+        dry_run=dry_run,
+    )
+    if as_json:
+        print_json(fitted.numbers)
+        return
+    click.echo("\n".join(words_on(fitted)))
+    if fitted.path is not None:
+        click.echo(f"result  {fitted.path}")

@@ -1,0 +1,70 @@
+"""``ggprune frontier``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ggprune.cli.fit import job_from, job_options
+from ggprune.cli.model_argument import MODEL
+from ggprune.cli.options import (
+    counts,
+    force_option,
+    json_option,
+    output_option,
+    quiet_option,
+    size,
+    words,
+)
+from ggprune.cli.terminal import print_json, table
+
+
+@click.command("frontier")
+@click.argument("model", type=MODEL)
+@click.option(
+    "--keep", "keeps", type=counts, default=(), metavar="N,N,…", help="Counts beside all experts."
+)
+@click.option(
+    "--grid",
+    type=words,
+    default=(),
+    metavar="TYPE,…",
+    help="llama-quantize's types; default: Q6_K to Q2_K.",
+)
+@click.option("--vram", type=size, help="Say what context a card of this size has room for: 24G.")
+@output_option("Write the numbers as JSON, and a chart beside it as SVG.")
+@job_options
+@force_option
+@json_option
+@quiet_option
+def command(model: Path, output: Path | None, force: bool, as_json: bool, **arguments: Any) -> None:
+    """Measure quality against size: MODEL in several types, with all and with fewer experts.
+
+    Every type is quantized once and measured with each number of experts by masking; no file of
+    them stays. Lines marked * are the frontier: no file that is smaller is better.
+    """
+    from ggprune.fitting import chart
+    from ggprune.fitting.frontier import HEADER, frontier, rows_of
+    from ggprune.gguf_file import check_targets, write_text
+
+    drawing = output.with_suffix(".svg") if output else None
+    if output and drawing:
+        check_targets([output, drawing], 0, force=force)
+    with job_from(model, arguments).study() as study:
+        points = frontier(study, arguments["keeps"], arguments["grid"], vram=arguments["vram"])
+        numbers = {
+            "format": "ggprune-frontier",
+            "model": model.name,
+            "experts": study.source.experts,
+            "points": [point.as_json() for point in points],
+        }
+    if output and drawing:
+        write_text(output, json.dumps(numbers, indent=1) + "\n")
+        write_text(drawing, chart.svg(points, f"{model.name}: KL divergence by size"))
+    if as_json:
+        print_json(numbers)
+    else:
+        click.echo(table(rows_of(points), header=HEADER))

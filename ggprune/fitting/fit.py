@@ -1,0 +1,311 @@
+"""The best file of one size: solved, measured, judged, and written."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ggprune.errors import InputError, VerificationError
+from ggprune.fitting import kinds
+from ggprune.fitting.measure import Score
+from ggprune.fitting.predict import POWER
+from ggprune.fitting.space import Mix
+from ggprune.fitting.study import Study
+from ggprune.gguf_file import GgufModel, check_targets, tensor_type_name
+from ggprune.quantization.options import QuantizeOptions
+from ggprune.quantization.quantize import Quantizer
+from ggprune.quantization.quantize_source import pruned_source
+from ggprune.util import human_size
+
+log = logging.getLogger(__name__)
+
+#: llama-quantize's types that a single-type file is looked for among.
+FILE_TYPES = (
+    *("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_L", "Q3_K_M"),
+    *("IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XXS"),
+)
+#: Mixes measured on the search text for one size.
+_MIXES = 3
+#: A difference of fewer standard errors is none.
+_NOISE = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rated:
+    """A possible file and what it costs.
+
+    Attributes:
+        mix: the file.
+        name: for people: ``48 experts, Q4_K_M``.
+        size: bytes, exact.
+        predicted: mean divergence on the search text.
+        search, judged: measured on the search and on the held-out text; None if not.
+    """
+
+    mix: Mix
+    name: str
+    size: int
+    predicted: float
+    search: Score | None = None
+    judged: Score | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """One of the alternatives that ``ggprune fit --json`` prints."""
+        score = self.judged or self.search
+        return {
+            "keep": self.mix.keep,
+            "types": self.name.partition(", ")[2],
+            "size_bytes": self.size,
+            "kld_mean": score.kld_mean if score else self.predicted,
+            "known": "measured" if score else "predicted",
+            "text": "held-out" if self.judged else "search",
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """The answer for one size.
+
+    Attributes:
+        limit: bytes asked for.
+        experts: of the source.
+        best: the file.
+        whole: all experts in llama-quantize's best type that fits; None if none does.
+        single: the best count of experts in one of those types; None if none fits.
+        others: what was measured or predicted besides.
+        note: why the best is what it is, if that needs a word.
+    """
+
+    limit: int
+    experts: int
+    best: Rated
+    whole: Rated | None
+    single: Rated | None
+    others: tuple[Rated, ...]
+    note: str = ""
+
+    def as_json(self, study: Study) -> dict[str, Any]:
+        """The form that ``ggprune fit --json`` prints."""
+        rivals = [each for each in (self.whole, self.single, *self.others) if each is not None]
+        unique = {each.mix.key: each for each in reversed(rivals) if each.mix != self.best.mix}
+        score = self.best.judged or self.best.search
+        assert score is not None
+        return {
+            "size_bytes": self.best.size,
+            "keep": self.best.mix.keep,
+            "experts": study.source.experts,
+            "experts_used": study.source.experts_used,
+            "types": {p: kind.lower() for p, kind in study.space.patterns(self.best.mix)},
+            "kld_mean": score.kld_mean,
+            "kld_se": score.kld_se,
+            "kld_p99": score.kld_p99,
+            "tokens": score.tokens,
+            "kld_predicted": self.best.predicted,
+            "passes": study.passes,
+            "alternatives": [each.as_json() for each in reversed(unique.values())],
+        }
+
+
+def fit(study: Study, limit: int) -> Fit:
+    """Find the best file of at most so many bytes.
+
+    Args:
+        study: surveyed.
+        limit: bytes.
+
+    Raises:
+        InputError: not even the smallest file fits; says how large that is and what it costs.
+    """
+    smallest = study.space.smallest(study.source.counts.least)
+    if study.space.size(smallest) > limit:
+        raise _impossible(study, limit, smallest)
+    study.survey()
+    study.refine(limit)
+    tried = _tried(study, limit)
+    rivals = _rivals(study, limit)
+    best = _judged(study, min(tried, key=_searched))
+    whole, single = (_judged(study, rival) if rival else None for rival in rivals)
+    note = ""
+    for simpler in (whole, single):
+        if simpler is None or simpler.mix == best.mix:
+            continue
+        gain, error = study.judge.difference(simpler.mix.key, best.mix.key)
+        if gain < _NOISE * error:
+            note = (
+                f"types by group gain {gain:.5f} ± {error:.5f} over {simpler.name}: within noise, "
+                "so the simpler file is taken"
+            )
+            best = simpler
+    return Fit(limit, study.source.experts, best, whole, single, tuple(tried), note)
+
+
+def _impossible(study: Study, limit: int, smallest: Mix) -> InputError:
+    size = study.space.size(smallest)
+    log.warning("nothing fits into %s; measuring the smallest file", human_size(limit))
+    score = study.measure(smallest, "the smallest file")
+    return InputError(
+        f"target_size={limit}: the smallest file has {size} bytes ({human_size(size)}): "
+        f"{smallest.keep} of {study.source.experts} experts, everything in its smallest type, "
+        f"mean KL divergence {score.kld_mean:.3f}",
+        remedy="Ask for more, or take a smaller model.",
+    )
+
+
+def _tried(study: Study, limit: int) -> list[Rated]:
+    """Solve, measure, learn how costs add up, solve again."""
+    power, keep, tried = POWER, None, dict[str, Rated]()
+    for step in range(_MIXES):
+        mix = study.best(limit, keep, power)
+        if mix is None:
+            break
+        score = study.measure(mix, f"mix {step + 1} for {human_size(limit)}")
+        rated = _rated(study, mix, power, name_of(study, mix))
+        tried[mix.key] = replace(rated, search=score)
+        again = study.prediction().power_of(mix, score.kld_mean)
+        if study.best(limit, None, again) in [each.mix for each in tried.values()]:
+            # The same once more: see what the next best count would do.
+            keep = _next_count(study, limit, mix.keep, again)
+        power = again
+        if step and keep is None and mix.key in tried and len(tried) <= step:
+            break
+    return list(tried.values())
+
+
+def _next_count(study: Study, limit: int, keep: int, power: float) -> int | None:
+    """Of the neighbouring counts, the one predicted to be better."""
+    counts = study.counts
+    at = counts.index(keep)
+    found = []
+    for count in counts[max(at - 2, 0) : at + 3]:
+        mix = study.best(limit, count, power) if count != keep else None
+        if mix is not None:
+            found.append((study.prediction(power).of(mix), count))
+    return min(found)[1] if found else None
+
+
+def _rivals(study: Study, limit: int) -> tuple[Rated | None, Rated | None]:
+    """All experts at llama-quantize's best type that fits; the best count at one such type."""
+    whole: list[Rated] = []
+    all_counts: list[Rated] = []
+    for type_name in FILE_TYPES:
+        for keep in study.counts:
+            mix = study.space.of_file_type(type_name, keep)
+            if study.space.size(mix) <= limit:
+                rated = _rated(study, mix, POWER, f"{keep} experts, {type_name}")
+                all_counts.append(rated)
+                if keep == study.source.experts:
+                    whole.append(rated)
+                break
+    return tuple(  # type: ignore[return-value]
+        min(each, key=lambda rated: rated.predicted) if each else None
+        for each in (whole, all_counts)
+    )
+
+
+def _rated(study: Study, mix: Mix, power: float, name: str) -> Rated:
+    return Rated(mix, name, study.space.size(mix), study.prediction(power).of(mix))
+
+
+def _judged(study: Study, rated: Rated) -> Rated:
+    return replace(rated, judged=study.measure(rated.mix, rated.name, study.judge))
+
+
+def _searched(rated: Rated) -> float:
+    assert rated.search is not None
+    return rated.search.kld_mean
+
+
+def name_of(study: Study, mix: Mix) -> str:
+    """What a mix is, in a few words: experts, and the types by class of tensor."""
+    by_part: dict[str, dict[str, None]] = {}
+    for group, option in zip(study.space.groups, mix.options, strict=True):
+        by_part.setdefault(group.part, {}).update(dict.fromkeys(option.types))
+    types = "; ".join(f"{part} {'/'.join(found)}" for part, found in by_part.items())
+    return f"{mix.keep} experts, {types}"
+
+
+def main_type(study: Study, mix: Mix) -> str:
+    """The file type that most bytes of a file have."""
+    totals: dict[str, int] = {}
+    for index, option in enumerate(mix.options):
+        kind = option.types[0]
+        totals[kind] = totals.get(kind, 0) + study.space.group_bytes(index, option, mix.keep)
+    most = max(totals, key=totals.__getitem__)
+    return kinds.FILE_TYPE_OF.get(most, most)
+
+
+def write(study: Study, mix: Mix, output: Path, *, force: bool = False) -> Score:
+    """Write a file through llama.cpp's quantizer, check it and measure it on the held-out text.
+
+    Args:
+        study: of the model.
+        mix: what to write.
+        output: where.
+        force: replace an existing file.
+
+    Raises:
+        OutputError: it cannot be written.
+        VerificationError: it is not what was asked for.
+    """
+    size = study.space.size(mix)
+    check_targets([output], size, source=study.source.gguf, force=force)
+    study.shards.clear()
+    type_name = main_type(study, mix)
+    folder = output.with_name(f".{output.name}.fit")
+    with _folder(folder), _prepared(study, mix, folder) as (path, imatrix), GgufModel(path) as gguf:
+        options = QuantizeOptions(
+            imatrix=imatrix, tensor_types=study.space.patterns(mix), allow_requantize=True
+        )
+        quantizer = Quantizer(gguf, options, folder, stem="result", imatrix_name=study.imatrix.name)
+        with study.progress(quantizer.source_bytes, "writing", "B") as advance:
+            made = quantizer.run(type_name, force=True, progress=advance)
+        _verify(study, mix, made.paths[0])
+        os.replace(made.paths[0], output)
+    return study.judge.measure(f"{output.name} {size} {mix.key}", output, output.name)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    try:
+        yield
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _prepared(study: Study, mix: Mix, folder: Path) -> Iterator[tuple[Path, Path]]:
+    """The source without the experts that go, and its importance matrix."""
+    if mix.keep == study.source.experts:
+        yield study.source.gguf.path, study.imatrix
+        return
+    plan = folder / "plan.json"
+    study.plan(mix.keep).save(plan)
+    with pruned_source(plan, study.source.gguf.path, folder, imatrix=study.imatrix) as pruned:
+        assert pruned.imatrix is not None
+        yield pruned.path, pruned.imatrix
+
+
+def _verify(study: Study, mix: Mix, path: Path) -> None:
+    expected: Mapping[str, str] = {
+        tensor.name: kind
+        for group, option in zip(study.space.groups, mix.options, strict=True)
+        for tensor, kind in zip(group.tensors, option.types, strict=True)
+    }
+    with GgufModel(path) as result:
+        for tensor in result.tensors:
+            kind = tensor_type_name(tensor.type)
+            if expected.get(tensor.name, kind) != kind:
+                raise VerificationError(
+                    f"{path}: {tensor.name} is {kind}, not {expected[tensor.name]}"
+                )
+        size = study.space.size(mix)
+        if result.size != size:
+            raise VerificationError(f"{path}: has {result.size} bytes, {size} were expected")

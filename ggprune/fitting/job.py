@@ -1,0 +1,248 @@
+"""Fitting as a user asks for it: files, texts and limits by name."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ggprune.calibration.settings import Settings
+from ggprune.errors import InputError, OutputError
+from ggprune.fitting import kinds
+from ggprune.fitting.fit import Fit, fit, write
+from ggprune.fitting.measure import Score
+from ggprune.fitting.options import FitOptions
+from ggprune.fitting.study import Study, Texts
+from ggprune.llama.devices import physical_memory
+from ggprune.llama.options import RunOptions
+from ggprune.model import MoeModel, open_model
+from ggprune.quantization.options import QuantizeOptions
+from ggprune.quantization.quantize import Quantizer
+from ggprune.text.builtin import SEARCH, builtin_texts
+from ggprune.text.held_out import choose_text, hold_out
+from ggprune.text.load import load_texts
+from ggprune.types import Progress, no_progress
+from ggprune.util import human_size
+
+log = logging.getLogger(__name__)
+
+Text = Sequence[tuple[str, str]]
+#: A source whose tensors are quantized to fewer bits than this has lost something already.
+_LOW_BITS = 7.0
+#: A file that takes more of the memory than this is not run if it need not be.
+_SHARE_OF_MEMORY = 0.7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """What to fit, and on what.
+
+    Attributes:
+        model: the best file there is of the model: BF16, F16, Q8_0.
+        work: folder for what is kept between runs; None for ``<stem>.fit`` here.
+        reference: another quantization of the same model, to run in place of ``model``.
+        text, search_text, eval_text: (domain, path) pairs to calibrate on, choose on, and judge on.
+        statistics, imatrix: of an earlier calibration.
+        options, run, settings: see Study.
+        progress: makes progress bars.
+    """
+
+    model: Path
+    work: Path | None = None
+    reference: Path | None = None
+    text: Text = ()
+    search_text: Text = ()
+    eval_text: Text = ()
+    statistics: Path | None = None
+    imatrix: Path | None = None
+    options: FitOptions = field(default_factory=FitOptions)
+    run: RunOptions = field(default_factory=RunOptions)
+    settings: Settings | None = None
+    progress: Progress = no_progress
+
+    @contextlib.contextmanager
+    def study(self) -> Iterator[Study]:
+        """Open everything; shards of candidates are removed at the end.
+
+        Raises:
+            GgpruneError: a file or a text cannot be used.
+        """
+        texts = self.texts()
+        with contextlib.ExitStack() as stack:
+            source = stack.enter_context(open_model(self.model))
+            work = self.work or Path(f"{source.gguf.stem}.fit")
+            path = self.reference or _made_reference(source, work, self.progress)
+            reference = stack.enter_context(open_model(path)) if path else None
+            _warn_of_low_bits(source)
+            study = Study(
+                source,
+                texts,
+                work,
+                options=self.options,
+                run=self.run,
+                reference=reference,
+                statistics=self.statistics,
+                imatrix=self.imatrix,
+                settings=self.settings,
+                progress=self.progress,
+            )
+            stack.callback(study.shards.clear)
+            yield stack.enter_context(study)
+
+    def texts(self) -> Texts:
+        """Three texts without anything in common; of one, the end is kept back twice."""
+        chosen = choose_text(self.text, self.eval_text)
+        calibration = chosen.calibration
+        if self.search_text:
+            search = load_texts(self.search_text)
+        elif self.text:
+            parts = hold_out(calibration, 0.2)
+            calibration, search = parts.calibration, parts.held_out
+        else:
+            search = builtin_texts(SEARCH)
+        return Texts(calibration, search, chosen.held_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What came of it.
+
+    Attributes:
+        answer: see Fit.
+        path: the file; None if none was to be written.
+        score: of the file, measured on the held-out text.
+        numbers: what ``ggprune fit --json`` prints.
+    """
+
+    answer: Fit
+    path: Path | None
+    score: Score | None
+    numbers: dict[str, Any]
+
+
+def fit_model(
+    job: Job,
+    output: Path | None = None,
+    *,
+    target_size: int | None = None,
+    fit_vram: int | None = None,
+    context: int = 4096,
+    kv_type: str = "f16",
+    parallel: int = 1,
+    force: bool = False,
+    dry_run: bool = False,
+) -> Fitted:
+    """Find the best file of a size, write it, verify and measure it.
+
+    Args:
+        job: what to fit.
+        output: the file; None for ``<stem>-fit-<size>.gguf`` here.
+        target_size: bytes of the file, at most.
+        fit_vram: or bytes of memory for weights, KV cache and compute buffers.
+        context, kv_type, parallel: for ``fit_vram``.
+        force: replace an existing file.
+        dry_run: only find out what it would be.
+
+    Raises:
+        InputError: no limit or two, or nothing fits.
+        GgpruneError: of the stage that failed.
+    """
+    if (target_size is None) == (fit_vram is None):
+        raise InputError("target_size and fit_vram: give one of them")
+    with open_model(job.model) as model:
+        limit = target_size or _limit_of(model, fit_vram or 0, context, kv_type, parallel)
+        target = output or Path(f"{model.gguf.stem}-fit-{limit // 1_000_000}M.gguf")
+    if target.exists() and not force and not dry_run:
+        raise OutputError(f"{target}: exists", remedy="Pass force=True to replace it.")
+    with job.study() as study:
+        answer = fit(study, limit)
+        if dry_run:
+            return Fitted(answer, None, None, answer.as_json(study))
+        score = write(study, answer.best.mix, target, force=force)
+        numbers = answer.as_json(study) | {
+            "file": str(target),
+            "kld_mean": score.kld_mean,
+            "kld_se": score.kld_se,
+            "kld_p99": score.kld_p99,
+            "tokens": score.tokens,
+        }
+        return Fitted(answer, target, score, numbers)
+
+
+def words_on(fitted: Fitted) -> list[str]:
+    """What the terminal says: the file, and what it beat."""
+    answer, best = fitted.answer, fitted.answer.best
+    score = fitted.score or best.judged
+    assert score is not None
+    lines = [
+        f"{best.name}",
+        f"{human_size(best.size)} of {human_size(answer.limit)}, KL divergence "
+        f"{score.kld_mean:.5f} ± {score.kld_se:.5f} (99 %: {score.kld_p99:.4f}) on "
+        f"{score.tokens:,} unseen tokens; predicted {best.predicted:.5f} on the search text",
+    ]
+    rivals = {"all experts in one type": answer.whole, "the best count in one": answer.single}
+    for what, rival in rivals.items():
+        if rival is not None and rival.mix != best.mix and rival.judged is not None:
+            times = rival.judged.kld_mean / max(score.kld_mean, 1e-9)
+            lines.append(
+                f"beats {what}: {rival.name}, {human_size(rival.size)}, "
+                f"{rival.judged.kld_mean:.5f} ({times:.1f} times as much)"
+            )
+    if answer.note:
+        lines.append(answer.note)
+    experts = best.mix.keep
+    lines.append(
+        "do not prune for this size: the whole model with these types is better"
+        if experts == answer.experts
+        else f"dropping experts pays at this size: {experts} of {answer.experts} stay"
+    )
+    return lines
+
+
+def _limit_of(model: MoeModel, vram: int, context: int, kv_type: str, parallel: int) -> int:
+    """Bytes of a file that leave room for cache and compute buffers."""
+    from ggprune.llama import memory
+
+    use = memory.Use(context=context, kv_type=kv_type, parallel=parallel)
+    planned = memory.planned(model, use)
+    limit = vram - planned.cache - planned.compute
+    if limit <= 0:
+        raise InputError(
+            f"fit_vram={vram}: cache and buffers alone take "
+            f"{human_size(planned.cache + planned.compute)} with context={context}",
+            remedy="Ask for less context, or a smaller type of the cache.",
+        )
+    return limit
+
+
+def _made_reference(source: MoeModel, work: Path, progress: Progress) -> Path | None:
+    """A Q8_0 to run in place of a source that is not quantized and does not fit into memory."""
+    memory = physical_memory()
+    unquantized = all(kinds.is_unquantized(tensor) for tensor in source.gguf.tensors)
+    if not (unquantized and memory and source.gguf.size > _SHARE_OF_MEMORY * memory):
+        return None
+    log.info("%s is not run: a Q8_0 made of it is the reference", source.gguf.path)
+    quantizer = Quantizer(source.gguf, QuantizeOptions(), work, stem="reference")
+    path = quantizer.paths("Q8_0")[0]
+    if not path.exists():
+        with progress(quantizer.source_bytes, "quantizing the reference", "B") as advance:
+            quantizer.run("Q8_0", progress=advance)
+    return path
+
+
+def _warn_of_low_bits(source: MoeModel) -> None:
+    tensors = source.gguf.tensors
+    low = [t for t in tensors if 0 < kinds.bits_of(t) < _LOW_BITS]
+    share = sum(t.nbytes for t in low) / max(sum(t.nbytes for t in tensors), 1)
+    if share > 0.5:
+        log.warning(
+            "%s: %.0f %% of it has fewer than %.0f bits a weight already: what that rounded away "
+            "stays lost, the divergence below is from this file, and quantizing again rounds the "
+            "rounded values. Start from BF16, F16 or Q8_0 where you can",
+            source.gguf.path,
+            100 * share,
+            _LOW_BITS,
+        )

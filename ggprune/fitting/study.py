@@ -1,0 +1,400 @@
+"""Everything that is measured of one model before files of any size can be fitted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.budget import Budget
+from ggprune.choosing.choose import Request, Resources, choose_plan
+from ggprune.errors import InputError
+from ggprune.evaluation.evaluator import Evaluator
+from ggprune.evaluation.logcache import fingerprint
+from ggprune.evaluation.masking import Dropped, dropped_by
+from ggprune.fitting.measure import Journal, Meter, Score, check_text
+from ggprune.fitting.options import FitOptions
+from ggprune.fitting.predict import POWER, Prediction
+from ggprune.fitting.requantize import Requantizer
+from ggprune.fitting.shards import Shards
+from ggprune.fitting.solve import choose
+from ggprune.fitting.space import AS_IS, Mix, Option, Space
+from ggprune.gguf_file import Tensor, tensor_type_name, write_text
+from ggprune.llama.options import RunOptions
+from ggprune.model import MoeModel
+from ggprune.plan import Plan
+from ggprune.quantization.imatrix import Imatrix
+from ggprune.quantization.importance import ImatrixObserver
+from ggprune.quantization.options import QuantizeOptions
+from ggprune.quantization.quantize import Quantizer
+from ggprune.text.documents import Source
+from ggprune.types import Progress, no_progress
+from ggprune.util import Closing, human_size
+
+log = logging.getLogger(__name__)
+
+#: Shares of the experts that are masked to learn what missing ones cost.
+_COUNTS = (15 / 16, 3 / 4, 1 / 2, 1 / 4)
+#: Counts that are tried for a file, at most.
+_TRIED = 33
+#: Bits of a weight in the type that every group is measured in first.
+_FIRST_BITS = 4.5
+#: Weights of a tensor from which its error in a type is estimated.
+_SAMPLE = 1 << 15
+_CTX = 512
+_SCORED_FROM = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """Three texts that share nothing: to calibrate on, to choose on, and to judge on."""
+
+    calibration: Sequence[Source]
+    search: Sequence[Source]
+    held_out: Sequence[Source]
+
+
+class Errors:
+    """Importance-weighted errors of tensors in types, estimated when asked for, kept in a file."""
+
+    def __init__(self, requantizer: Requantizer, path: Path, of: str) -> None:
+        self._requantizer, self._path, self._of = requantizer, path, of
+        self._known: dict[str, dict[str, float]] = {}
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            self._known = record["errors"] if record["of"] == of else {}
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+
+    def estimate(self, tensors: Mapping[Tensor, set[str]], progress: Progress) -> None:
+        """Estimate what is not known of many tensors at once."""
+        missing = {
+            tensor: tuple(sorted(wanted - self._known.get(tensor.name, {}).keys()))
+            for tensor, wanted in tensors.items()
+        }
+        total = sum(map(len, missing.values()))
+        if not total:
+            return
+        with progress(total, "rounding samples", "tensor") as advance:
+            for tensor, wanted in missing.items():
+                found = self._requantizer.errors(tensor, wanted, _SAMPLE) if wanted else {}
+                self._known.setdefault(tensor.name, {}).update(found)
+                advance(len(wanted))
+        write_text(self._path, json.dumps({"of": self._of, "errors": self._known}))
+
+    def of(self, tensor: Tensor, kind: str) -> float:
+        """The error of one tensor."""
+        if kind == tensor_type_name(tensor.type):
+            return 0.0
+        known = self._known.setdefault(tensor.name, {})
+        if kind not in known:
+            known.update(self._requantizer.errors(tensor, (kind,), _SAMPLE))
+        return known[kind]
+
+
+class Study(Closing):
+    """One model, its texts, and what was measured; a context manager.
+
+    Args:
+        source: the model to make files of; it is only read by the quantizer unless it is the
+            reference too.
+        texts: see Texts.
+        work: folder for all that is kept between runs.
+        options: what the user decided.
+        run: how llama.cpp runs models.
+        reference: what divergence is measured from, and what is calibrated; None for the source.
+        statistics, imatrix: files to use instead of calibrating.
+        settings: of the calibration.
+        progress: makes progress bars.
+
+    Raises:
+        MismatchError: reference, statistics or importance matrix are of another model.
+    """
+
+    def __init__(
+        self,
+        source: MoeModel,
+        texts: Texts,
+        work: Path,
+        *,
+        options: FitOptions | None = None,
+        run: RunOptions | None = None,
+        reference: MoeModel | None = None,
+        statistics: Path | None = None,
+        imatrix: Path | None = None,
+        settings: Settings | None = None,
+        progress: Progress = no_progress,
+    ) -> None:
+        self.source, self.reference = source, reference or source
+        self.options, self.run = options or FitOptions(), run or RunOptions()
+        self.work, self.progress = work, progress
+        self._plans: dict[int, Plan] = {}
+        self._texts = texts
+        if self.reference is not source:
+            source.identity().check_same(
+                self.reference.identity(), str(source.gguf.path), str(self.reference.gguf.path)
+            )
+        work.mkdir(parents=True, exist_ok=True)
+        self._say_beforehand()
+        self.statistics, self.imatrix = self._calibrated(statistics, imatrix, settings)
+        matrix = Imatrix.load(self.imatrix)
+        self.quantizer = Quantizer(
+            source.gguf,
+            QuantizeOptions(imatrix=self.imatrix, allow_requantize=True),
+            work,
+            imatrix_name=self.imatrix.name,
+        )
+        means = {name: entry.means() for name, entry in matrix.entries.items()}
+        self._requantizer = Requantizer(source.gguf, means, self.run.n_threads)
+        self.space = Space(
+            source,
+            work,
+            groups=self.options.groups,
+            wanted=[kind.upper() for kind in self.options.types] or None,
+            covered=means,
+            imatrix=self.imatrix,
+            notes=self.quantizer.notes,
+            method=self.plan(source.counts.least).method,
+        )
+        self.shards = Shards(self.space, self._requantizer, work, self.options.room)
+        facts: dict[str, Any] = {
+            "source": fingerprint(source.gguf),
+            "imatrix": _digest(self.imatrix),
+        }
+        self.errors = Errors(self._requantizer, work / "errors.json", json.dumps(facts))
+        self._search, search = self._evaluator(texts.search, self.options.search_tokens, "search")
+        self._judge, held_out = self._evaluator(
+            texts.held_out, self.options.held_out_tokens, "held-out"
+        )
+        facts |= {"reference": fingerprint(self.reference.gguf), "texts": [search, held_out]}
+        facts |= {"statistics": [plan.hash for plan in self._plans.values()]}
+        facts |= {"groups": [group.name for group in self.space.groups]}
+        journal = Journal(work, facts)
+        self.search = Meter(self._search, journal, "search", progress)
+        self.judge = Meter(self._judge, journal, "held-out", progress)
+        self._groups: dict[tuple[int, tuple[str, ...]], float] = {}
+
+    def close(self) -> None:
+        """Let go of models, threads and files; what was measured stays."""
+        self._requantizer.close()
+        self._search.close()
+        self._judge.close()
+
+    @property
+    def passes(self) -> int:
+        """Passes over text so far, without calibration."""
+        return self.search.passes + self.judge.passes
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether there is anything to predict from."""
+        return bool(self._groups)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Numbers of experts that files are tried with, all first."""
+        possible = self.source.counts.possible()
+        step = -(-len(possible) // _TRIED)
+        return tuple(reversed(possible))[::step]
+
+    def plan(self, keep: int) -> Plan:
+        """Which experts stay of so many."""
+        if keep not in self._plans:
+            request = Request(budget=Budget(keep=keep), method=self.options.method or "")
+            plan = choose_plan(self.statistics, request, Resources(model=self.source))
+            self._plans[keep] = plan.for_model(self.source)
+        return self._plans[keep]
+
+    def survey(self) -> None:
+        """Measure the base, missing experts, and every group in a first type."""
+        space, base = self.space, self.space.base
+        self.errors.estimate(self._wanted_errors(), self.progress)
+        if self.reference is not self.source or any(map(_is_made, base.options)):
+            self.measure(base, "all in the best type")
+        for share in _COUNTS:
+            keep = self.source.counts.rounded(round(self.source.experts * share), "up")
+            if keep < self.source.experts:
+                self.measure(Mix(keep, base.options), f"{keep} experts")
+        for index in range(len(space.groups)):
+            option = self._nearest(index, _FIRST_BITS)
+            if option is not None:
+                self.measure_group(index, option)
+
+    def refine(self, limit: int) -> None:
+        """Measure every group in a second type: the one it would get in a file of this size."""
+        for share in (1.0, 0.85):
+            found = self.best(int(limit * share))
+            if found is None:
+                continue
+            for index, option in enumerate(found.options):
+                if option != self.space.options[index][0] and len(self._measured(index)) < 2:
+                    self.measure_group(index, option)
+
+    def measure_group(self, index: int, option: Option) -> None:
+        """Measure one group in a type, all others as in the base."""
+        options = list(self.space.base.options)
+        options[index] = option
+        what = f"{self.space.groups[index].name} in {option.kind}"
+        score = self.measure(Mix(self.source.experts, tuple(options)), what)
+        self._groups[index, option.types] = score.kld_mean
+
+    def measure(self, mix: Mix, what: str, meter: Meter | None = None) -> Score:
+        """Measure a file without writing it: shards joined by links, missing experts masked."""
+        meter = meter or self.search
+        known = meter.known(mix.key)
+        if known is not None:
+            return known
+        total = self.space.size(self.space.base)
+        with self.progress(total, f"quantizing {what}", "B") as advance:
+            path = self.shards.candidate(mix.options, advance)
+        return meter.measure(mix.key, path, what, self.dropped(mix.keep))
+
+    def dropped(self, keep: int) -> Dropped | None:
+        """Experts to mask."""
+        return dropped_by(self.plan(keep)) if keep < self.source.experts else None
+
+    def prediction(self, power: float = POWER) -> Prediction:
+        """What all that was measured so far predicts, with this power of the sum."""
+        base = self.search.known(self.space.base.key)
+        counts = {}
+        for keep in range(self.source.experts):
+            score = self.search.known(Mix(keep, self.space.base.options).key)
+            if score is not None:
+                counts[keep] = score.kld_mean
+        return Prediction(
+            self.space,
+            self.errors.of,
+            base.kld_mean if base else 0.0,
+            self._groups,
+            counts,
+            power,
+        )
+
+    def best(self, limit: int, keep: int | None = None, power: float = POWER) -> Mix | None:
+        """The file of at most so many bytes with the least predicted divergence.
+
+        Args:
+            limit: bytes.
+            keep: only with so many experts; None tries all counts.
+            power: see predict.
+        """
+        found: list[tuple[float, Mix]] = []
+        prediction, options = self.prediction(power), self.space.options
+        costs = [[prediction.group(i, o) ** power for o in each] for i, each in enumerate(options)]
+        for count in self.counts if keep is None else (keep,):
+            if found and prediction.base + prediction.count(count) > min(found, key=_cost)[0]:
+                break
+            bytes_of = partial(self.space.group_bytes, keep=count)
+            sizes = [[bytes_of(i, o) for o in each] for i, each in enumerate(options)]
+            chosen = choose(sizes, costs, limit - self.space.fixed_bytes(count))
+            if chosen is not None:
+                mix = Mix(count, tuple(e[c] for e, c in zip(options, chosen, strict=True)))
+                found.append((prediction.of(mix), mix))
+        return min(found, key=_cost)[1] if found else None
+
+    def _measured(self, index: int) -> list[tuple[str, ...]]:
+        return [types for i, types in self._groups if i == index]
+
+    def _nearest(self, index: int, bits: float) -> Option | None:
+        """The option of a group, other than the first, with about so many bits a weight."""
+        group, options = self.space.groups[index], self.space.options[index][1:]
+        wanted = sum(math.prod(tensor.shape) for tensor in group.tensors) * bits / 8
+
+        def distance(option: Option) -> tuple[float, bool]:
+            size = self.space.group_bytes(index, option, self.source.experts)
+            return abs(size - wanted), option.kind.startswith("I")
+
+        return min(options, key=distance, default=None)
+
+    def _wanted_errors(self) -> dict[Tensor, set[str]]:
+        wanted: dict[Tensor, set[str]] = {}
+        for group, options in zip(self.space.groups, self.space.options, strict=True):
+            for option in options:
+                for tensor, kind in zip(group.tensors, option.types, strict=True):
+                    wanted.setdefault(tensor, set()).add(kind)
+        return wanted
+
+    def _evaluator(
+        self, sources: Sequence[Source], tokens: int, what: str
+    ) -> tuple[Evaluator, Any]:
+        evaluator = Evaluator(
+            self.reference.gguf.path,
+            self.run,
+            sources,
+            n_ctx=_CTX,
+            max_tokens=max(tokens // max(len(sources), 1), _CTX),
+            scored_from=_SCORED_FROM,
+            cache=self.work,
+        )
+        check_text(evaluator, f"{what} text")
+        return evaluator, [tokens, [[source.domain, source.sha256] for source in sources]]
+
+    def _calibrated(
+        self, statistics: Path | None, imatrix: Path | None, settings: Settings | None
+    ) -> tuple[Statistics, Path]:
+        """Statistics and importance matrix: given, left by an earlier run, or of one pass."""
+        ours = self.work / "stats.gguf", self.work / "imatrix.gguf"
+        if statistics and imatrix:
+            found = Statistics.load(statistics)
+            found.identity.check_same(
+                self.source.identity(), str(statistics), str(self.source.gguf.path)
+            )
+            return found, imatrix
+        if statistics or imatrix:
+            given, missing = ("statistics", "imatrix") if statistics else ("imatrix", "statistics")
+            raise InputError(f"{given}: give {missing} of the same calibration too, or neither")
+        observer = ImatrixObserver()
+        settings = settings or Settings(ctx=_CTX)
+        run = Run(
+            self.reference,
+            self._texts.calibration,
+            settings,
+            self.run,
+            self.progress,
+            observers=[observer],
+        )
+        if all(path.exists() for path in ours):
+            known = Statistics.load(ours[0])
+            if not run.difference(known):
+                return known, ours[1]
+        found = run.run_into(ours[0], force=True)
+        tokens = sum(domain.tokens for domain in found.domains)
+        names = [source.domain for source in self._texts.calibration]
+        observer.save(ours[1], names, max(tokens // settings.ctx, 1), settings.ctx)
+        return found, ours[1]
+
+    def _say_beforehand(self) -> None:
+        runs = self.reference.gguf
+        log.info(
+            "%s (%s) is calibrated on and measured against; %s (%s) is %s",
+            runs.path.name,
+            human_size(runs.size),
+            self.source.gguf.path.name,
+            human_size(self.source.gguf.size),
+            "quantized only" if self.reference is not self.source else "the same file",
+        )
+        log.info(
+            "%s holds parts of candidates meanwhile: at most as much as a candidate and the disk "
+            "allow, at least one copy of the model as it is measured",
+            self.work,
+        )
+
+
+def _cost(found: tuple[float, Mix]) -> float:
+    return found[0]
+
+
+def _is_made(option: Option) -> bool:
+    return option.kind != AS_IS
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
