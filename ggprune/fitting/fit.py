@@ -18,9 +18,9 @@ from ggprune.fitting.predict import POWER
 from ggprune.fitting.space import Mix
 from ggprune.fitting.study import Study
 from ggprune.gguf_file import GgufModel, check_targets, tensor_type_name
-from ggprune.quantization.options import QuantizeOptions
+from ggprune.llama.options import QuantizeOptions
 from ggprune.quantization.quantize import Quantizer
-from ggprune.quantization.quantize_source import pruned_source
+from ggprune.quantization.source import pruned_source
 from ggprune.util import human_size
 
 log = logging.getLogger(__name__)

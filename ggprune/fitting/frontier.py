@@ -12,7 +12,7 @@ from ggprune.fitting.predict import POWER
 from ggprune.fitting.space import AS_IS, Mix
 from ggprune.fitting.study import Study
 from ggprune.llama import memory
-from ggprune.quantization.quantize_names import file_type
+from ggprune.quantization.names import file_type
 from ggprune.util import human_size
 
 log = logging.getLogger(__name__)

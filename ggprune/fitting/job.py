@@ -17,9 +17,8 @@ from ggprune.fitting.measure import Score
 from ggprune.fitting.options import FitOptions
 from ggprune.fitting.study import Study, Texts
 from ggprune.llama.devices import physical_memory
-from ggprune.llama.options import RunOptions
+from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.model import MoeModel, open_model
-from ggprune.quantization.options import QuantizeOptions
 from ggprune.quantization.quantize import Quantizer
 from ggprune.text.builtin import SEARCH, builtin_texts
 from ggprune.text.held_out import choose_text, hold_out

@@ -11,8 +11,8 @@ from ggprune.errors import InputError
 from ggprune.fitting import kinds
 from ggprune.fitting.groups import Group, groups_of
 from ggprune.gguf_file import GgufModel, OutputFile, Tensor, padded, replacing, tensor_type_name
+from ggprune.llama.options import QuantizeOptions
 from ggprune.model import MoeModel
-from ggprune.quantization.options import QuantizeOptions
 from ggprune.quantization.quantize import Quantizer
 from ggprune.rewrite import result_files
 

@@ -28,12 +28,11 @@ from ggprune.fitting.shards import Shards
 from ggprune.fitting.solve import choose
 from ggprune.fitting.space import AS_IS, Mix, Option, Space
 from ggprune.gguf_file import Tensor, tensor_type_name, write_text
-from ggprune.llama.options import RunOptions
+from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.model import MoeModel
 from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.importance import ImatrixObserver
-from ggprune.quantization.options import QuantizeOptions
 from ggprune.quantization.quantize import Quantizer
 from ggprune.text.documents import Source
 from ggprune.types import Progress, no_progress

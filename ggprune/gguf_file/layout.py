@@ -215,9 +215,7 @@ def _file(
     return OutputFile(path, segments, sum(map(_length, head)))
 
 
-def _head(
-    source: GgufModel, keys: list[Segment], tensors: Sequence[OutputTensor]
-) -> list[Segment]:
+def _head(source: GgufModel, keys: list[Segment], tensors: Sequence[OutputTensor]) -> list[Segment]:
     first = source.files[0]
     infos, offset = [], 0
     for tensor in tensors:
