@@ -102,7 +102,7 @@ class Plan:
         return replace(self, layers=left)
 
     def as_json(self) -> dict[str, Any]:
-        """The plan's file form."""
+        """Give the plan's file form."""
         layers: dict[str, dict[str, Any]] = {}
         for layer, part in sorted(self.layers.items()):
             layers[str(layer)] = {"keep": list(part.keep), "drop": list(self.dropped(layer))}
@@ -218,7 +218,7 @@ def _from_json(data: Any, name: str) -> Plan:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(
             f'{name}: is not a plan: it lacks "format": "{FORMAT}"',
-            remedy="Make one: ggprune plan STATS --keep N -o PLAN.json",
+            remedy="Make one with `ggprune plan`.",
         )
     if data.get("version") != VERSION:
         raise InputError(f"{name}: is of version {data.get('version')}, expected {VERSION}")

@@ -84,7 +84,7 @@ class RangeCopier:
         return self._buffered(source, offset, min(length, _BUFFER), name)
 
     def _in_order(self, offset: int) -> list[Callable[[int, int, int], int]]:
-        """The ways that still work, the fastest for this place first.
+        """List the ways that still work, the fastest for this place first.
 
         ``copy_file_range`` shares extents or moves whole pages where source and target lie alike
         within a page. Where they do not (most slices), each page costs it two partial writes, and

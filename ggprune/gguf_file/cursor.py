@@ -25,7 +25,7 @@ _LENGTH = struct.Struct("<Q").unpack_from
 
 
 def quoted(name: str) -> str:
-    """A name as messages show it: escaped, and not at any length."""
+    """Show a name in a message: escaped, and not at any length."""
     return repr(name) if len(name) <= _SHOWN else repr(name[:_SHOWN]) + "…"
 
 
@@ -54,7 +54,7 @@ class Cursor:
         return self._start + self._position
 
     def bad(self, what: str) -> FormatError:
-        """The error for a header that is wrong at (about) this place."""
+        """Make the error for a header that is wrong at (about) this place."""
         return FormatError(
             f"{self._path}: damaged GGUF header near byte {self.offset}: {what}",
             remedy="Download or convert the file again.",
@@ -66,7 +66,7 @@ class Cursor:
             raise self.bad(f"{what} needs {length} bytes, which the file does not have")
 
     def take(self, length: int, what: str) -> bytes:
-        """The next ``length`` bytes."""
+        """Read the next ``length`` bytes."""
         self.need(length, what)
         if self._position + length > len(self._buffer):
             self._fill(max(length, WINDOW))
@@ -81,12 +81,12 @@ class Cursor:
         self._position += length
 
     def number(self, value_type: ValueType, what: str) -> int:
-        """The next scalar of an integer type."""
+        """Read the next scalar, of an integer type."""
         scalar = SCALARS[value_type]
         return int(scalar.unpack(self.take(scalar.size, what))[0])
 
     def name(self, what: str, limit: int) -> str:
-        """The next string, as a key or tensor name (any bytes, losslessly)."""
+        """Read the next string, as a key or tensor name (any bytes, losslessly)."""
         length = self.number(ValueType.UINT64, what)
         self._names += length
         if length > limit or self._names > MAX_NAMES:

@@ -102,7 +102,7 @@ class GgufFile(Closing):
             self._descriptor = -1
 
     def fileno(self) -> int:
-        """The descriptor, open for reading only."""
+        """Return the descriptor, open for reading only."""
         return self._descriptor
 
     def read(self, offset: int, length: int) -> bytes:
@@ -129,7 +129,7 @@ class GgufFile(Closing):
             ) from error
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The decoded value of ``key``; strings with U+FFFD for bytes that are not UTF-8."""
+        """Decode the value of ``key``; strings get U+FFFD for bytes that are not UTF-8."""
         pair = self.keys.get(key)
         if pair is None:
             return default
@@ -237,7 +237,7 @@ class GgufFile(Closing):
     def _unknown_type_bytes(
         self, info: _TensorInfo, next_offset: int | None, room: int, rows: int
     ) -> int:
-        """The size of a tensor of a type this version does not know.
+        """Work out the size of a tensor of a type this version does not know.
 
         It ends within one alignment step before the next tensor (or the end of the file), and is
         a whole number of bytes a row; with enough rows only one number is both.

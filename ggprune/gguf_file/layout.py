@@ -147,13 +147,13 @@ def shard_head(
 
 
 def whole(tensor: Tensor) -> OutputTensor:
-    """A tensor copied as it is."""
+    """Copy a tensor as it is."""
     part = ByteRange(tensor.shard, tensor.offset, tensor.nbytes)
     return OutputTensor(tensor.name, tensor.shape, tensor.type, (part,))
 
 
 def joined(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:
-    """The same bytes in as few ranges as possible: neighbours become one."""
+    """Join neighbours: the same bytes in as few ranges as possible."""
     merged: list[ByteRange] = []
     for part in ranges:
         last = merged[-1] if merged else None
@@ -175,7 +175,7 @@ def _split(
         size = padded(tensor.nbytes, alignment)
         if size > limit:
             raise InputError(
-                f"--split-max-size {limit}: tensor {tensor.name!r} alone has {size} bytes",
+                f"split_max_size={limit}: tensor {tensor.name!r} alone has {size} bytes",
                 remedy="Give a larger size.",
             )
         if groups[-1] and filled + size > limit:
@@ -185,14 +185,14 @@ def _split(
         filled += size
     if len(groups) > _MAX_SHARDS:
         raise InputError(
-            f"--split-max-size {limit}: makes {len(groups)} shards, {_MAX_SHARDS} at most can be",
+            f"split_max_size={limit}: makes {len(groups)} shards, {_MAX_SHARDS} at most can be",
             remedy="Give a larger size.",
         )
     return groups
 
 
 def _split_pairs(number: int, count: int, n_tensors: int) -> list[Segment]:
-    """What tells a shard its place, in the order that llama-gguf-split leaves them in."""
+    # In the order that llama-gguf-split leaves them in.
     pairs = {
         SPLIT_NO: TypedValue(ValueType.UINT16, number),
         SPLIT_TENSORS: TypedValue(ValueType.INT32, n_tensors),
@@ -202,7 +202,7 @@ def _split_pairs(number: int, count: int, n_tensors: int) -> list[Segment]:
 
 
 def _alignment(source: GgufModel) -> list[Segment]:
-    """The pair that every shard needs where the alignment is not the usual one."""
+    """Return the pair that every shard needs where the alignment is not the usual one."""
     pair = source.keys.get("general.alignment")
     return [ByteRange(0, pair.start, pair.end - pair.start)] if pair else []
 
@@ -229,7 +229,7 @@ def _head(source: GgufModel, keys: list[Segment], tensors: Sequence[OutputTensor
 
 
 def _head_padding(first: GgufFile, length: int, has_tensors: bool) -> Segment:
-    """What follows a header of ``length`` bytes: the source's own where that has the same length.
+    """Pad a header of ``length`` bytes, with the source's own padding where that is as long.
 
     A file without tensors (a vocabulary) may end unpadded.
     """
@@ -255,7 +255,7 @@ def _data(source: GgufModel, tensors: Sequence[OutputTensor]) -> Iterator[Segmen
 def _own_padding(
     source: GgufModel, original: Tensor, wanted: int, *, last: bool
 ) -> Iterator[Segment]:
-    """The source's padding after a tensor copied whole: it lets untouched neighbours be one range.
+    """Keep the source's padding after a tensor copied whole, so that neighbours are one range.
 
     The last tensor of a file ends as it did: some writers pad the end of a file, some do not.
     """

@@ -16,7 +16,7 @@ FileId = tuple[int, int]
 
 
 def part_path(path: Path) -> Path:
-    """The temporary name beside ``path``."""
+    """Name the temporary file beside ``path``."""
     return path.with_name(path.name + ".part")
 
 
@@ -93,7 +93,7 @@ def _prepare(descriptor: int, part: Path, protected: Collection[FileId]) -> bool
     if (status.st_dev, status.st_ino) in protected:
         raise OutputError(
             f"{part}: the temporary file would be the source itself",
-            remedy="Choose another name with -o.",
+            remedy="Choose another output.",
         )
     if not stat.S_ISREG(status.st_mode):
         raise OutputError(f"{part}: is not a regular file", remedy="Remove it.")
@@ -122,5 +122,5 @@ def _lock(descriptor: int, part: Path) -> None:
     if not system.try_lock(descriptor):
         raise OutputError(
             f"{part}: another ggprune is writing this file",
-            remedy="Wait for it, or choose another name with -o.",
+            remedy="Wait for it, or choose another output.",
         )

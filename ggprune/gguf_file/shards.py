@@ -19,12 +19,12 @@ _SHARD_NAME = re.compile(r"(?P<prefix>.*)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf"
 
 
 def shard_name(prefix: str, number: int, count: int) -> str:
-    """The file name llama.cpp expects of shard ``number`` (from 0) of ``count``."""
+    """Return the file name llama.cpp expects of shard ``number`` (from 0) of ``count``."""
     return f"{prefix}-{number + 1:05d}-of-{count:05d}.gguf"
 
 
 def stem_of(path: Path) -> str:
-    """The model's name in a file name: without ``.gguf`` and without a shard's numbers."""
+    """Find the model's name in a file name: without ``.gguf`` and without a shard's numbers."""
     match = _SHARD_NAME.fullmatch(path.name)
     return match["prefix"] if match else path.name.removesuffix(".gguf")
 
@@ -85,11 +85,11 @@ class GgufModel(Closing):
         return self.files[0].keys
 
     def get(self, key: str, default: Any = None) -> Any:
-        """The decoded value of a metadata key."""
+        """Decode the value of a metadata key."""
         return self.files[0].get(key, default)
 
     def read(self, tensor: Tensor) -> bytes:
-        """A tensor's bytes (for small ones: routers, biases)."""
+        """Read a tensor's bytes (of small ones: routers, biases)."""
         return self.files[tensor.shard].read(tensor.offset, tensor.nbytes)
 
     def _open_shards(self, given: GgufFile) -> tuple[GgufFile, ...]:
@@ -158,7 +158,7 @@ def _open_shard(path: Path, number: int, count: int) -> GgufFile:
 
 
 def _number(file: GgufFile, key: str) -> int | None:
-    """A ``split.*`` number, None if it is not there."""
+    """Read a ``split.*`` number; None if it is not there."""
     pair = file.keys.get(key)
     if pair is None:
         return None

@@ -91,6 +91,6 @@ TENSOR_TYPES: dict[int, TensorType] = {
 
 
 def tensor_type_name(type_id: int) -> str:
-    """The usual name of a tensor type, or ``type 77`` for one newer than this table."""
+    """Name a tensor type as usual, or ``type 77`` for one newer than this table."""
     known = TENSOR_TYPES.get(type_id)
     return known.name if known else f"type {type_id}"

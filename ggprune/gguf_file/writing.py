@@ -88,7 +88,7 @@ def write_files(
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path that becomes ``path`` when the block ends well, and vanishes otherwise.
+    """Give a temporary path that becomes ``path`` when the block ends well, else vanishes.
 
     Raises:
         OutputError: it cannot be written.
@@ -115,7 +115,7 @@ def _place(parts: Sequence[PartFile]) -> None:
     placed: list[Path] = []
     try:
         if len(parts) > 1:
-            # With --force an older first shard stands here, and must not be seen with new ones.
+            # With force an older first shard stands here, and must not be seen with new ones.
             parts[0].target.unlink(missing_ok=True)
         for part in reversed(parts):
             part.place()
@@ -156,7 +156,7 @@ def _check_room(paths: Sequence[Path], needed: int) -> None:
     if needed > free:
         raise OutputError(
             f"{folder.absolute()}: {needed:,} bytes are needed, {free:,} are free",
-            remedy="Free some space, or write elsewhere with -o.",
+            remedy="Free some space, or choose another output.",
         )
 
 
@@ -166,20 +166,18 @@ def _check_target(path: Path, source: GgufModel | None, force: bool) -> None:
             f"{path}: the folder {path.parent} does not exist", remedy=f"mkdir -p {path.parent}"
         )
     if os.path.isdir(path):
-        raise OutputError(f"{path}: is a folder", remedy="Give the name of a file with -o.")
+        raise OutputError(f"{path}: is a folder", remedy="Give the name of a file.")
     if not os.path.lexists(path):
         return
     with contextlib.suppress(OSError):
         status = os.stat(path)
         if (status.st_dev, status.st_ino) in _ids(source):
-            raise OutputError(
-                f"{path}: is the source itself", remedy="Choose another name with -o."
-            )
+            raise OutputError(f"{path}: is the source itself", remedy="Choose another output.")
         if not stat.S_ISREG(status.st_mode):
             raise OutputError(f"{path}: is not a regular file", remedy="Choose another name.")
     if not force:
         raise OutputError(
-            f"{path}: exists", remedy="Use --force to replace it, or -o for another name."
+            f"{path}: exists", remedy="Pass force=True to replace it, or choose another output."
         )
 
 
@@ -192,7 +190,7 @@ def _output_error(path: Path, error: OSError) -> OutputError:
         what = error.strerror or str(error)
     return OutputError(
         f"{path}: cannot be written: {what}; nothing was left behind",
-        remedy="Write to another folder with -o.",
+        remedy="Choose an output in another folder.",
     )
 
 

@@ -280,7 +280,7 @@ def _refusal(model: Model, name: str, unknown: str) -> str:
 
 
 def _inconsistency(model: Model) -> str:
-    """What does not fit together between metadata and tensors, or nothing."""
+    """Say what does not fit together between metadata and tensors, or nothing."""
     if not 0 < model.experts_used <= model.experts:
         return f"it says {model.experts_used} of {model.experts} experts are used"
     if not model.moe_layers and model.expert_tensors:

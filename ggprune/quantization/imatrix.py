@@ -92,7 +92,7 @@ class Imatrix:
                 _write_gguf(self, part)
 
     def sliced(self, plan: Plan, name: str = "the importance matrix") -> Imatrix:
-        """The matrix for the model that the plan leaves: rows of dropped experts taken out.
+        """Cut the matrix to the model that the plan leaves: rows of dropped experts go.
 
         Args:
             plan: what stays; of the model that the matrix was made for.
@@ -112,7 +112,7 @@ class Imatrix:
         if not layers:
             raise MismatchError(
                 f"{name}: has no expert tensors of the plan's layers",
-                remedy="Gather one on the model that the plan is for: ggprune imatrix MODEL",
+                remedy="Gather one on the model that the plan is for with `ggprune imatrix`.",
             )
         return replace(self, entries=entries)
 
@@ -151,13 +151,13 @@ class Imatrix:
                 raise MismatchError(
                     f"{name}: {tensor.name} has {entry.sums.size:,} columns, "
                     f"{model} needs {tensor.shape[0]:,} x {matrices}",
-                    remedy="For a pruned model, cut it first: ggprune slice-imatrix IN --plan PLAN",
+                    remedy="For a pruned model, cut it first with `ggprune slice-imatrix`.",
                 )
         return tuple(missing)
 
 
 def _expert_layer(weight: str) -> int | None:
-    """The layer, if this weight is a stack of experts."""
+    """Find the layer, if this weight is a stack of experts."""
     try:
         return layer_of(weight) if role_of(weight) in MATRICES else None
     except UnsupportedModelError:
@@ -165,7 +165,7 @@ def _expert_layer(weight: str) -> int | None:
 
 
 def _legacy_rows(entry: Entry, plan: Plan, where: str) -> Floats32:
-    """A legacy entry by expert: it holds one flat row for all."""
+    """Split a legacy entry by expert: it holds one flat row for all."""
     if not plan.experts:
         raise InputError(
             f"{where}: a legacy file does not say how many experts there are, and the plan neither",
@@ -193,7 +193,7 @@ def _read_gguf(path: Path) -> Imatrix:
         if not weights or kind not in (None, FILE_TYPE):
             raise InputError(
                 f"{path}: is not an importance matrix (general.type is {kind!r})",
-                remedy=f"Make one: ggprune imatrix MODEL -o {path.name}",
+                remedy="Make one with `ggprune imatrix`.",
             )
         entries = {name: _entry(file, tensors, name) for name in weights}
         return Imatrix(
@@ -228,7 +228,7 @@ def _write_gguf(imatrix: Imatrix, path: Path) -> None:
 
     class Writer(gguf.GGUFWriter):  # type: ignore[misc]
         def add_architecture(self) -> None:
-            """An importance matrix has none."""
+            """Write none: an importance matrix has no architecture."""
 
     writer = Writer(path, "")
     writer.add_type(FILE_TYPE)

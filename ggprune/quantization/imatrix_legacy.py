@@ -100,7 +100,7 @@ class _Reader:
         return InputError(
             f"{self._path}: is not an importance matrix: neither GGUF nor whole in llama.cpp's "
             "older format",
-            remedy="Make one: ggprune imatrix MODEL -o OUT.imatrix.gguf",
+            remedy="Make one with `ggprune imatrix`.",
         )
 
     def _take(self, length: int) -> bytes:

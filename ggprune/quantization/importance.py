@@ -42,7 +42,7 @@ class ImatrixObserver:
     May run beside a RoutingObserver that does not cut the graph.
 
     Args:
-        head: take in ``output.weight`` too, as ``llama-imatrix --process-output``.
+        head: take in ``output.weight`` too, as llama-imatrix does with process-output.
     """
 
     def __init__(self, *, head: bool = False) -> None:
@@ -93,7 +93,7 @@ class ImatrixObserver:
             self._last = seen[-1]
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """What was gathered, in three arrays: names and lengths as JSON, sums, counts."""
+        """Give what was gathered in three arrays: names and lengths as JSON, sums, counts."""
         sums = self._sums
         if not sums:
             return {}
@@ -117,7 +117,7 @@ class ImatrixObserver:
             values, counts = values + many, counts + few
 
     def result(self, datasets: Sequence[str], chunks: int, chunk_size: int) -> Imatrix:
-        """What was gathered.
+        """Return what was gathered.
 
         Args:
             datasets: names of the texts.
@@ -146,7 +146,7 @@ class ImatrixObserver:
         self.result(datasets, chunks, chunk_size).save(path)
 
     def _add(self, weight: str, shape: tuple[int, ...], inputs: npt.NDArray[Any]) -> None:
-        """A product with one matrix, or with one a head: inputs are [i3, i2, tokens, columns]."""
+        """Add a product with one matrix, or one a head: inputs [i3, i2, tokens, columns]."""
         matrices, columns = shape[0] * shape[1], inputs.shape[3]
         sums = self._of(weight, matrices * columns, 1)
         squares = np.einsum("abtc,abtc->abc", inputs, inputs)
@@ -163,7 +163,7 @@ class ImatrixObserver:
         inputs: npt.NDArray[Any],
         chosen: npt.NDArray[np.int32],
     ) -> None:
-        """A product with experts.
+        """Add a product with experts.
 
         Args:
             weight: its name.

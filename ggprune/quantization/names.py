@@ -15,7 +15,7 @@ _SUFFIX = re.compile(rf"[-.](?:{_QUANT}|FP16)(?=$|-\d+e$)", re.IGNORECASE)
 
 
 def file_type(name: str) -> str:
-    """The name of a quantization type as llama-quantize prints it.
+    """Name a quantization type as llama-quantize prints it.
 
     Raises:
         InputError: there is none of this name; names all.
@@ -29,7 +29,7 @@ def file_type(name: str) -> str:
 
 
 def result_stem(stem: str) -> str:
-    """A model's name without its quantization: ``Big-109e`` of ``Big-BF16-109e``."""
+    """Strip the quantization from a model's name: ``Big-109e`` of ``Big-BF16-109e``."""
     return _SUFFIX.sub("", stem)
 
 

@@ -117,7 +117,7 @@ class Quantizer:
         return self._notes
 
     def paths(self, type_name: str) -> tuple[Path, ...]:
-        """The files that quantizing to this type writes."""
+        """Name the files that quantizing to this type writes."""
         prefix = f"{self._stem}-{file_type(type_name)}"
         if not self._split:
             return (self._folder / f"{prefix}.gguf",)

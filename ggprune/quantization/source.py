@@ -71,7 +71,7 @@ def pruned_source(
 
 
 def _sliced_beside(path: Path, source: MoeModel, plan: Plan, folder: Path) -> Path:
-    """The importance matrix cut by the plan, if it is the full model's."""
+    """Cut the importance matrix by the plan, if it is the full model's."""
     imatrix = Imatrix.load(path)
     try:
         imatrix.check(source.gguf.tensors, str(path), str(source.gguf.path))
@@ -86,7 +86,7 @@ def _sliced_beside(path: Path, source: MoeModel, plan: Plan, folder: Path) -> Pa
 
 @contextlib.contextmanager
 def _temporary_folder(folder: Path, name: str) -> Iterator[Path]:
-    """A folder of this name, for one run at a time; what a killed run left in it is removed."""
+    """Make a folder, for one run at a time; what a killed run left in it is removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with PartFile(folder / name):
@@ -98,5 +98,5 @@ def _temporary_folder(folder: Path, name: str) -> Iterator[Path]:
                 shutil.rmtree(folder / name, ignore_errors=True)
     except OSError as error:
         raise OutputError(
-            f"{folder}: cannot be written to: {error.strerror}", remedy="Use --tmp FOLDER."
+            f"{folder}: cannot be written to: {error.strerror}", remedy="Give another tmp."
         ) from error

@@ -78,7 +78,7 @@ def restate(text: str, experts: tuple[int, int], parameters: tuple[int, int]) ->
 
 
 def _same_type(gguf: GgufModel, key: str, value: Any) -> TypedValue:
-    """A new value in the type that the file stores this key as."""
+    """Give a value the type that the file stores this key as."""
     pair = gguf.keys.get(key)
     if pair is None:
         return TypedValue(ValueType.UINT32, value)

@@ -459,7 +459,7 @@ def test_an_existing_file(tmp_path: Path) -> None:
     target.write_text("old")
     error = attempt(source, target)
     assert "exists" in error.message
-    assert "--force" in error.remedy
+    assert "force=True" in error.remedy
     assert target.read_text() == "old"
     with GgufModel(source) as model:
         write_files(
