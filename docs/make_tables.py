@@ -55,6 +55,8 @@ def _notes(row: Architecture) -> list[str]:
         notes.append("gates multiply the experts' input")
     if row.mtp_experts is not None:
         notes.append("MTP layers" + ("" if row.mtp_experts else " (dense)"))
+    if row.residual_node is None:
+        notes.append("no `easy-ep`")
     return notes + [
         f"**refused** {refusal.condition}".rstrip() + f": {refusal.reason}"
         for refusal in row.refusals

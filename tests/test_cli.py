@@ -297,3 +297,25 @@ def test_notes_go_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> 
         log.warning("a warning")
     show_notes()
     assert capsys.readouterr() == ("", "a note\na warning\na warning\n")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "program"),
+    [
+        ("olmoe", "llama-cli"),
+        ("nomic-bert-moe", "llama-embedding"),
+        ("llada-moe", "llama-diffusion-cli"),
+    ],
+)
+def test_the_program_that_runs_the_result(architecture: str, program: str) -> None:
+    from ggprune.api import Pruned
+    from ggprune.cli.prune import _summary
+    from ggprune.report import ReportInput, build
+
+    plan = Plan(2, {0: LayerPlan((0, 1))}, "hand", 4, architecture)
+    result = Path("small model.gguf")
+    report = build(ReportInput(plan=plan))
+    text = _summary(
+        Pruned(files=(result,), plan=plan, metadata={}, metadata_path=Path("m"), report=report)
+    )
+    assert text.endswith(f"Run it:  {program} -m 'small model.gguf'")

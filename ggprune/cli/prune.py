@@ -115,8 +115,10 @@ def _show_files(sizes: dict[str, int], as_json: bool) -> None:
 
 
 def _summary(pruned: Pruned) -> str:
+    from ggprune.model.architectures import ARCHITECTURES
     from ggprune.report.summary import summary_lines
 
+    program = ARCHITECTURES[pruned.plan.architecture].kind.program
     checked = f"{human_size(pruned.compared)} equal the source's bytes; it loads and computes"
     files = {
         "verified": checked if pruned.compared else None,
@@ -132,6 +134,6 @@ def _summary(pruned: Pruned) -> str:
             "",
             table([[name, str(text)] for name, text in files.items() if text]),
             "",
-            f"Run it:  llama-cli -m {shlex.quote(str(pruned.path))}",
+            f"Run it:  {program} -m {shlex.quote(str(pruned.path))}",
         ]
     )

@@ -13,6 +13,7 @@ from ggprune.calibration.generate import Sampling, generate
 from ggprune.gguf_file import GgufModel
 from ggprune.llama.callback import Observer
 from ggprune.llama.session import LlamaModel
+from ggprune.model.architectures import ARCHITECTURES
 from ggprune.text import chat
 from ggprune.text.builtin import PROBES, builtin_file
 from ggprune.text.documents import Document, Message
@@ -30,11 +31,7 @@ _REPEATS = 4
 _REPEATED_TOKENS = 24
 #: Used where a model states no settings of its own: those of the seed card's comparison.
 DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9)
-_THOUGHT = re.compile(
-    r"<think>.*?</think>|<\|channel>thought.*?<channel\|>|"
-    r"<\|channel\|>analysis.*?<\|channel\|>final<\|message\|>",
-    re.DOTALL,
-)
+_THOUGHT = re.compile("|".join({row.thoughts: None for row in ARCHITECTURES.values()}), re.DOTALL)
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 _SPECIAL = re.compile(r"<\|?[a-z_]+\|?>")
 

@@ -50,6 +50,13 @@ class Kind(enum.Enum):
     DIFFUSION = "diffusion language model"
     EMBEDDING = "embedding model"
 
+    @property
+    def program(self) -> str:
+        """The program of llama.cpp that runs such a model."""
+        return {Kind.DIFFUSION: "llama-diffusion-cli", Kind.EMBEDDING: "llama-embedding"}.get(
+            self, "llama-cli"
+        )
+
 
 # Values of {architecture}.expert_gating_func (src/llama-hparams.h).
 GATING_VALUES: Final[Mapping[int, Gating]] = MappingProxyType(
@@ -133,11 +140,12 @@ class Architecture:
             file's tensors decide which of them exist.
         space: where those rows live.
         latent_key: where ``space`` is LATENT: it is only if this key is above 0.
-        residual_node: the node that holds the residual stream before the FFN.
+        residual_node: the node that holds the residual stream before the FFN; None: it has no name.
         mtp_experts: whether MTP layers (``nextn_predict_layers``) have experts (they may; the
             file's tensors decide); None: llama.cpp runs no MTP layers in this architecture.
         forbidden_counts: numbers of experts that would make llama.cpp compute another function.
         refusals: models of this architecture that must not be pruned.
+        thoughts: pattern of the thoughts in an answer, where it is not ``<think>…</think>``.
     """
 
     name: str
@@ -150,10 +158,11 @@ class Architecture:
     mask_nodes: tuple[str, ...] = MASK_NODES
     space: Space = Space.RESIDUAL
     latent_key: str = ""
-    residual_node: str = "ffn_inp"
+    residual_node: str | None = "ffn_inp"
     mtp_experts: bool | None = None
     forbidden_counts: tuple[int, ...] = ()
     refusals: tuple[Refusal, ...] = ()
+    thoughts: str = r"<think>.*?</think>"
 
     def refusal(self, metadata: Metadata) -> Refusal | None:
         """Return the first reason not to prune a model with this metadata, if there is one."""
@@ -292,8 +301,8 @@ _TABLE = (
     Architecture("arctic", _S, True),
     Architecture("bailingmoe", _S, None),
     Architecture("bailingmoe2", _K, None, mtp_experts=True, residual_node="sa_out"),
-    Architecture("bailingmoe3", _K, None, mtp_experts=True),
-    Architecture("cohere2moe", _K, None, _SIGMOID, mtp_experts=True),
+    Architecture("bailingmoe3", _K, None, mtp_experts=True, residual_node=None),
+    Architecture("cohere2moe", _K, None, _SIGMOID, mtp_experts=True, residual_node=None),
     Architecture("dbrx", _S, True),
     Architecture("deepseek", _S, False),
     # deepseek2 without the key is softmax, but for GLM-4.7-Flash (47 or 48 layers and 154880
@@ -308,6 +317,7 @@ _TABLE = (
         None,
         space=Space.STREAMS,
         mtp_experts=True,
+        residual_node=None,
     ),
     Architecture("dflash", Gating.SQRT_SOFTPLUS, None, refusals=(_DRAFT,)),
     Architecture("dots1", _K, None),
@@ -316,12 +326,26 @@ _TABLE = (
     Architecture("ernie4_5-moe", _S, True),
     Architecture("exaone-moe", _K, None, mtp_experts=False),
     # gemma4: router and experts read different norms of one input.
-    Architecture("gemma4", _S, True, space=Space.NORMED, residual_node="attn_out"),
+    Architecture(
+        "gemma4",
+        _S,
+        True,
+        space=Space.NORMED,
+        residual_node="attn_out",
+        thoughts=r"<\|channel>thought.*?<channel\|>",
+    ),
     Architecture("glm-dsa", _K, None, _SIGMOID, mtp_experts=True),
     Architecture("glm4moe", _K, None, _SIGMOID, mtp_experts=True),
-    Architecture("glm5-next", _K, None, _SIGMOID, space=Space.STREAMS, mtp_experts=True),
+    Architecture(
+        "glm5-next", _K, None, _SIGMOID, space=Space.STREAMS, mtp_experts=True, residual_node=None
+    ),
     # gpt-oss (openai-moe.cpp): router bias and biases of experts.
-    Architecture("gpt-oss", Gating.SOFTMAX_CHOSEN, True),
+    Architecture(
+        "gpt-oss",
+        Gating.SOFTMAX_CHOSEN,
+        True,
+        thoughts=r"<\|channel\|>analysis.*?<\|channel\|>final<\|message\|>",
+    ),
     Architecture("granite", _S, True),
     Architecture("granite_swa", _S, True),
     Architecture("granitehybrid", _S, True),
@@ -331,12 +355,19 @@ _TABLE = (
     Architecture("grovemoe", _S, True, refusals=(_GROVE,)),
     Architecture("hunyuan-moe", _S, True),
     Architecture("hy_v3", _K, None, _SIGMOID, mtp_experts=True),
-    Architecture("hy_v4", _K, None, space=Space.STREAMS),
+    Architecture("hy_v4", _K, None, space=Space.STREAMS, residual_node=None),
     Architecture("jamba", _S, False),
-    Architecture("kimi-k3", _K, None, space=Space.LATENT, latent_key="expert_latent_length"),
+    Architecture(
+        "kimi-k3",
+        _K,
+        None,
+        space=Space.LATENT,
+        latent_key="expert_latent_length",
+        residual_node=None,
+    ),
     Architecture("kimi-linear", _K, True),
     Architecture("laguna", _K, None, _SIGMOID),
-    Architecture("lfm2moe", _K, True),
+    Architecture("lfm2moe", _K, True, residual_node=None),
     Architecture("llada-moe", _S, False, kind=Kind.DIFFUSION),
     Architecture("llama", _S, True),
     Architecture("llama-embed", _S, True, kind=Kind.EMBEDDING),
@@ -368,6 +399,7 @@ _TABLE = (
         space=Space.LATENT,
         latent_key="moe_latent_size",
         mtp_experts=True,
+        residual_node=None,
     ),
     Architecture(
         "nemotron_h_moe",
@@ -376,17 +408,18 @@ _TABLE = (
         space=Space.LATENT,
         latent_key="moe_latent_size",
         mtp_experts=True,
+        residual_node=None,
     ),
     # nomic-bert-moe (bert.cpp): experts have no gate matrix.
     Architecture("nomic-bert-moe", _S, False, kind=Kind.EMBEDDING),
     Architecture("olmoe", _S, False),
-    Architecture("phimoe", _S, True),
+    Architecture("phimoe", _S, True, residual_node=None),
     Architecture("qwen2moe", _S, False),
     Architecture("qwen35moe", _S, True, mtp_experts=True, residual_node="attn_residual"),
     Architecture("qwen3moe", _S, True),
     Architecture("qwen3next", _S, True, mtp_experts=True, residual_node="attn_residual"),
     Architecture("qwen3vlmoe", _S, True),
-    Architecture("qwen4exp", _S, True, space=Space.STREAMS),
+    Architecture("qwen4exp", _S, True, space=Space.STREAMS, residual_node=None),
     Architecture("rnd1", _S, True, kind=Kind.DIFFUSION),
     # smallthinker: the router reads the layer's input, before attention.
     Architecture("smallthinker", _K, True),

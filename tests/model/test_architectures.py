@@ -20,6 +20,7 @@ from tests.support.llama_ctypes import Node, loaded
 from tests.support.slicing import (
     CASES,
     EXPERTS,
+    PRUNED,
     TOKENS,
     USED,
     Metadata,
@@ -198,6 +199,28 @@ def test_nodes(tmp_path: Path, case: str) -> None:
         if f"ffn_moe_out-{layer}" in nodes:
             total = nodes[f"ffn_moe_out-{layer}"][0, 0]
             np.testing.assert_allclose(contribution.sum(axis=1), total, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("name", PRUNED)
+def test_residual_stream_has_the_name_that_the_table_says(tmp_path: Path, name: str) -> None:
+    path, architecture = make(tmp_path, name)
+    metadata, tensors = read(path)
+    layers = moe_layers(tensors) - set(architectures.mtp_layers(metadata, tensors))
+    asked = architecture.residual_node or "ffn_inp"
+    shapes = {}
+    with loaded(path, embedding=architecture.kind is Kind.EMBEDDING) as model:
+        model.run(
+            TOKENS,
+            lambda name, node: shapes.update({name: node.array.shape[-2:]}),
+            whole_names([asked]),
+        )
+    seen = {layer_number(name) for name in shapes}
+    if architecture.residual_node is None:
+        assert not layers & seen
+    else:
+        assert layers <= seen
+        assert set(shapes.values()) == {(len(TOKENS), metadata["embedding_length"])}
 
 
 @pytest.mark.llama
