@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -26,9 +27,10 @@ from evidence_report import write_report
 
 from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.budget import Budget
-from ggprune.choosing.choose import EXTRA, Request, Resources, choose_plan, ranking_of
+from ggprune.choosing.choose import choose_plan, plan_of, rank
+from ggprune.choosing.methods import METHODS, find
 from ggprune.choosing.ranking import Ranking
+from ggprune.choosing.request import Budget, Request, Resources
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.gguf_file import write_text
 from ggprune.llama.options import RunOptions
@@ -127,7 +129,7 @@ class Evidence:
 
     def _scored(self, keep: int, method: str, blend: str) -> tuple[str, Plan]:
         name = f"{method}, {blend}" if blend else method
-        return name, self._plan(keep, name, method, blend=blend)
+        return name, self._plan(keep, name, method, blend=blend or None)
 
     def _measured(self, keep: int) -> Iterator[tuple[str, Plan]]:
         yield "auto", self._plan(keep, "auto", "auto", search_minutes=AUTO_MINUTES)
@@ -159,18 +161,18 @@ class Evidence:
 
     def _more_passes(self, keep: int) -> Iterator[tuple[str, Plan]]:
         """Methods that run the model over the calibration text again."""
-        for method in EXTRA:
+        for method in (name for name, each in METHODS.items() if each.needs == "run"):
             yield method, self._once(keep, method, partial(self._ranked_again, method, keep))
         name = f"contribution, {ROUNDS} rounds"
         yield name, self._plan(keep, name, "contribution", rounds=ROUNDS)
 
     def _ranked_again(self, method: str, keep: int) -> Plan:
         """One pass serves all sizes."""
+        request = Request(budget=Budget(keep=keep), method=method, super_experts=False)
         if method not in self._rankings:
-            request = Request(budget=Budget(keep=keep), method=method, super_experts=False)
             resources = self._resources(None)
-            self._rankings[method] = ranking_of(self.statistics, request, resources)
-        return self._rankings[method].plan(keep)
+            self._rankings |= rank(find(method), self.statistics, request, resources)
+        return plan_of(self._rankings[method].decided(keep), self.statistics, request)
 
     def _plan(self, keep: int, name: str, method: str, **more: Any) -> Plan:
         """Choose as the command line does, or take what was chosen before."""
@@ -203,7 +205,6 @@ class Evidence:
             search_sources=self._texts("search"),
             cache=self.work,
             journal=journal,
-            say=lambda text: print(f"  {text}", file=sys.stderr, flush=True),
         )
 
     def _evaluate(self, evaluator: Evaluator, keep: int, name: str, plan: Plan) -> None:
@@ -244,6 +245,7 @@ def main() -> None:
     parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    logging.basicConfig(level=logging.INFO, format="  %(message)s")
     Evidence(parser.parse_args()).run()
 
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from ggprune.calibration.extra_observers import RoutingRecorder
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.methods.cover import cover_scores
-from ggprune.choosing.methods.sums import choose_all
+from ggprune.choosing.cover import cover_scores
+from ggprune.choosing.scores import choose_all
 from ggprune.choosing.search import search
 from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.llama.options import RunOptions

@@ -16,6 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT))
 
+from ggprune.choosing.methods import ordered  # noqa: E402
+from ggprune.choosing.methods.method import NEEDS  # noqa: E402
+from ggprune.choosing.request import DEFAULT  # noqa: E402
 from ggprune.model.architectures import (  # noqa: E402
     ARCHITECTURES,
     WEIGHTED_NODES,
@@ -63,6 +66,21 @@ def _notes(row: Architecture) -> list[str]:
     ]
 
 
+def methods() -> str:
+    """One row a method."""
+    rows = [
+        f"| `{each.name}`{' (default)' * (each.name == DEFAULT)} | {_cell(each.formula)} "
+        f"| {NEEDS[each.needs]} | {_cell(each.source)} |"
+        for each in ordered()
+    ]
+    return _block(["| name | score | needs | source |", "|---|---|---|---|", *rows])
+
+
+def _cell(text: str) -> str:
+    text = re.sub(r"docs/methods\.md(#\S+)", r"[below](\1)", text)
+    return text.replace("|", r"\|")
+
+
 def architecture_count() -> str:
     """Architectures of which at least some models can be pruned."""
     refused = [row for row in ARCHITECTURES.values() if any(not r.condition for r in row.refusals)]
@@ -83,6 +101,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {"architecture-count": architecture_count},
     "CONTRIBUTING.md": {"layers": layers},
     "docs/architectures.md": {"architectures": architectures},
+    "docs/methods.md": {"methods": methods},
 }
 
 

@@ -18,9 +18,9 @@ from ggprune.calibration.settings import Settings as Settings
 from ggprune.calibration.statistics import Domain as Domain
 from ggprune.calibration.statistics import ExpertSums as ExpertSums
 from ggprune.calibration.statistics import Statistics as Statistics
-from ggprune.choosing.budget import Budget as Budget
-from ggprune.choosing.choose import Request as Request
-from ggprune.choosing.methods.sums import METHODS as METHODS
+from ggprune.choosing.methods import METHODS as METHODS
+from ggprune.choosing.request import Budget as Budget
+from ggprune.choosing.request import Request as Request
 from ggprune.errors import FormatError as FormatError
 from ggprune.errors import GgpruneError as GgpruneError
 from ggprune.errors import HubError as HubError

@@ -12,9 +12,9 @@ from typing import Any
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.budget import Budget
-from ggprune.choosing.choose import Request, Resources, choose_plan, default_method, known_count
-from ggprune.choosing.methods.sums import COVER
+from ggprune.choosing.choose import choose_plan, default_method, is_measured
+from ggprune.choosing.count import known_count
+from ggprune.choosing.request import DEFAULT, Budget, Request, Resources
 from ggprune.errors import GgpruneError, InputError, OutputError, UnsupportedModelError
 from ggprune.evaluation import sweep as sweeps
 from ggprune.evaluation.candidate import Candidate
@@ -334,7 +334,7 @@ def choose(
         options=options or RunOptions(),
         sources=load_texts(_pairs(text)),
         search_sources=load_texts(_pairs(search_text)),
-        journal=journal if wanted.is_measured else None,
+        journal=journal if is_measured(wanted) else None,
         progress=progress,
     )
     if model is None:
@@ -798,7 +798,7 @@ def _check(
     else:
         assert request is not None
         keep = known_count(request.budget, model.counts, model) or model.experts
-        used, method = request.fixed_used, request.method or COVER
+        used, method = request.fixed_used, request.method or DEFAULT
     files = result_files(
         model,
         keep,

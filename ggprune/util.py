@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, get_args
@@ -102,6 +103,13 @@ def _wrong(value: Any, shape: Any, where: str, key: str) -> InputError:
 
 def _named(shape: Any) -> str:
     return " or ".join(getattr(kind, "__name__", str(kind)) for kind in get_args(shape) or (shape,))
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return `` Did you mean NAME?`` for the most similar name; nothing if none is."""
+    names = {name.casefold(): name for name in known}
+    near = difflib.get_close_matches(word.casefold(), names, 1)
+    return f" Did you mean {names[near[0]]}?" if near else ""
 
 
 def human_size(size: float) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import numpy.typing as npt
 
-from ggprune.choosing.methods.sums import choose_all
+from ggprune.choosing.scores import choose_all, fractions
 from ggprune.errors import InputError
-from ggprune.types import Floats
+from ggprune.types import Floats, Ints
+from ggprune.util import did_you_mean
 
 #: How fast weight moves to the domain served worst, at first.
 _STEP = 8.0
@@ -22,67 +22,54 @@ _STEP = 8.0
 _PATIENCE = 40
 _MOST_STEPS = 400
 
-Chooser = Callable[[Floats], npt.NDArray[np.int64]]
-
-
-def shares(scores: Floats) -> Floats:
-    """Scores as shares of their layer, s_d / T_d; where a layer has none, all are equal.
-
-    Args:
-        scores: [..., experts], not negative.
-    """
-    totals = scores.sum(axis=-1, keepdims=True)
-    even = np.full_like(scores, 1 / scores.shape[-1])
-    relative: Floats = np.divide(scores, totals, where=totals > 0, out=even)
-    return relative
+#: Chooses from scores of all layers the experts that stay, [layers, keep].
+Chooser = Callable[[Floats], Ints]
 
 
 class Coverage:
-    """How well each domain is served by a choice of experts, 0 to 1.
+    """How well a choice of experts serves each domain, 0 to 1.
 
     cov_d = mean over layers of (Σ over kept of s_d) / (the most that many experts could hold).
 
     Args:
         by_domain: additive scores, [domains, layers, experts].
         keep: experts a layer.
-        groups: contiguous blocks of experts of which as many stay each.
+        groups: expert groups; each keeps the same number.
     """
 
     def __init__(self, by_domain: Floats, keep: int, groups: int = 1) -> None:
-        self._shares = shares(by_domain)
+        self._fractions = fractions(by_domain)
         best = [
             np.take_along_axis(domain, choose_all(domain, keep, groups), axis=1).sum(axis=1)
-            for domain in self._shares
+            for domain in self._fractions
         ]
         self._best = np.array(best)
 
-    def of(self, kept: npt.NDArray[np.int64]) -> Floats:
-        """Coverage of each domain, [domains], by experts [layers, keep]."""
-        indices = np.broadcast_to(kept, (len(self._shares), *kept.shape))
-        held = np.take_along_axis(self._shares, indices, axis=2).sum(axis=2)
+    def of(self, kept: Ints) -> Floats:
+        """Compute the coverage of each domain, [domains]; ``kept`` is [layers, keep]."""
+        indices = np.broadcast_to(kept, (len(self._fractions), *kept.shape))
+        held = np.take_along_axis(self._fractions, indices, axis=2).sum(axis=2)
         covered: Floats = (held / self._best).mean(axis=1)
         return covered
 
 
-def blended(by_domain: Floats, weights: npt.NDArray[np.float64]) -> Floats:
+def blended(by_domain: Floats, weights: Floats) -> Floats:
     """Σ_d W_d · s_d / T_d, [layers, experts]."""
-    mixed: Floats = np.tensordot(weights, shares(by_domain), axes=1)
+    mixed: Floats = np.tensordot(weights, fractions(by_domain), axes=1)
     return mixed
 
 
-def max_min_weights(
-    by_domain: Floats, keep: int, choice: Chooser, groups: int = 1
-) -> npt.NDArray[np.float64]:
-    """Weights under which the domain served worst is served best.
+def max_min_weights(by_domain: Floats, keep: int, choice: Chooser, groups: int = 1) -> Floats:
+    """Find weights under which the domain served worst is served best.
 
-    Moves weight toward the worst-covered domain (multiplicative weights) in smaller and smaller
+    Move weight toward the worst-covered domain (multiplicative weights) in smaller and smaller
     steps until the smallest coverage stops rising. Nothing is drawn: the same input gives the
     same weights.
 
     Args:
         by_domain: additive scores, [domains, layers, experts].
         keep: experts a layer.
-        choice: scores of all layers -> the experts kept, [layers, keep].
+        choice: which experts stay by some scores.
         groups: see Coverage.
 
     Returns:
@@ -105,25 +92,47 @@ def max_min_weights(
     return best_weights
 
 
-def parse_weights(text: str, domains: Sequence[str]) -> npt.NDArray[np.float64]:
-    """Read ``code=2,math=1``; domains that are not named count 0.
+def mixed(
+    name: str, by_domain: Floats, domains: Sequence[str], keep: int, choice: Chooser, groups: int
+) -> tuple[Floats, Floats]:
+    """Blend domains as a request says.
+
+    Args:
+        name: ``uniform``, ``maxmin`` or weights as in parse_weights.
+        by_domain, keep, choice, groups: see max_min_weights.
+        domains: their names.
+
+    Returns:
+        Scores [layers, experts] and the weights [domains].
+    """
+    if name == "uniform":
+        weights = np.full(len(domains), 1 / len(domains))
+    elif name == "maxmin":
+        weights = max_min_weights(by_domain, keep, choice, groups)
+    else:
+        weights = parse_weights(name, domains)
+    return blended(by_domain, weights), weights
+
+
+def parse_weights(text: str, domains: Sequence[str]) -> Floats:
+    """Read ``code=2,math=1``; domains that are not named get weight 0.
 
     Raises:
         InputError: no such domain, or not a positive weight.
     """
-    weights = np.zeros(len(domains))
+    weights, known = np.zeros(len(domains)), ("uniform", "maxmin", *domains)
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
         if name not in domains:
             raise InputError(
-                f"--blend {text}: there is no domain {name!r}",
-                remedy=f"Domains: {', '.join(domains)}; or --blend uniform, --blend maxmin.",
+                f"blend={text}: there is no domain {name!r}.{did_you_mean(name, known)}",
+                remedy=f"Domains: {', '.join(domains)}; or blend=uniform, blend=maxmin.",
             )
         weights[list(domains).index(name)] = _weight(text, value) if equals else 1.0
     total = weights.sum()
     if total <= 0:
-        raise InputError(f"--blend {text}: all weights are 0", remedy="Give one above 0.")
-    normalised: npt.NDArray[np.float64] = weights / total
+        raise InputError(f"blend={text}: all weights are 0", remedy="Give one above 0.")
+    normalised: Floats = weights / total
     return normalised
 
 
@@ -133,10 +142,12 @@ def _weight(text: str, value: str) -> float:
     except ValueError:
         weight = -1.0
     if not 0 <= weight < float("inf"):
-        raise InputError(f"--blend {text}: {value!r} is not a weight", remedy="Write code=2,math=1")
+        raise InputError(
+            f"blend={text}: {value!r} is not a weight", remedy="Write it as code=2,math=1."
+        )
     return weight
 
 
-def named(names: Sequence[str], values: npt.NDArray[np.float64]) -> dict[str, float]:
-    """Values by the domain's name, rounded for a file."""
+def by_name(names: Sequence[str], values: Floats) -> dict[str, float]:
+    """Pair values with the names of domains, rounded for a file."""
     return {name: round(float(value), 6) for name, value in zip(names, values, strict=True)}

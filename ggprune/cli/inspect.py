@@ -37,7 +37,7 @@ def command(model: Path, as_json: bool) -> None:
 
 def summary(description: Any) -> dict[str, Any]:
     """What ``--json`` prints."""
-    from ggprune.choosing.methods.sums import COVER
+    from ggprune.choosing.request import DEFAULT
     from ggprune.model.architectures import gating_of, is_normalised, statistics_note
     from ggprune.rewrite import result_size
 
@@ -62,7 +62,7 @@ def summary(description: Any) -> dict[str, Any]:
         "prunable": prunable,
         "refusal": description.refusal or "",
         "note": statistics_note(row, metadata) if prunable else "",
-        "sizes": {str(n): result_size(description, n, method=COVER) for n in _steps(description)},
+        "sizes": {str(n): result_size(description, n, method=DEFAULT) for n in _steps(description)},
     }
 
 

@@ -228,6 +228,7 @@ def _option(field: Field[Any]) -> Callable[[Command], Command]:
     return click.option(
         *FLAGS.get(field.name, (flag,)),
         field.name,
+        cls=_Completed,
         type=_type(field.name, kind, about),
         default=default,
         multiple=kind.startswith(("tuple[str", "tuple[tuple")),
@@ -236,6 +237,28 @@ def _option(field: Field[Any]) -> Callable[[Command], Command]:
         help=about["help"],
         show_default=about["default_help"] or (bool(default) and kind != "tuple[int, int]"),
     )
+
+
+class _Completed(click.Option):
+    """An option whose help is completed when somebody asks for it."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        more = COMPLETED.get(str(self.name))
+        if more and self.help and not self.help.endswith(added := f" {more()}"):
+            self.help += added
+        return super().get_help_record(ctx)
+
+
+def _methods() -> str:
+    from ggprune.choosing.methods import ordered
+
+    scored = ", ".join(method.name for method in ordered() if method.decide is None)
+    deciding = ", ".join(method.name for method in ordered() if method.decide is not None)
+    return f"By score: {scored}. By measuring plans on the search text: {deciding}."
+
+
+#: What ends a help text, where it takes time to find out.
+COMPLETED: dict[str, Callable[[], str]] = {"method": _methods}
 
 
 def _switch(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.choosing.budget import Budget
-from ggprune.choosing.choose import Request
+from ggprune.choosing.request import Budget, Request
 from ggprune.cli.options import (
     FILE,
     force_option,

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
-from ggprune.choosing.methods.sums import METHODS
+from ggprune.choosing.methods import METHODS
 from ggprune.evaluation.verdict import verdict
 from ggprune.hub.client import metadata_block
 from ggprune.publish.card_facts import Card, ModelFile, Request, gather
@@ -47,8 +47,9 @@ def render(card: Card) -> str:
 def metadata_fields(card: Card) -> dict[str, Any]:
     """Return the card's metadata block, by the Hub's names."""
     tags = ["gguf", "llama.cpp", "mixture-of-experts", "expert-pruning", "pruned", "ggprune"]
-    if (card.metadata or {}).get("method") == "reap":
-        tags.append("reap")
+    method = METHODS.get(str((card.metadata or {}).get("method", "")))
+    if method and method.baseline:
+        tags.append(method.name)
     return {
         "base_model": card.base_model or None,
         "base_model_relation": "quantized" if card.base_model else None,

@@ -10,10 +10,9 @@ import numpy as np
 
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing import blend
-from ggprune.choosing.methods import sums as scoring
-from ggprune.choosing.methods.cover import FORMULA
-from ggprune.choosing.methods.sums import COVER
-from ggprune.choosing.ranking import scores_by_domain
+from ggprune.choosing.methods import METHODS
+from ggprune.choosing.methods.method import Method
+from ggprune.choosing.scores import retained as retained_share
 from ggprune.evaluation.verdict import MIN_RETAINED
 from ggprune.plan import Plan
 from ggprune.report import concentration as measures
@@ -43,10 +42,8 @@ def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[st
         "keep_used": (plan.experts_used or None) if plan else None,
         "method": plan.method if plan else None,
     }
-    method = scoring.METHODS.get(plan.method) if plan else None
+    method = METHODS.get(plan.method) if plan else None
     facts["formula"] = method.formula if method else None
-    if plan and plan.method == COVER:
-        facts["formula"] = FORMULA
     return facts
 
 
@@ -74,7 +71,7 @@ def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
     for layer, part in sorted(plan.layers.items()):
         share = part.retained
         if share is None and total is not None and layer in rows:
-            share = scoring.retained(total, rows[layer], np.array(part.keep))
+            share = retained_share(total, rows[layer], np.array(part.keep))
         low = share is not None and share < MIN_RETAINED
         layers.append({"layer": layer, "share": share, "low": low, "rule": part.rule})
     summary = _worst_and_mean([(part["share"], part["layer"]) for part in layers])
@@ -92,20 +89,22 @@ def _worst_and_mean(shares: Sequence[tuple[float | None, int]]) -> Json | None:
     return {"worst": {"layer": layer, "share": share}, "mean": mean}
 
 
-def _scores(statistics: Statistics, plan: Plan | None) -> tuple[str, str, Floats]:
-    """Compute the plan's score: its name, a note where that is not all, [layers, experts]."""
-    method = plan.method if plan else _FALLBACK_SCORE
+def _scores(statistics: Statistics, plan: Plan | None) -> tuple[Method, str, Floats]:
+    """Compute the scores: the plan's method, a note where that is not all, [layers, experts]."""
+    fallback = METHODS[_FALLBACK_SCORE]
+    method = METHODS.get(plan.method) if plan else fallback
     settings = plan.settings if plan else {}
     weights = settings.get("weights")
-    if method not in scoring.METHODS:
-        note = f"The method of the plan, {method}, is not one score; shown instead:"
-        return _FALLBACK_SCORE, note, scoring.score(_FALLBACK_SCORE, statistics.total)
+    if method is None or method.sums is None:
+        note = f"The method of the plan, {plan and plan.method}, is not one score; shown instead:"
+        assert fallback.sums is not None
+        return fallback, note, fallback.sums(statistics.total, 0)
     names = [domain.name for domain in statistics.domains]
     if isinstance(weights, Mapping) and set(weights) == set(names):
-        parts = scores_by_domain(statistics, method)
+        parts = method.by_domain(statistics)
         blended = blend.blended(parts, np.array([float(weights[name]) for name in names]))
         return method, "Domains are blended with the weights of the plan.", blended
-    return method, "", scoring.score(method, statistics.total, int(settings.get("seed") or 0))
+    return method, "", method.sums(statistics.total, int(settings.get("seed") or 0))
 
 
 def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
@@ -119,8 +118,8 @@ def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
         for layer in statistics.layers
     ]
     return {
-        "score": method,
-        "formula": scoring.METHODS[method].formula,
+        "score": method.name,
+        "formula": method.formula,
         "note": note,
         "layers": list(statistics.layers),
         "tokens": total.tokens.tolist(),
@@ -175,7 +174,7 @@ def _retained_by_domain(statistics: Statistics, plan: Plan) -> list[Json | None]
     result = []
     for domain in statistics.domains:
         shares = [
-            (scoring.retained(domain.sums, row, np.array(plan.layers[layer].keep)), layer)
+            (retained_share(domain.sums, row, np.array(plan.layers[layer].keep)), layer)
             for row, layer in enumerate(statistics.layers)
             if layer in plan.layers
         ]

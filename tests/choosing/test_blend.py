@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggprune.choosing import blend, protect
-from ggprune.choosing.methods.sums import choose_all
+from ggprune.choosing.scores import choose_all
 from ggprune.errors import InputError
 from ggprune.model import ExpertCounts
 
@@ -100,7 +100,7 @@ def test_super_experts() -> None:
     norm_max[2, 7] = 150.0
     norm_max[3, 9] = 90.0  # Below a tenth of the largest.
     norm_max[7, 3] = 900.0  # Too late in the model.
-    found = protect.super_experts(norm_max, range(8), depth=8)
+    found = protect.find_super_experts(norm_max, range(8), depth=8)
     assert found == {1: frozenset({5}), 2: frozenset({7})}
 
 
@@ -108,12 +108,12 @@ def test_super_experts_in_a_model_with_leading_dense_layers() -> None:
     norm_max = np.ones((4, 100))
     norm_max[:, 0] = [50, 60, 70, 80]
     # Of 8 layers the last four have experts: 4 and 5 are in the first three quarters.
-    found = protect.super_experts(norm_max, [4, 5, 6, 7], depth=8)
+    found = protect.find_super_experts(norm_max, [4, 5, 6, 7], depth=8)
     assert set(found) <= {4, 5}
 
 
 def test_nothing_was_observed() -> None:
-    assert protect.super_experts(np.zeros((2, 4)), [0, 1], 2) == {}
+    assert protect.find_super_experts(np.zeros((2, 4)), [0, 1], 2) == {}
 
 
 def test_always_keep_is_read() -> None:
@@ -123,12 +123,12 @@ def test_always_keep_is_read() -> None:
 
 @pytest.mark.parametrize("text", ["3", "3:", "3:a", "4:1", "3:64", "3:1,", "-3:1"])
 def test_always_keep_that_is_none(text: str) -> None:
-    with pytest.raises(InputError, match="always-keep"):
+    with pytest.raises(InputError, match="always_keep"):
         protect.parse_always_keep([text], [3, 5], 64)
 
 
 def test_more_protected_than_room() -> None:
     forced = {0: frozenset({0, 1, 2})}
-    protect.check_room(forced, 4, ExpertCounts(8, 2))
+    protect.Protection((0,), ExpertCounts(8, 2), forced, (), {}).check_room(4)
     with pytest.raises(InputError, match="of group 0"):
-        protect.check_room(forced, 4, ExpertCounts(8, 2, groups=2))
+        protect.Protection((0,), ExpertCounts(8, 2, groups=2), forced, (), {}).check_room(4)

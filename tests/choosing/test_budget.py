@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ggprune.choosing import budget as budgets
-from ggprune.choosing.budget import Budget
+from ggprune.choosing import count as budgets
+from ggprune.choosing.request import Budget
 from ggprune.errors import InputError
 from ggprune.gguf_file import write_files
 from ggprune.model import ExpertCounts, MoeModel, open_model
@@ -69,25 +69,26 @@ def test_ratio_is_the_fewest_that_drop_no_more(ratio: float, multiple: int) -> N
 def test_exactly_one_rule() -> None:
     with pytest.raises(InputError, match="how many"):
         _ = Budget().rule
-    with pytest.raises(InputError, match="--keep, --ratio"):
+    with pytest.raises(InputError, match=r"keep=3, ratio=0\.5"):
         _ = Budget(keep=3, ratio=0.5).rule
     assert Budget(retain=0.9).rule == "retain"
 
 
 def test_fewest_is_minimal() -> None:
-    assert budgets.fewest(Budget(), COUNTS, lambda n: n >= 77, "--retain") == 77
-    assert budgets.fewest(Budget(multiple_of=10), COUNTS, lambda n: n >= 77, "--retain") == 80
-    with pytest.raises(InputError, match="--retain"):
-        budgets.fewest(Budget(), COUNTS, lambda _: False, "--retain")
+    asked = Budget(retain=0.9)
+    assert budgets.fewest(asked, COUNTS, lambda n: n >= 77) == 77
+    assert budgets.fewest(Budget(retain=0.9, multiple_of=10), COUNTS, lambda n: n >= 77) == 80
+    with pytest.raises(InputError, match=r"retain=0\.9"):
+        budgets.fewest(asked, COUNTS, lambda _: False)
 
 
 def test_most_is_maximal() -> None:
-    assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 777, "--target-size") == 77
-    assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 770, "--target-size") == 77
+    assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 777, "target_size=1") == 77
+    assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 770, "target_size=1") == 77
     assert budgets.most(Budget(rounding="up"), COUNTS, lambda n: n * 10, 777, "x") == 78
     assert budgets.most(Budget(), COUNTS, lambda n: n * 10, 10**9, "x") == 128
     with pytest.raises(InputError, match="80 bytes"):
-        budgets.most(Budget(), COUNTS, lambda n: n * 10, 79, "--target-size")
+        budgets.most(Budget(), COUNTS, lambda n: n * 10, 79, "target_size=1")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_target_size_is_within_one_expert(model: MoeModel, tmp_path: Path) -> No
     def size(keep: int) -> int:
         return result_size(model, keep)
 
-    keep = budgets.most(Budget(), model.counts, size, limit, "--target-size")
+    keep = budgets.most(Budget(), model.counts, size, limit, "target_size=1")
     plan = Plan(keep, {layer: LayerPlan(tuple(range(keep))) for layer in model.moe_layers})
     written = plan_rewrite(model, plan, tmp_path / "out.gguf")
     write_files(written.files, model.gguf)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.methods.cover import Kept, cover_scores
-from ggprune.choosing.methods.sums import choose_all
+from ggprune.choosing.cover import cover_scores
+from ggprune.choosing.scores import choose_all
+from ggprune.types import Ints
 
 LAYERS, EXPERTS, USED, TOKENS, KEEP = 2, 6, 2, 80, 3
 BETA = 5.0
@@ -23,7 +24,7 @@ def text(seed: int = 0) -> Shares:
     return Shares(experts.astype(np.int16), shares.astype(np.float16))
 
 
-def objective(given: Shares, kept: Kept, worth: np.ndarray, beta: float = BETA) -> float:
+def objective(given: Shares, kept: Ints, worth: np.ndarray, beta: float = BETA) -> float:
     """The formula, token by token."""
     total, kept = 0.0, [set(row) for row in kept.tolist()]
     # Lists, since numpy's own numbers are slow one by one.

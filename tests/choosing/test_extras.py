@@ -14,9 +14,9 @@ import pytest
 from ggprune.calibration.extra_observers import turned
 from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.budget import Budget
-from ggprune.choosing.choose import Request, Resources, choose_plan
-from ggprune.choosing.methods.extras import shapley
+from ggprune.choosing.choose import choose_plan
+from ggprune.choosing.methods.shapley import shapley
+from ggprune.choosing.request import Budget, Request, Resources
 from ggprune.errors import InputError
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
@@ -63,13 +63,9 @@ class Nodes:
 def test_easy_ep_is_what_the_nodes_say(architecture: str, residual: str, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", architecture)
     model, statistics, _ = calibrated(path)
-    said: list[str] = []
     request = Request(budget=Budget(keep=8), method="easy-ep", super_experts=False)
-    plan = choose_plan(
-        statistics,
-        request,
-        Resources(model=model, options=OPTIONS, sources=SOURCES, say=said.append),
-    )
+    resources = Resources(model=model, options=OPTIONS, sources=SOURCES)
+    plan = choose_plan(statistics, request, resources)
     expected = np.zeros((len(model.moe_layers), model.experts))
     nodes = Nodes([residual, "ffn_moe_topk", "ffn_moe_weighted", "ffn_moe_out"])
     with (
@@ -112,7 +108,7 @@ def test_cover_protects(tmp_path: Path) -> None:
 def test_rounds_need_a_score_of_sums(tmp_path: Path) -> None:
     _, statistics, resources = calibrated(write_tiny(tmp_path / "m.gguf", "gemma4"))
     request = Request(budget=Budget(keep=8), method="cover", rounds=2)
-    with pytest.raises(InputError, match="--rounds"):
+    with pytest.raises(InputError, match="rounds=2"):
         choose_plan(statistics, request, resources)
 
 
@@ -171,15 +167,14 @@ def test_shape_uses_the_routing_of_the_text(tmp_path: Path) -> None:
 
 
 @pytest.mark.llama
-def test_rounds_drop_more_each_time(tmp_path: Path) -> None:
+def test_rounds_drop_more_each_time(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     _, statistics, resources = calibrated(path)
-    said: list[str] = []
-    resources = Resources(model=resources.model, options=OPTIONS, sources=SOURCES, say=said.append)
+    caplog.set_level("INFO", "ggprune")
     request = Request(budget=Budget(keep=6), method="contribution", rounds=3, super_experts=False)
     plan = choose_plan(statistics, request, resources)
     assert plan.keep == 6
-    assert [note for note in said if "calibrating again" in note] == [
+    assert [note for note in caplog.messages if "calibrating again" in note] == [
         "round 1 of 3: 13 experts, calibrating again",
         "round 2 of 3: 9 experts, calibrating again",
     ]

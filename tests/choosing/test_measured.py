@@ -10,8 +10,8 @@ import pytest
 
 from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.budget import Budget
-from ggprune.choosing.choose import Request, Resources, choose_plan
+from ggprune.choosing.choose import choose_plan
+from ggprune.choosing.request import Budget, Request, Resources
 from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.errors import InputError
 from ggprune.evaluation.evaluator import Evaluator
@@ -22,6 +22,8 @@ from ggprune.plan import Plan
 from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
 from tests.support.tiny import write_tiny
+
+pytestmark = pytest.mark.llama
 
 pytestmark = pytest.mark.llama
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggprune.calibration.statistics import PER_EXPERT, ExpertSums
-from ggprune.choosing.methods import sums as scoring
+from ggprune.choosing.methods import METHODS, find
+from ggprune.choosing.scores import choose_all, retained
 from ggprune.errors import InputError
 
 #: Three tokens in a layer of four experts, top-2: (expert, gate, norm of the output).
@@ -42,13 +43,19 @@ def sums_of(tokens: list[list[tuple[int, float, float]]], experts: int = 4) -> E
     return sums
 
 
+def score(method: str, sums: ExpertSums, seed: int = 0) -> np.ndarray:
+    function = find(method).sums
+    assert function is not None
+    return function(sums, seed)
+
+
 @pytest.mark.parametrize("method", BY_HAND)
 def test_by_hand(method: str) -> None:
-    assert scoring.score(method, sums_of(TOKENS))[0] == pytest.approx(BY_HAND[method])
+    assert score(method, sums_of(TOKENS))[0] == pytest.approx(BY_HAND[method])
 
 
 def test_every_method_is_covered() -> None:
-    assert set(scoring.METHODS) == {*BY_HAND, "random"}
+    assert {name for name, m in METHODS.items() if m.sums} == {*BY_HAND, "random"}
 
 
 INDEPENDENT: dict[str, Any] = {
@@ -83,40 +90,59 @@ def test_against_lists_of_tokens(tokens: list[list[tuple[int, float, float]]]) -
             )
             for expert in range(6)
         ]
-        assert scoring.score(method, sums)[0] == pytest.approx(expected)
+        assert score(method, sums)[0] == pytest.approx(expected)
 
 
 def test_random_is_seeded_and_differs_by_seed() -> None:
     sums = sums_of(TOKENS)
-    one, same, other = (scoring.score("random", sums, seed) for seed in (1, 1, 2))
+    one, same, other = (score("random", sums, seed) for seed in (1, 1, 2))
     assert np.array_equal(one, same)
     assert not np.array_equal(one, other)
 
 
 def test_an_unknown_method_names_the_known_ones() -> None:
     with pytest.raises(InputError, match="nonsense") as raised:
-        scoring.score("nonsense", sums_of(TOKENS))
-    assert "contribution" in raised.value.remedy
+        find("nonsense")
+    assert all(name in raised.value.remedy for name in METHODS)
+    assert len(METHODS) >= 14
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("rep", "reap"), ("Cover", "cover"), ("shap", "shape")]
+)
+def test_a_mistyped_method_is_recognised(typed: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"method={typed}: .* Did you mean {meant}"):
+        find(typed)
 
 
 def test_additive_methods_add_up_over_domains() -> None:
     one, other = sums_of(TOKENS[:1]), sums_of(TOKENS[1:])
     whole = sums_of(TOKENS)
-    for name, method in scoring.METHODS.items():
-        if name == "random":
+    for name, method in METHODS.items():
+        if method.sums is None or method.is_control:
             continue
-        added = method.score(one, 0) + method.score(other, 0)
-        assert np.allclose(added, method.score(whole, 0)) == method.additive, name
+        added = method.sums(one, 0) + method.sums(other, 0)
+        assert np.allclose(added, method.sums(whole, 0)) == method.additive, name
+
+
+def choose(scores: np.ndarray, keep: int, groups: int = 1) -> list[int]:
+    """One layer, expert by expert."""
+    size = len(scores) // groups
+    best = []
+    for start in range(0, len(scores), size):
+        inside = sorted(range(start, start + size), key=lambda e: (-scores[e], e))
+        best += inside[: keep // groups]
+    return sorted(best)
 
 
 def test_choose_takes_the_lower_index_at_a_tie() -> None:
-    assert scoring.choose(np.array([1.0, 3, 3, 1, 2]), 3).tolist() == [1, 2, 4]
-    assert scoring.choose(np.zeros(5), 2).tolist() == [0, 1]
+    assert choose_all(np.array([[1.0, 3, 3, 1, 2]]), 3).tolist() == [[1, 2, 4]]
+    assert choose_all(np.zeros((1, 5)), 2).tolist() == [[0, 1]]
 
 
 def test_choose_within_groups() -> None:
-    scores = np.array([9.0, 8, 7, 6, 1, 2, 3, 4])
-    assert scoring.choose(scores, 4, groups=2).tolist() == [0, 1, 6, 7]
+    scores = np.array([[9.0, 8, 7, 6, 1, 2, 3, 4]])
+    assert choose_all(scores, 4, groups=2).tolist() == [[0, 1, 6, 7]]
 
 
 @given(
@@ -127,13 +153,13 @@ def test_all_layers_at_once_as_one_by_one(
 ) -> None:
     keep = data.draw(st.integers(1, size)) * groups
     scores = np.random.default_rng(seed).integers(0, 4, (layers, size * groups)).astype(float)
-    together = scoring.choose_all(scores, keep, groups)
+    together = choose_all(scores, keep, groups)
     for row in range(layers):
-        assert together[row].tolist() == scoring.choose(scores[row], keep, groups).tolist()
+        assert together[row].tolist() == choose(scores[row], keep, groups)
 
 
 def test_retained_by_hand() -> None:
     sums = sums_of(TOKENS)
-    assert scoring.retained(sums, 0, np.array([0, 2])) == pytest.approx(8 / 10)
-    assert scoring.retained(ExpertSums.zeros(1, 4), 0, np.array([0])) == 1.0
+    assert retained(sums, 0, np.array([0, 2])) == pytest.approx(8 / 10)
+    assert retained(ExpertSums.zeros(1, 4), 0, np.array([0])) == 1.0
     assert "contribution_sum" in PER_EXPERT

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.methods.cover import Kept, cover_scores
-from ggprune.choosing.methods.sums import choose_all
+from ggprune.choosing.cover import cover_scores
+from ggprune.choosing.scores import choose_all
 from ggprune.choosing.search import credit, search
 from ggprune.choosing.search.credit import Observed
 from ggprune.choosing.search.search import Rules, Text
+from ggprune.types import Ints
 
 LAYERS, EXPERTS, USED, KEEP, CHUNKS, TOKENS = 3, 24, 4, 12, 60, 48
 
@@ -42,7 +43,7 @@ class World:
     def best(self) -> np.ndarray:
         return cover_scores(self.text(), KEEP, EXPERTS, worth=self.worth, beta=4.0)
 
-    def expected(self, kept: Kept, chunk: int) -> np.ndarray:
+    def expected(self, kept: Ints, chunk: int) -> np.ndarray:
         dropped = np.ones((LAYERS, EXPERTS))
         np.put_along_axis(dropped, kept, 0, axis=1)
         lost = np.zeros(TOKENS)
@@ -51,20 +52,20 @@ class World:
             lost += (each * self.shares[chunk, :, layer]).sum(axis=1)
         return np.exp(4.0 * lost / LAYERS) * self.hard[chunk] / 10
 
-    def token_kl(self, kept: Kept, chunk: int) -> np.ndarray:
+    def token_kl(self, kept: Ints, chunk: int) -> np.ndarray:
         # The same plan on the same chunk always gives the same, as in a model.
         seed = zlib.crc32(kept.tobytes() + bytes([chunk]))
         noise = np.random.default_rng(seed).lognormal(0, self.noise, TOKENS)
         return self.expected(kept, chunk) * noise
 
-    def kl(self, kept: Kept, chunks: Sequence[int]) -> np.ndarray:
+    def kl(self, kept: Ints, chunks: Sequence[int]) -> np.ndarray:
         return np.array([self.token_kl(kept, chunk).mean() for chunk in chunks])
 
     def routing(self, chunk: int) -> Shares:
         return Shares(self.experts[chunk].astype(np.int16), self.shares[chunk].astype(np.float16))
 
 
-def choose(scores: np.ndarray) -> Kept:
+def choose(scores: np.ndarray) -> Ints:
     return choose_all(scores, KEEP)
 
 
@@ -81,7 +82,7 @@ def test_search_beats_a_one_shot_score_on_text_it_never_saw(seed: int) -> None:
     prior = world.usage
     found = search.search(world, {"usage": prior}, RULES, text_of(world), 240, seed=seed)
 
-    def divergence(kept: Kept) -> float:
+    def divergence(kept: Ints) -> float:
         return float(np.mean([world.expected(kept, chunk).mean() for chunk in range(CHUNKS)]))
 
     before, after, best = (divergence(k) for k in (choose(prior), found.kept, choose(world.best())))

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 import pytest
 
-from ggprune.choosing.methods.weights import weight_scores
+from ggprune.choosing.weights import weight_scores
 from ggprune.model import open_model
 from tests.support.tiny import write_tiny
 

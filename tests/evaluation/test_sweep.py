@@ -12,7 +12,6 @@ from click.testing import CliRunner
 from ggprune.calibration.generate import Sampling, generate
 from ggprune.calibration.observers import RoutingObserver
 from ggprune.calibration.statistics import Domain, Statistics
-from ggprune.choosing.ranking import make_plan
 from ggprune.cli import cli
 from ggprune.errors import InputError, MismatchError
 from ggprune.evaluation.evaluator import Evaluator
@@ -26,6 +25,7 @@ from ggprune.plan import LayerPlan, Plan
 from ggprune.text.documents import Document, Message, Source
 from ggprune.text.load import load_texts
 from tests.support.evaluating import OPTIONS, TEXT, random_plan
+from tests.support.plans import by_scores, planned
 from tests.support.tiny import write_tiny
 
 SOURCES = [Source("text", (Document(text=TEXT),))]
@@ -47,7 +47,7 @@ def calibrated(path: Path, text: str, tokens: int = 400) -> Statistics:
 def ruined(statistics: Statistics, keep: int) -> Plan:
     """The experts that contribute least stay."""
     scores = -statistics.total.contribution_sum
-    return make_plan(statistics, keep, "ruined", scores=scores)
+    return by_scores(statistics, keep, scores)
 
 
 def identity(statistics: Statistics) -> Plan:
@@ -89,16 +89,16 @@ def test_sweep(tmp_path: Path) -> None:
         passes = measured.tokens
         curve = sweep(
             measured,
-            lambda method, keep: make_plan(statistics, keep, method),
+            lambda method, keep: planned(statistics, keep, method),
             [14, 6, 10, 8, 12, 7, 13, 9],
             ["contribution"],
             tolerance=Tolerance(max_kld=1e9, max_ppl_ratio=1e9),
         )
         assert sum(counted) == 9 * passes, "eight counts and the base: nine passes"
         keep = curve.points[3].keep
-        alone = measured.plan(make_plan(statistics, keep, "contribution"))
+        alone = measured.plan(planned(statistics, keep, "contribution"))
         with pytest.raises(InputError, match="keep=3"):
-            sweep(measured, lambda _, keep: make_plan(statistics, keep), [14, 3], ["reap"])
+            sweep(measured, lambda _, keep: planned(statistics, keep), [14, 3], ["reap"])
         assert sum(counted) == 10 * passes, "nothing is measured before every plan is known"
     assert [point.keep for point in curve.points] == [14, 13, 12, 10, 9, 8, 7, 6]
     assert alone.as_json() == curve.points[3].evaluation.as_json()
@@ -160,7 +160,7 @@ def test_statistics_of_another_model(tmp_path: Path) -> None:
         Evaluator(path, OPTIONS, SOURCES, n_ctx=64) as measured,
         pytest.raises(MismatchError, match="router"),
     ):
-        sweep(measured, lambda _, keep: make_plan(statistics, keep), [12], ["reap"])
+        sweep(measured, lambda _, keep: planned(statistics, keep), [12], ["reap"])
 
 
 def part(tokens: int, ratio: float, error: float = 0.01) -> dict[str, float]:
@@ -231,7 +231,7 @@ def test_plan_with_the_best_experts_dropped(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     statistics = calibrated(path, TEXT)
     with Evaluator(path, OPTIONS, SOURCES, n_ctx=64) as measured:
-        good = measured.plan(make_plan(statistics, 8, "contribution")).total
+        good = measured.plan(planned(statistics, 8, "contribution")).total
         bad = measured.plan(ruined(statistics, 8)).total
     assert bad.kld_mean > 1.5 * good.kld_mean
     plan = ruined(statistics, 8)

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
-from ggprune.choosing.ranking import make_plan
 from ggprune.cli.main import cli
 from ggprune.errors import InputError, MismatchError
 from ggprune.plan import LayerPlan, Plan
@@ -31,6 +30,7 @@ from ggprune.report import (
     write_report,
 )
 from tests.support import report_data
+from tests.support.plans import planned
 
 # --- concentration, worked by hand -------------------------------------------------------------
 
@@ -109,7 +109,7 @@ def small() -> tuple[Statistics, Plan]:
     whole = report_data.statistics_of(1, 4, 2)
     parts = (domain("math", [1, 2, 3, 4]), domain("code", [8, 1, 1, 0]))
     statistics = replace(whole, domains=parts)
-    return statistics, make_plan(statistics, 2, "contribution")
+    return statistics, planned(statistics, 2, "contribution")
 
 
 def test_how_experts_were_chosen() -> None:

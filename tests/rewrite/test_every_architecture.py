@@ -15,7 +15,6 @@ import pytest
 
 from ggprune.calibration.observers import RoutingObserver
 from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
-from ggprune.choosing.ranking import make_plan
 from ggprune.errors import InputError
 from ggprune.gguf_file import write_files
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
@@ -25,6 +24,7 @@ from ggprune.plan import LAST_LAYER_RULE, LayerPlan, Plan
 from ggprune.rewrite import check_result, plan_rewrite, verify_bytes
 from tests.support.evaluating import OPTIONS
 from tests.support.llama_ctypes import loaded
+from tests.support.plans import planned
 from tests.support.slicing import (
     CASES,
     TOKENS,
@@ -64,7 +64,7 @@ def test_calibrate_and_prune(tmp_path: Path, case: str) -> None:
     check_sums(model, statistics.total)
 
     keep = model.counts.rounded(11, "down")
-    rewrite = plan_rewrite(model, make_plan(statistics, keep), tmp_path / "pruned.gguf")
+    rewrite = plan_rewrite(model, planned(statistics, keep), tmp_path / "pruned.gguf")
     write_files(rewrite.files, model.gguf)
     result = check_result(tmp_path / "pruned.gguf", rewrite.plan)
     assert verify_bytes(model, rewrite.plan, result.gguf) > 0

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
-from ggprune.choosing.ranking import make_plan
 from ggprune.model import Identity
 from ggprune.report import ReportInput
+from tests.support.plans import planned
 
 DOMAINS = ("chat", "code", "math", "multilingual", "reasoning", "writing")
 
@@ -135,7 +135,7 @@ def tasks() -> dict[str, Any]:
 
 def realistic(layers: int = 30, experts: int = 128, keep: int = 109) -> ReportInput:
     statistics = statistics_of(layers, experts)
-    plan = make_plan(statistics, keep, "contribution")
+    plan = planned(statistics, keep, "contribution")
     metadata = {
         "source": {
             "name": "Example-Q4_K_M.gguf",

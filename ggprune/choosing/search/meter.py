@@ -15,7 +15,6 @@ import numpy as np
 
 from ggprune.calibration.extra_observers import RoutingRecorder
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.methods.cover import Kept
 from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.logprobs import TokenScores
@@ -23,7 +22,7 @@ from ggprune.gguf_file import write_text
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.text.documents import Source
-from ggprune.types import Floats
+from ggprune.types import Floats, Ints, Progress, no_progress
 from ggprune.util import Closing
 
 #: Tokens of a chunk. Short ones give more of them to compare plans on.
@@ -47,7 +46,6 @@ class MaskedMeter(Closing):
         cache: folder for the base's log-probabilities, which are large; None removes them.
         journal: file that measurements are appended to and found in again, so that an
             interrupted search continues; None keeps nothing.
-        progress: called with the number of tokens just computed.
 
     Raises:
         InputError: text shorter than a chunk.
@@ -62,7 +60,6 @@ class MaskedMeter(Closing):
         *,
         cache: Path | None = None,
         journal: Path | None = None,
-        progress: Callable[[int], object] = lambda _: None,
     ) -> None:
         self._layers = tuple(layers)
         self._journal = journal
@@ -75,7 +72,6 @@ class MaskedMeter(Closing):
             max_tokens=_MOST_TOKENS,
             scored_from=_SCORED_FROM,
             cache=cache,
-            progress=progress,
         )
         self.chunks = self.evaluator.chunks
         self.text_hash = hash_of(self.chunks)
@@ -87,15 +83,22 @@ class MaskedMeter(Closing):
         """Free the model."""
         self.evaluator.close()
 
-    def start(self) -> float:
+    def start(self, progress: Progress = no_progress) -> float:
         """Compute the base's probabilities, and return how many tokens a second plans take."""
-        self.evaluator.base()
-        trial = range(min(_TRIAL, len(self.chunks)))
-        self.evaluator.evaluate_mask({}, trial[:1])
-        before = time.monotonic()
-        self.evaluator.evaluate_mask({}, trial)
+        with self.showing(progress, self.evaluator.tokens, "base model"):
+            self.evaluator.base()
+            trial = range(min(_TRIAL, len(self.chunks)))
+            self.evaluator.evaluate_mask({}, trial[:1])
+            before = time.monotonic()
+            self.evaluator.evaluate_mask({}, trial)
         tokens = sum(len(self.chunks[chunk].tokens) for chunk in trial)
         return tokens / max(time.monotonic() - before, 1e-3)
+
+    @contextmanager
+    def showing(self, progress: Progress, total: int, what: str) -> Iterator[None]:
+        """Show what is computed in the meantime on a progress bar of ``total`` tokens."""
+        with progress(total, what, "tok") as self.evaluator.progress:
+            yield
 
     @property
     def experts_used(self) -> int | None:
@@ -110,16 +113,16 @@ class MaskedMeter(Closing):
 
     @property
     def tokens(self) -> int:
-        """Tokens that plans were asked about, each plan and chunk once, journal included."""
+        """Tokens of all plans asked about, each plan and chunk once, journal included."""
         chunks = (int(key.split(":")[1]) for key in self._asked)
         return sum(len(self.chunks[chunk].tokens) for chunk in chunks)
 
-    def kl(self, kept: Kept, chunks: Sequence[int]) -> Floats:
-        """Mean KL divergence of each chunk, [chunks]."""
+    def kl(self, kept: Ints, chunks: Sequence[int]) -> Floats:
+        """Measure the mean KL divergence of each chunk, [chunks]."""
         return self._measure(kept, chunks)[0]
 
-    def quality(self, kept: Kept, chunks: Sequence[int]) -> tuple[float, float]:
-        """Mean KL divergence and perplexity over the base's."""
+    def quality(self, kept: Ints, chunks: Sequence[int]) -> tuple[float, float]:
+        """Measure mean KL divergence, and perplexity over the base's."""
         kl, nll = self._measure(kept, chunks)
         base = np.asarray(self.evaluator.base().nll)
         before = [base[self.evaluator.chunk_slice(chunk)].mean() for chunk in chunks]
@@ -128,9 +131,9 @@ class MaskedMeter(Closing):
         return float(np.average(kl, weights=sizes)), float(ratio)
 
     def parts(self) -> tuple[list[int], list[int]]:
-        """Chunks to fit on and to validate on: the last third of every domain, domains mixed.
+        """Divide the chunks: some to fit on, the last third of every domain to validate on.
 
-        Within a part they come in an order of which any beginning is spread over all of it, since
+        Domains are mixed, and within a part any beginning is spread over all of it, since
         neighbours are alike.
         """
         domains: dict[str, list[int]] = {}
@@ -145,7 +148,7 @@ class MaskedMeter(Closing):
 
     @contextmanager
     def routing(self) -> Iterator[Callable[[int], Shares]]:
-        """Give a function that runs the whole model over a chunk and tells who was used."""
+        """Yield ``routing(chunk)``: experts used per scored token in the unpruned model."""
         model, options = self.evaluator.description, self.evaluator.options
         recorder = RoutingRecorder(model.prunable().architecture, self._layers)
         with (
@@ -163,8 +166,8 @@ class MaskedMeter(Closing):
 
             yield of
 
-    def token_kl(self, kept: Kept, chunk: int) -> Floats:
-        """KL divergence of each scored token, in half precision: enough, and small to keep."""
+    def token_kl(self, kept: Ints, chunk: int) -> Floats:
+        """Measure the KL divergence of each scored token, in half precision (small to keep)."""
         key = f"{self._plan(kept)}:{chunk}:tokens"
         self._asked.add(key)
         if key not in self._known:
@@ -174,7 +177,7 @@ class MaskedMeter(Closing):
         data = base64.b64decode(self._known[key][0])
         return np.frombuffer(data, "<f2").astype(np.float64)
 
-    def _measure(self, kept: Kept, chunks: Sequence[int]) -> tuple[Floats, Floats]:
+    def _measure(self, kept: Ints, chunks: Sequence[int]) -> tuple[Floats, Floats]:
         plan = self._plan(kept)
         self._asked.update(f"{plan}:{chunk}" for chunk in chunks)
         new = [chunk for chunk in chunks if f"{plan}:{chunk}" not in self._known]
@@ -189,7 +192,7 @@ class MaskedMeter(Closing):
         known = np.array([self._known[f"{plan}:{chunk}"] for chunk in chunks]).reshape(-1, 2)
         return known[:, 0], known[:, 1]
 
-    def _scores(self, kept: Kept, chunks: Sequence[int]) -> TokenScores:
+    def _scores(self, kept: Ints, chunks: Sequence[int]) -> TokenScores:
         experts = range(self.evaluator.description.experts)
         dropped = {
             layer: sorted(set(experts) - set(row.tolist()))
@@ -197,7 +200,7 @@ class MaskedMeter(Closing):
         }
         return self.evaluator.evaluate_mask(dropped, chunks, experts_used=self.experts_used)
 
-    def _plan(self, kept: Kept) -> str:
+    def _plan(self, kept: Ints) -> str:
         """What tells measured plans apart."""
         name = hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
         return f"{name}/{self.experts_used}" if self.experts_used else name

@@ -17,6 +17,7 @@ estimate but what shares cannot tell (docs/methods.md).
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -25,12 +26,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.methods.cover import Kept, cover_scores
+from ggprune.choosing.cover import cover_scores
+from ggprune.choosing.scores import marked
 from ggprune.choosing.search import credit
 from ggprune.choosing.search.credit import Observed
-from ggprune.types import Floats
+from ggprune.types import Floats, Ints
 
-Chooser = Callable[[Floats], Kept]
+log = logging.getLogger(__name__)
+
+Chooser = Callable[[Floats], Ints]
 
 #: Share of the kept experts (of the dropped, if those are fewer) that a drawn plan exchanges.
 EXCHANGED = 0.2
@@ -48,10 +52,10 @@ _FLOOR = 1e-9
 class Meter(Protocol):
     """Measures plans."""
 
-    def kl(self, kept: Kept, chunks: Sequence[int]) -> Floats:
+    def kl(self, kept: Ints, chunks: Sequence[int]) -> Floats:
         """Mean KL divergence of each chunk when only these experts are kept, [chunks]."""
 
-    def token_kl(self, kept: Kept, chunk: int) -> Floats:
+    def token_kl(self, kept: Ints, chunk: int) -> Floats:
         """KL divergence of each scored token of a chunk."""
 
 
@@ -106,7 +110,7 @@ class Found:
 
     name: str
     scores: Floats
-    kept: Kept
+    kept: Ints
     base: str
     kl: dict[str, float] = field(default_factory=dict)
     gain: float = 0.0
@@ -115,7 +119,7 @@ class Found:
 
 
 def compare_one_shot(
-    meter: Meter, plans: Mapping[str, Kept], chunks: Sequence[int], always: Sequence[str] = ()
+    meter: Meter, plans: Mapping[str, Ints], chunks: Sequence[int], always: Sequence[str] = ()
 ) -> dict[str, Floats]:
     """Measure plans on more and more of the text, dropping the worse half each time.
 
@@ -176,7 +180,6 @@ def search(
     plans: int,
     *,
     seed: int = 0,
-    say: Callable[[str], object] = lambda _: None,
 ) -> Found:
     """Look for a plan with less divergence than the best one-shot plan.
 
@@ -187,7 +190,6 @@ def search(
         text: to search and to validate on.
         plans: how many to draw.
         seed: the same one draws the same plans.
-        say: takes notes for the user.
 
     Returns:
         The winner; never worse than the best one-shot plan on the validation part.
@@ -195,9 +197,9 @@ def search(
     choose, order = rules.choose, list(text.validation)
     measured = compare_one_shot(meter, {n: choose(s) for n, s in one_shot.items()}, order)
     base = next(iter(measured))
-    told = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
-    say(f"one-shot plans on the validation text, mean KL: {told}")
-    candidates = _candidates(meter, rules, text, plans, seed, say)
+    numbers = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
+    log.info("one-shot plans on the validation text, mean KL: %s", numbers)
+    candidates = _candidates(meter, rules, text, plans, seed)
     scores = one_shot[base]
     found = Found(base, scores, choose(scores), base, plans=plans)
     different = {
@@ -211,7 +213,7 @@ def search(
         return found
     best = next(iter(trials))
     found.gain, found.gain_error = paired(measured[base], trials[best])
-    say(
+    log.info(
         f"best of the search: {best}, {found.gain:+.1%} ± {found.gain_error:.1%} against {base} "
         "on the validation text"
     )
@@ -235,7 +237,6 @@ def _candidates(
     text: Text,
     plans: int,
     seed: int,
-    say: Callable[[str], object],
 ) -> dict[str, Floats]:
     """Draw plans; the scores that fits to them give."""
     random = np.random.default_rng(seed)
@@ -264,7 +265,7 @@ def _candidates(
         observed[turn].divergence.append(kl)
         total += float(kl.mean())
     fits = credit.fit(observed, rules.fixed.shape, DEVIATIONS)
-    say(
+    log.info(
         f"{plans} plans on {used} chunks, mean KL {total / max(plans, 1):.4f}; worth of experts "
         f"1 ± {fits[1].std():.2f}"
     )
@@ -314,7 +315,5 @@ def spread_for(scores: Floats, choose: Chooser, share: float, random: np.random.
     return float((low * high) ** 0.5)
 
 
-def _dropped(kept: Kept, experts: int) -> npt.NDArray[np.bool_]:
-    dropped = np.ones((len(kept), experts), np.bool_)
-    np.put_along_axis(dropped, kept, False, axis=1)
-    return dropped
+def _dropped(kept: Ints, experts: int) -> npt.NDArray[np.bool_]:
+    return ~marked(kept, experts)

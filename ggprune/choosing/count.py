@@ -1,0 +1,194 @@
+"""How many experts stay, from a budget: a count, a ratio, a size, a share to retain.
+
+Every rule looks at the counts the model allows (top-k, groups, ``multiple_of``) and takes the one
+that keeps the promise; ``rounding`` turns the other way where a rule may be bent. Limits on
+quality need measurements, see search.measuring.
+"""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable
+
+from ggprune.calibration.statistics import ExpertSums
+from ggprune.choosing.ranking import Ranking
+from ggprune.choosing.request import Budget
+from ggprune.choosing.scores import choose_all, retained
+from ggprune.errors import InputError
+from ggprune.llama import memory
+from ggprune.model import ExpertCounts, MoeModel
+from ggprune.rewrite import result_size
+from ggprune.util import human_size
+
+#: Numbers of experts for which CUDA chooses the top-k in one kernel: llama.cpp's ggml-cuda
+#: (topk-moe.cu) has it for powers of two up to 512, and for 288 and 576.
+FUSED = (*(2**n for n in range(10)), 288, 576)
+#: With this number llama-quantize takes other types for attention (llama-quant.cpp: Mixtral).
+_QUANTIZE_SPECIAL = 8
+
+
+def known_count(budget: Budget, counts: ExpertCounts, model: MoeModel | None) -> int | None:
+    """Return the number of experts to keep, or None where it depends on the statistics.
+
+    Args:
+        budget: what is asked for.
+        counts: of the model.
+        model: for sizes.
+
+    Raises:
+        InputError: an impossible budget, or a size without a model.
+    """
+    rule = budget.rule
+    if rule == "keep":
+        return by_keep(budget, counts)
+    if rule == "ratio":
+        return by_ratio(budget, counts)
+    if rule not in ("target_size", "fit_vram"):
+        return None
+    limit = getattr(budget, rule)
+    promise = f"{rule}={human_size(limit)}"
+    if model is None:
+        raise InputError(f"{promise}: needs the model's file", remedy="Give it: model=MODEL")
+    size = _memory_of(budget, model) if rule == "fit_vram" else lambda n: result_size(model, n)
+    return most(budget, counts, size, limit, promise)
+
+
+def _memory_of(budget: Budget, model: MoeModel) -> Callable[[int], int]:
+    use = memory.Use(context=budget.context, kv_type=budget.kv_type, parallel=budget.parallel)
+    # Fewer experts make the compute buffers no larger, so the source's are an upper bound.
+    plan = memory.planned(model, use)
+    return lambda keep: memory.weight_bytes(model, keep) + plan.cache + plan.compute
+
+
+def count_retaining(budget: Budget, ranking: Ranking, sums: ExpertSums) -> int:
+    """Find the smallest count with which every layer keeps the share ``budget.retain``.
+
+    Raises:
+        InputError: no count does.
+    """
+    assert budget.retain is not None
+    wanted, counts = budget.retain, ranking.protection.counts
+
+    def fits(keep: int) -> bool:
+        # The best possible choice is a bound for all, and quick.
+        best = choose_all(sums.contribution_sum, keep, counts.groups)
+        if min(retained(sums, row, kept) for row, kept in enumerate(best)) < wanted:
+            return False
+        chosen = ranking.kept(keep)
+        return min(retained(sums, row, kept) for row, kept in enumerate(chosen)) >= wanted
+
+    return fewest(budget, counts, fits)
+
+
+def possible_counts(counts: ExpertCounts, multiple_of: int = 1) -> tuple[int, ...]:
+    """List the counts that can be kept, ascending.
+
+    Raises:
+        InputError: none is a multiple of ``multiple_of``.
+    """
+    possible = tuple(n for n in counts.possible() if n % multiple_of == 0)
+    if not possible:
+        raise InputError(
+            f"multiple_of={multiple_of}: no possible count of experts is one",
+            remedy=f"Possible: {counts.least} to {counts.experts} in steps of {counts.groups}.",
+        )
+    return possible
+
+
+def near(wanted: float, counts: tuple[int, ...], way: str) -> int:
+    """Find the largest count not above (``down``) or the smallest not below (``up``) a number.
+
+    Where there is none on that side, take the outermost count.
+    """
+    if way == "down":
+        return max((n for n in counts if n <= wanted), default=counts[0])
+    return min((n for n in counts if n >= wanted), default=counts[-1])
+
+
+def by_keep(budget: Budget, counts: ExpertCounts) -> int:
+    """Return ``budget.keep``, rounded if that is asked for.
+
+    Raises:
+        InputError: it is not possible; names the nearest.
+    """
+    assert budget.keep is not None
+    allowed = possible_counts(counts, budget.multiple_of)
+    if budget.rounding and counts.least <= budget.keep <= counts.experts:
+        return near(budget.keep, allowed, budget.rounding)
+    counts.check(budget.keep)
+    if budget.keep not in allowed:
+        nearest = sorted({near(budget.keep, allowed, way) for way in ("down", "up")})
+        raise InputError(
+            f"keep={budget.keep}: is not a multiple of {budget.multiple_of}",
+            remedy=f"Nearest: {' or '.join(map(str, nearest))}; rounding=down takes the lower.",
+        )
+    return budget.keep
+
+
+def by_ratio(budget: Budget, counts: ExpertCounts) -> int:
+    """Return the count with which at most the ratio goes (at least, if rounded down)."""
+    assert budget.ratio is not None
+    # 1 - 0.9 is a little more than 0.1: without rounding, an expert too many would stay.
+    wanted = round(counts.experts * (1 - budget.ratio), 9)
+    allowed = possible_counts(counts, budget.multiple_of)
+    return near(wanted, allowed, budget.rounding or "up")
+
+
+def fewest(budget: Budget, counts: ExpertCounts, fits: Callable[[int], bool]) -> int:
+    """Find the smallest count that keeps a promise about quality: one fewer would break it.
+
+    Args:
+        budget: with the promise and ``multiple_of``.
+        counts: of the model.
+        fits: whether a count keeps the promise; asked in ascending order.
+
+    Raises:
+        InputError: not even all experts do.
+    """
+    for keep in possible_counts(counts, budget.multiple_of):
+        if fits(keep):
+            return keep
+    raise InputError(f"{budget.asked}: no possible count reaches it", remedy="Ask for less.")
+
+
+def most(
+    budget: Budget, counts: ExpertCounts, size: Callable[[int], int], limit: int, promise: str
+) -> int:
+    """Find the largest count whose size is within a limit: one more would exceed it.
+
+    Args:
+        budget: with ``multiple_of`` and ``rounding``; rounded up, the size exceeds the limit by
+            at most one step.
+        counts: of the model.
+        size: bytes with a count, growing with it.
+        limit: bytes.
+        promise: field and value, for messages.
+
+    Raises:
+        InputError: the fewest possible experts already exceed it.
+    """
+    allowed = possible_counts(counts, budget.multiple_of)
+    at = bisect.bisect_right(allowed, limit, key=size)
+    if not at:
+        raise InputError(
+            f"{promise}: with the fewest possible experts ({allowed[0]}) it takes "
+            f"{human_size(size(allowed[0]))}",
+            remedy="A smaller quantization of the model helps more than pruning here.",
+        )
+    return allowed[min(at, len(allowed) - 1) if budget.rounding == "up" else at - 1]
+
+
+def notes_on(keep: int, counts: ExpertCounts) -> list[str]:
+    """Note what a count costs that its size does not show."""
+    notes = []
+    if keep not in FUSED and counts.experts in FUSED:
+        fused = tuple(n for n in sorted(FUSED) if n in counts.possible()) or (counts.experts,)
+        around = sorted({near(keep, fused, way) for way in ("down", "up")})
+        notes.append(
+            f"with {keep} experts CUDA's fused top-k is not used (a few small kernels more a "
+            f"layer; results are the same, other backends do not care); "
+            f"{' or '.join(map(str, around))} would keep it"
+        )
+    if keep == _QUANTIZE_SPECIAL != counts.experts:
+        notes.append("llama-quantize treats models with exactly 8 experts as Mixtral")
+    return notes

@@ -1,0 +1,209 @@
+"""Choosing by measuring plans on the search text: the count, the experts used, who stays."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ggprune.calibration.routing import Shares
+from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.count import known_count, possible_counts
+from ggprune.choosing.ranking import Decision, Ranking
+from ggprune.choosing.request import QUALITY_RULES, Request, Resources
+from ggprune.choosing.search import search
+from ggprune.choosing.search.meter import CHUNK, MaskedMeter
+from ggprune.errors import InputError
+from ggprune.text.builtin import SEARCH, builtin_texts
+from ggprune.types import Floats
+
+log = logging.getLogger(__name__)
+
+#: Passes over the validation text that finding the number of experts used takes, and the share of
+#: the time it may take.
+_USED_PASSES = 4.0
+_USED_SHARE = 0.1
+#: The fewest chunks that decide anything.
+FEWEST_CHUNKS = 12
+
+
+@dataclass(slots=True, kw_only=True)
+class Measuring:
+    """State of one choice by measurement.
+
+    Attributes:
+        request: what is asked for.
+        rankings: candidates by name.
+        finalists: names of candidates that are measured to the end.
+        meter: measures plans.
+        routing: of the calibration text; None if the statistics hold sums only.
+        tokens_left: tokens of plans that may still be measured.
+    """
+
+    request: Request
+    rankings: Mapping[str, Ranking]
+    finalists: Sequence[str]
+    meter: MaskedMeter
+    routing: Shares | None
+    tokens_left: float
+    fitting: list[int] = field(init=False)
+    validation: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.fitting, self.validation = self.meter.parts()
+
+    def affordable(self, chunks: list[int], passes: float, share: float = 1.0) -> list[int]:
+        """Take as many of the chunks as ``passes`` over them leave within a share of the time."""
+        if self.request.search_plans is not None:
+            return chunks
+        room = int(share * self.tokens_left / CHUNK / passes)
+        return chunks[: max(room, min(FEWEST_CHUNKS, len(chunks)))]
+
+    def base_ranking(self, keep: int) -> Ranking:
+        """Find the candidate that counts are tried with."""
+        if len(self.rankings) == 1:
+            return next(iter(self.rankings.values()))
+        plans = {name: ranking.kept(keep) for name, ranking in self.rankings.items()}
+        chunks = self.affordable(self.validation, 4 * len(plans))
+        return self.rankings[next(iter(search.compare_one_shot(self.meter, plans, chunks)))]
+
+    def count(self) -> tuple[int, dict[str, Any]]:
+        """Find the fewest experts within the limit on quality, by bisection.
+
+        Raises:
+            InputError: only all experts are.
+        """
+        budget = self.request.budget
+        counts = next(iter(self.rankings.values())).protection.counts
+        allowed = possible_counts(counts, budget.multiple_of)
+        ranking = self.base_ranking(allowed[len(allowed) // 2])
+        chunks = self.affordable([*self.fitting, *self.validation], len(allowed).bit_length() + 2)
+        limit, seen = getattr(budget, budget.rule), {}
+
+        def within(keep: int) -> bool:
+            kl, ratio = self.meter.quality(ranking.kept(keep), chunks)
+            seen[keep] = kl if budget.max_kld is not None else ratio
+            return bool(seen[keep] <= limit)
+
+        low, high = -1, len(allowed) - 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if within(allowed[middle]) else (middle, high)
+        keep = allowed[high]
+        if keep == counts.experts:
+            raise InputError(
+                f"{budget.asked}: dropping any expert exceeds it on the search text",
+                remedy="Allow more.",
+            )
+        what = "mean KL" if budget.max_kld is not None else "perplexity ratio"
+        numbers = ", ".join(f"{n}: {value:.4f}" for n, value in sorted(seen.items()))
+        log.info("%d experts are the fewest within the limit; %s by count: %s", keep, what, numbers)
+        return keep, {"search_counts": {str(n): round(v, 6) for n, v in sorted(seen.items())}}
+
+    def find_used(self, keep: int) -> dict[str, Any]:
+        """Let a token use fewer experts if that brings the plan closer to the model."""
+        ranking = self.rankings.get(self.finalists[0]) or self.base_ranking(keep)
+        kept = ranking.kept(keep)
+        chunks = self.affordable(self.validation, _USED_PASSES, _USED_SHARE)
+        before = self.meter.tokens
+
+        def measure(experts_used: int) -> Floats:
+            self.meter.use(experts_used)
+            return self.meter.kl(kept, chunks)
+
+        used, kl = search.best_used(measure, ranking.protection.counts.used)
+        self.meter.use(used)
+        self.tokens_left -= self.meter.tokens - before
+        numbers = ", ".join(f"{n}: {value:.4f}" for n, value in kl.items())
+        log.info("a token uses %d experts; mean KL by number: %s", used, numbers)
+        return {"experts_used_kl": {str(n): round(value, 6) for n, value in kl.items()}}
+
+
+#: Chooses, for a count, who stays.
+Decide = Callable[[Measuring, int], Decision]
+
+
+def compare(measuring: Measuring, keep: int) -> Decision:
+    """Decide for the candidate whose plan is best on the search text."""
+    meter, rankings = measuring.meter, measuring.rankings
+    plans = {name: ranking.kept(keep) for name, ranking in rankings.items()}
+    chunks = measuring.affordable([*measuring.fitting, *measuring.validation], len(plans) / 2 + 1)
+    lasted = search.compare_one_shot(meter, plans, chunks, always=measuring.finalists)
+    best = next(iter(lasted))
+    measured = {name: round(float(kl.mean()), 6) for name, kl in lasted.items()}
+    if len(rankings) > 1:
+        numbers = ", ".join(f"{name} {kl:.4f}" for name, kl in measured.items())
+        method = measuring.request.method
+        log.info("%s takes %s; mean KL on the search text: %s", method, best, numbers)
+    decision = rankings[best].decided(keep)
+    facts = {
+        "chosen_by": measuring.request.method,
+        "search_kl": measured,
+        "search_text": meter.text_hash,
+        "search_tokens": meter.tokens,
+    }
+    return replace(decision, facts={**facts, **decision.facts})
+
+
+def decide_measured(
+    decide: Decide,
+    rankings: Mapping[str, Ranking],
+    statistics: Statistics,
+    request: Request,
+    resources: Resources,
+    *,
+    finalists: Sequence[str],
+    find_used: bool,
+) -> Decision:
+    """Choose by masked evaluation on the search text.
+
+    Args:
+        decide: chooses among the rankings.
+        rankings: candidates by name.
+        statistics: what calibration observed.
+        request: what is asked for; its method is for messages.
+        resources: the model, how to run it, and the search text.
+        finalists: candidates that are measured to the end; the first one is the default.
+        find_used: whether to find how many experts a token should use.
+
+    Raises:
+        InputError: no model, or no count reaches a limit.
+    """
+    model, options = resources.runnable_for(_reason(request))
+    with MaskedMeter(
+        model.gguf.path,
+        options,
+        statistics.layers,
+        resources.search_sources or builtin_texts(SEARCH),
+        cache=resources.cache,
+        journal=resources.journal,
+    ) as meter:
+        rate = meter.start(resources.progress)
+        measuring = Measuring(
+            request=request,
+            rankings=rankings,
+            finalists=finalists,
+            meter=meter,
+            routing=statistics.shares,
+            tokens_left=rate * 60 * request.search_minutes,
+        )
+        total = round(measuring.tokens_left)
+        with meter.showing(resources.progress, total, "searching"):
+            meter.use(request.fixed_used)
+            keep = known_count(request.budget, statistics.identity.counts, model)
+            facts: dict[str, Any] = {}
+            if keep is None:
+                keep, facts = measuring.count()
+            if find_used:
+                facts |= measuring.find_used(keep)
+            decision = decide(measuring, keep)
+            facts |= decision.facts
+            return replace(decision, facts=facts, experts_used=meter.experts_used)
+
+
+def _reason(request: Request) -> str:
+    if request.experts_used == "auto":
+        return "experts_used=auto"
+    measured = request.budget.rule in QUALITY_RULES
+    return request.budget.asked if measured else f"method={request.method}"
