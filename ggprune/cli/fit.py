@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.calibration.settings import Settings
-from ggprune.choosing.budget import Budget
+from ggprune.choosing.request import Budget
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
     FILE,

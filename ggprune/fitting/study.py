@@ -14,8 +14,8 @@ from typing import Any
 
 from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.budget import Budget
-from ggprune.choosing.choose import Request, Resources, choose_plan
+from ggprune.choosing.choose import choose_plan
+from ggprune.choosing.request import Budget, Request, Resources
 from ggprune.errors import InputError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.logcache import fingerprint
@@ -207,7 +207,7 @@ class Study(Closing):
     def plan(self, keep: int) -> Plan:
         """Which experts stay of so many."""
         if keep not in self._plans:
-            request = Request(budget=Budget(keep=keep), method=self.options.method or "")
+            request = Request(budget=Budget(keep=keep), method=self.options.method)
             plan = choose_plan(self.statistics, request, Resources(model=self.source))
             self._plans[keep] = plan.for_model(self.source)
         return self._plans[keep]
