@@ -21,7 +21,8 @@ log = logging.getLogger(__name__)
 TYPES = ("Q6_K", "Q5_K_M", "Q4_K_M", "Q3_K_M", "Q2_K")
 #: Shares of the experts that are kept where no counts are asked for.
 _KEPT = (1, 7 / 8, 3 / 4)
-_BLOCK = 256
+#: Contexts that llama.cpp is asked about; the second twice the first.
+_CONTEXTS = (4096, 8192)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +127,20 @@ def marked(points: Iterable[Point]) -> tuple[Point, ...]:
 
 
 class _Room:
-    """Context that a card has room for beside a file."""
+    """Context that a card has room for beside a file: cache and buffers grow with it evenly."""
 
     def __init__(self, study: Study, vram: int) -> None:
-        self._model, self._vram = study.source, vram
-        self._compute = memory.planned(self._model, memory.Use(context=4096)).compute
-        if memory.cache_bytes(self._model, memory.Use(context=_BLOCK)) is None:
-            log.info("what context takes is not known for this architecture")
+        one, two = (memory.planned(study.source, memory.Use(context=n)) for n in _CONTEXTS)
+        self._left = vram - one.cache - one.compute
+        self._token = (two.cache + two.compute - one.cache - one.compute) / _CONTEXTS[0]
+        trained = study.source.metadata.get("context_length")
+        self._most = trained if isinstance(trained, int) else 1 << 20
 
-    def context(self, size: int) -> int | None:
-        """Tokens, in steps of 256; None where the cache has no formula."""
-        left = self._vram - size - self._compute
-        low, high = 0, 1 << 14
-        if memory.cache_bytes(self._model, memory.Use(context=_BLOCK)) is None:
-            return None
-        while low < high:
-            middle = (low + high + 1) // 2
-            cache = memory.cache_bytes(self._model, memory.Use(context=middle * _BLOCK)) or 0
-            low, high = (middle, high) if cache <= left else (low, middle - 1)
-        return low * _BLOCK
+    def context(self, size: int) -> int:
+        """Tokens, in steps of 256, at most what the model was trained for."""
+        left = self._left - size
+        most = self._most if self._token <= 0 and left >= 0 else left / max(self._token, 1e-9)
+        return max(0, min(int(_CONTEXTS[0] + most) // 256 * 256, self._most))
 
 
 def _mix(study: Study, type_name: str, keep: int) -> Mix:
