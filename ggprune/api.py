@@ -28,7 +28,7 @@ from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, describe, open_model
 from ggprune.model.architectures import Kind
 from ggprune.plan import Plan
-from ggprune.publish.ollama import modelfile as ollama
+from ggprune.publish.ollama import write_modelfile
 from ggprune.quantization import importance
 from ggprune.quantization.importance import ImatrixObserver
 from ggprune.quantization.names import file_type
@@ -203,7 +203,7 @@ def prune(
     pruned = _with_report(pruned, command or "")
     if modelfile:
         target = pruned.path.with_name("Modelfile")
-        pruned = replace(pruned, modelfile_path=ollama.write(pruned.path, target, force=True))
+        pruned = replace(pruned, modelfile_path=write_modelfile(pruned.path, target, force=True))
     return pruned
 
 

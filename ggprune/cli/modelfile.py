@@ -54,17 +54,17 @@ def command(
     Stop tokens, context, sampling settings, licence; a TEMPLATE only where Ollama could not use
     the model's own chat template.
     """
-    from ggprune.publish.ollama import describe as ollama
-    from ggprune.publish.ollama import modelfile
+    from ggprune.publish import ollama
+    from ggprune.publish.ollama.modelfile import parse_parameters
 
-    path = modelfile.write(
+    path = ollama.write_modelfile(
         model,
         output or model.with_name("Modelfile"),
         force=force,
         mmproj=mmproj,
         adapters=adapters,
         num_ctx=num_ctx,
-        parameters=modelfile.parse_parameters(parameters),
+        parameters=parse_parameters(parameters),
         system=system,
         template=template,
     )

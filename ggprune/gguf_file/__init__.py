@@ -13,7 +13,7 @@ from ggprune.gguf_file.layout import (
     whole,
 )
 from ggprune.gguf_file.parts import part_path
-from ggprune.gguf_file.shards import GgufModel, shard_name, stem_of
+from ggprune.gguf_file.shards import GgufModel, shard_name, split_shard_name, stem_of
 from ggprune.gguf_file.types import TENSOR_TYPES, TensorType, ValueType, tensor_type_name
 from ggprune.gguf_file.writing import check_targets, replacing, write_files, write_text
 
@@ -38,6 +38,7 @@ __all__ = [
     "replacing",
     "shard_head",
     "shard_name",
+    "split_shard_name",
     "stem_of",
     "tensor_type_name",
     "whole",

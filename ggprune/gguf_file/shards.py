@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ggprune.errors import FormatError
 from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor
@@ -15,7 +15,26 @@ from ggprune.util import Closing
 SPLIT_NO = "split.no"
 SPLIT_COUNT = "split.count"
 SPLIT_TENSORS = "split.tensors.count"
-_SHARD_NAME = re.compile(r"(?P<prefix>.*)-[0-9]{5}-of-(?P<count>[0-9]{5})\.gguf", re.DOTALL)
+_SHARD_NAME = re.compile(r"(.*)-([0-9]{5})-of-([0-9]{5})\.gguf", re.DOTALL)
+
+
+class ShardName(NamedTuple):
+    """What a file name says of a shard: the model's name, its number from 0, of how many."""
+
+    prefix: str
+    number: int
+    total: int
+
+    @property
+    def all(self) -> list[str]:
+        """The names of all shards of the model, in order."""
+        return [shard_name(self.prefix, number, self.total) for number in range(self.total)]
+
+
+def split_shard_name(name: str) -> ShardName | None:
+    """Read the file name of a shard; None for any other name."""
+    match = _SHARD_NAME.fullmatch(name)
+    return ShardName(match[1], int(match[2]) - 1, int(match[3])) if match else None
 
 
 def shard_name(prefix: str, number: int, count: int) -> str:
@@ -25,8 +44,8 @@ def shard_name(prefix: str, number: int, count: int) -> str:
 
 def stem_of(path: Path) -> str:
     """Find the model's name in a file name: without ``.gguf`` and without a shard's numbers."""
-    match = _SHARD_NAME.fullmatch(path.name)
-    return match["prefix"] if match else path.name.removesuffix(".gguf")
+    shard = split_shard_name(path.name)
+    return shard.prefix if shard else path.name.removesuffix(".gguf")
 
 
 class GgufModel(Closing):
@@ -96,17 +115,16 @@ class GgufModel(Closing):
         count = _number(given, SPLIT_COUNT) or 1
         if count <= 1:
             return (given,)
-        match = _SHARD_NAME.fullmatch(given.path.name)
-        if match is None or int(match["count"]) != count:
+        shard = split_shard_name(given.path.name)
+        if shard is None or shard.total != count:
             raise FormatError(
                 f"{given.path}: is one of {count} shards, but is not named like one",
                 remedy=f"Name the files {shard_name('NAME', 0, count)} and so on, as downloaded.",
             )
         files: list[GgufFile] = []
         try:
-            for number in range(count):
-                path = given.path.with_name(shard_name(match["prefix"], number, count))
-                files.append(_open_shard(path, number, count))
+            for number, name in enumerate(shard.all):
+                files.append(_open_shard(given.path.with_name(name), number, count))
         except BaseException:
             for file in files:
                 file.close()

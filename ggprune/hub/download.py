@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from ggprune.errors import HubError
+from ggprune.gguf_file import split_shard_name
 from ggprune.hub.client import Hub
 from ggprune.hub.errors import Failure
 from ggprune.hub.files import RemoteFile, Repo
@@ -25,7 +26,6 @@ _ADDRESS = re.compile(
     r"/(?P<file>[^@]+)(?:@(?P<late>.+))?"
 )
 _SHORTHAND = re.compile(rf"(?:hf://)?(?P<name>{_NAME}):(?P<tag>[\w.-]+)(?:@(?P<revision>.+))?")
-_SHARD = re.compile(r"(?P<prefix>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 #: llama.cpp's rule (common/download.cpp): files with these in their name are not models.
 _SIDECARS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
@@ -103,19 +103,17 @@ def shards_of(file: str, files: Sequence[str], reference: str) -> list[str]:
     Raises:
         HubError: a shard is missing from the repository.
     """
-    match = _SHARD.fullmatch(file)
-    if match is None:
+    shard = split_shard_name(file)
+    if shard is None:
         return [file]
-    count = int(match["count"])
-    wanted = [f"{match['prefix']}-{n:05d}-of-{match['count']}.gguf" for n in range(1, count + 1)]
-    missing = sorted(set(wanted) - set(files))
+    missing = sorted(set(shard.all) - set(files))
     if missing:
         raise HubError(
-            f"{reference}: the repository has no {missing[0]} ({len(missing)} of {count} shards "
-            "are missing)",
+            f"{reference}: the repository has no {missing[0]} ({len(missing)} of {shard.total} "
+            "shards are missing)",
             remedy="Its upload may not be finished; choose another quantization.",
         )
-    return wanted
+    return shard.all
 
 
 def with_tag(files: Sequence[str], tag: str) -> str | None:
@@ -136,11 +134,11 @@ def with_tag(files: Sequence[str], tag: str) -> str | None:
 
 def _is_model(file: str) -> bool:
     name = PurePosixPath(file).name
-    shard = _SHARD.fullmatch(file)
+    shard = split_shard_name(file)
     return (
         name.endswith(".gguf")
         and not any(sidecar in name for sidecar in _SIDECARS)
-        and (shard is None or int(shard["number"]) == 1)
+        and (shard is None or shard.number == 0)
     )
 
 
@@ -151,11 +149,8 @@ def _listing(hub: Hub, found: Reference, reference: str) -> list[RemoteFile]:
         # Without a connection what is in the cache is still good, if it is named by file.
         if failure.status or not found.file:
             raise
-        match = _SHARD.fullmatch(found.file)
-        count = int(match["count"]) if match else 1
-        prefix = match["prefix"] if match else ""
-        names = [f"{prefix}-{n:05d}-of-{count:05d}.gguf" for n in range(1, count + 1)]
-        return [RemoteFile(name, 0, "", "") for name in (names if match else [found.file])]
+        shard = split_shard_name(found.file)
+        return [RemoteFile(name, 0, "", "") for name in (shard.all if shard else [found.file])]
 
 
 def _named(files: Sequence[str], found: Reference, reference: str) -> str:

@@ -7,14 +7,13 @@ them says is said to be not recorded or not measured.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
-from ggprune.gguf_file import GgufModel, stem_of
+from ggprune.gguf_file import GgufModel, split_shard_name, stem_of
 from ggprune.llama.quantizer import FILE_TYPES
 from ggprune.model import MoeModel, describe
 from ggprune.publish import card_sources
@@ -187,16 +186,13 @@ def _models(given: Sequence[Path]) -> tuple[list[Path], bool]:
         for inner in sorted(path.rglob("*.gguf")):
             if "mmproj" in inner.name:
                 pictures = True
-            elif not (_later_shard(inner) or _is_no_model(inner)):
+            elif _is_no_model(inner):
+                continue
+            elif (shard := split_shard_name(inner.name)) is None or shard.number == 0:
                 models.append(inner)
     if not models:
         raise InputError(f"{given[0]}: has no model", remedy="Give a .gguf file or their folder.")
     return list(dict.fromkeys(models)), pictures
-
-
-def _later_shard(path: Path) -> bool:
-    match = re.search(r"-(\d{5})-of-\d{5}\.gguf$", path.name)
-    return match is not None and int(match[1]) > 1
 
 
 def _is_no_model(path: Path) -> bool:

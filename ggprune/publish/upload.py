@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ggprune.errors import HubError, InputError
-from ggprune.gguf_file import shard_name, write_text
+from ggprune.gguf_file import split_shard_name, write_text
 from ggprune.hub.client import Hub
 from ggprune.hub.files import LocalFile, RemoteFile, Repo
 
@@ -26,7 +26,6 @@ _SUFFIXES = frozenset(
 )
 _NAMES = re.compile(r"(Modelfile|LICENSE|LICENCE|NOTICE|SHA256SUMS)([-.].*)?")
 _REPO = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_SHARD = re.compile(r"(?P<prefix>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 
 log = logging.getLogger(__name__)
 
@@ -199,15 +198,12 @@ def _check_sizes(files: Iterable[Path]) -> None:
 def _check_shards(files: Iterable[Path]) -> None:
     paths = set(files)
     for path in sorted(paths):
-        match = _SHARD.fullmatch(path.name)
-        if match is None:
-            continue
-        count = int(match["count"])
-        for number in range(count):
-            wanted = path.with_name(shard_name(match["prefix"], number, count))
-            if wanted not in paths:
+        shard = split_shard_name(path.name)
+        count = shard.total if shard else 0
+        for number, name in enumerate(shard.all if shard else (), start=1):
+            if path.with_name(name) not in paths:
                 raise InputError(
-                    f"{wanted}: shard {number + 1} of {count} is missing",
+                    f"{path.with_name(name)}: shard {number} of {count} is missing",
                     remedy="Put all shards into the folder, or none.",
                 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 import subprocess
 from pathlib import Path, PurePosixPath
@@ -13,7 +14,14 @@ import jinja2
 import pytest
 
 from ggprune.errors import InputError, OutputError
-from ggprune.publish.ollama.describe import Modelfile, create, create_commands, describe
+from ggprune.publish.ollama import Modelfile, create, create_commands, make_modelfile
+from ggprune.publish.ollama.detect import (
+    Detected,
+    beyond_go,
+    detect,
+    edit_distance,
+    fingerprint,
+)
 from ggprune.publish.ollama.families import PARAMETERS, RENDERERS, SAMPLING
 from ggprune.publish.ollama.metadata import DEFAULT_NUM_CTX
 from ggprune.publish.ollama.templates import FAMILIES, family_of
@@ -208,7 +216,7 @@ def model(**more: Any) -> dict[str, object]:
 
 def made(metadata: dict[str, object], **more: Any) -> Modelfile:
     options = {"model_paths": [Path("m/model.gguf")], "modelfile_path": Path("m/Modelfile")} | more
-    return describe(metadata, **options)
+    return make_modelfile(metadata, **options)
 
 
 def parsed(modelfile: Modelfile) -> list[tuple[str, str]]:
@@ -277,9 +285,69 @@ def test_templates_that_think_or_know_the_date_are_not_taken_for_plain_ones() ->
 
 
 def test_a_model_with_its_own_chat_template_gets_no_template() -> None:
-    modelfile = made(model())
+    modelfile = made(model(tokenizer__chat_template=ROLES["Mistral v1"]))
     assert values(modelfile, "TEMPLATE") == []
-    assert "# No TEMPLATE: Ollama uses the chat template inside the GGUF." in modelfile.render()
+    said = "# No TEMPLATE: Ollama (from 0.30 on) uses the chat template inside the GGUF."
+    assert said in modelfile.render() and modelfile.warnings == ()
+
+
+# What real Ollama takes these for.
+TAKEN_FOR = {"OLMoE": "zephyr", "DeepSeek V2": "chatqa", "Phi-4": "chatml", "ChatML": "chatml"}
+
+
+@pytest.mark.parametrize("name", TAKEN_FOR)
+def test_a_chat_template_that_ollama_takes_for_another_is_written_in_go(name: str) -> None:
+    modelfile = made(model(tokenizer__chat_template=ROLES[name]))
+    assert modelfile.template == next(f.template for f in FAMILIES if f.name == name)
+    assert f"Ollama would take its own template {TAKEN_FOR[name]}, which" in modelfile.render()
+    assert modelfile.warnings == ()
+
+
+def test_a_template_of_no_known_family_that_ollama_takes_for_its_own_is_a_warning() -> None:
+    jinja = CHATML.replace("<|im_", "<|ii_")
+    modelfile = made(model(tokenizer__chat_template=jinja))
+    assert modelfile.template is None
+    (warning,) = modelfile.warnings
+    assert "Ollama uses its own template chatml instead" in warning
+    assert "OLLAMA_GO_TEMPLATE=0" in warning and f"# {warning}" in modelfile.render()
+    assert made(model(), template="none").warnings
+
+
+def test_ollama_prefers_a_chat_template_that_has_tools() -> None:
+    modelfile = made(model(tokenizer__chat_template=CHATML + "{{ tools }}"))
+    assert modelfile.template is not None
+    assert "Ollama from 0.30 on prefers the chat template inside the GGUF" in modelfile.render()
+    assert beyond_go(CHATML) == "" and beyond_go("<think></think>") == "thinking"
+    assert beyond_go("content.split('</think>')") == "thinking"
+    assert beyond_go("content.split('</think>') reasoning_content") == ""
+
+
+def test_the_nearest_of_ollamas_templates() -> None:
+    for name, near in TAKEN_FOR.items():
+        found = detect(ROLES[name])
+        assert found is not None and found.name == near and found.distance < 100
+    for name in ("Llama 3.1", "Mistral v7", "Command-R", "DeepSeek V3"):
+        assert detect(ROLES[name]) is None
+    assert detect("") is None
+    assert detect(ROLES["Llama 3"]) == Detected("llama3-instruct", 0)
+
+
+def test_the_edit_distance_is_that_of_the_textbook() -> None:
+    def by_rows(one: str, two: str) -> int:
+        row = list(range(len(two) + 1))
+        for i, a in enumerate(one, start=1):
+            last, row[0] = row[0], i
+            for j, b in enumerate(two, start=1):
+                last, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, last + (a != b))
+        return row[-1]
+
+    draw = random.Random(3)
+    for _ in range(400):
+        one, two = ("".join(draw.choices("abc", k=draw.randrange(80))) for _ in range(2))
+        assert edit_distance(one, two) == by_rows(one, two)
+    assert edit_distance("kitten", "sitting") == 3
+    # A fingerprint never says more than the texts do.
+    assert edit_distance(fingerprint("kitten"), fingerprint("sitting")) <= 3
 
 
 def test_a_model_without_chat_template_gets_its_vocabularys() -> None:
@@ -300,6 +368,32 @@ def test_go_for_an_unknown_template_is_refused() -> None:
     with pytest.raises(InputError, match="no Go template is known") as caught:
         made(model(tokenizer__chat_template="{{ messages }}"), template="go")
     assert "Leave TEMPLATE out" in caught.value.remedy
+
+
+THOUGHT = "{{ '<|channel>thought\\n<channel|>' }}"
+
+
+@pytest.mark.parametrize(
+    ("more", "renderer"),
+    [
+        ({"gemma4.expert_count": 109}, "gemma4-large"),  # only the 26B has experts
+        ({"general.name": "Gemma 4 31B It"}, "gemma4-large"),
+        ({"general.basename": "gemma-4", "general.size_label": "12B"}, "gemma4-large"),
+        ({"tokenizer.chat_template": THOUGHT}, "gemma4-large"),
+        ({"general.name": "gemma-4-E4B-it", "tokenizer.chat_template": THOUGHT}, "gemma4-small"),
+        ({"general.name": "mine"}, "gemma4"),
+    ],
+)
+def test_gemma_4s_renderer_is_that_of_its_size(more: dict[str, object], renderer: str) -> None:
+    modelfile = made({"general.architecture": "gemma4", **more})
+    assert (modelfile.renderer, modelfile.parser) == (renderer, "gemma4")
+    known_to_all = renderer == "gemma4"
+    assert ("before 0.21 does not know" in modelfile.render()) is not known_to_all
+
+
+def test_a_model_that_ollama_cannot_load() -> None:
+    (warning,) = made(model(tokenizer__chat_template=""), mtp=True).warnings
+    assert "cannot load a model with an MTP block" in warning and "mtp=drop" in warning
 
 
 def test_gemma_4_has_ollamas_renderer_and_stop() -> None:
@@ -377,6 +471,19 @@ def test_the_chat_templates_default_system_message_is_written_out() -> None:
     assert values(made(metadata, system="Own."), "SYSTEM") == ["Own."]
     assert values(made(metadata, system=""), "SYSTEM") == []
     assert values(made(model()), "SYSTEM") == []
+
+
+def test_a_default_system_message_is_found_wherever_it_stands() -> None:
+    apart = (
+        "{% if messages[0].role == 'system' %}{% set s = messages[0].content %}"
+        "{% set messages = messages[1:] %}{% else %}{% set s = 'You are \\'M\\'.' %}{% endif %}"
+        "[S]{{ s }}[/S]{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    )
+    assert values(made(model(tokenizer__chat_template=apart)), "SYSTEM") == ["You are 'M'."]
+    for changes in ("{{ strftime_now('%d') }}", "{{ raise_exception('no') }}"):
+        assert values(made(model(tokenizer__chat_template=apart + changes)), "SYSTEM") == []
+    for plain in ROLES.values():
+        assert values(made(model(tokenizer__chat_template=plain)), "SYSTEM") == []
 
 
 # --- stops
@@ -613,6 +720,15 @@ def test_characters_that_ollama_drops_are_named_and_spaces_stay_spaces() -> None
     assert values(written, "SYSTEM") == ["一 二 x 👩🚀"]
     assert "# SYSTEM without U+3000, U+00A0, U+200D: Ollama drops them" in written.render()
     assert "# SYSTEM without" not in made(model(), system="é").render()
+
+
+def test_characters_newer_than_pythons_tables_stay() -> None:
+    shaking, none = "\U0001fae8", "\ufdd0"  # Of Unicode 15, which Python 3.11 lacks; and of none.
+    assert made(model(), system=f"a{shaking}{none}b").system == f"a{shaking}b"
+    unknown = "\U0002fff0"  # Unassigned so far.
+    text = made(model(), system=unknown).render()
+    assert unknown in text
+    assert "# SYSTEM with U+2FFF0: an Ollama too old to know them drops them." in text
 
 
 def test_the_seed_cards_hand_written_file_reads_as_it_is() -> None:

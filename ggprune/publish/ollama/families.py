@@ -8,7 +8,7 @@ that end a turn, renderers and parsers built into Ollama. The Go templates are i
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: ``general.sampling.*`` keys of llama.cpp (src/llama-arch.cpp) and their Ollama names.
 SAMPLING = {
@@ -81,7 +81,8 @@ class Renderer:
     """A renderer and parser built into Ollama, and the models they are right for.
 
     ``name`` is a pattern that the model's name in the metadata must hold; ``jinja`` are strings
-    that its chat template must hold, ``without`` strings that it must not hold.
+    that its chat template must hold, ``without`` strings that it must not hold; ``experts`` says
+    whether it must be a mixture of experts. ``note`` is for the reader of the Modelfile.
     """
 
     renderer: str
@@ -91,11 +92,33 @@ class Renderer:
     jinja: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
     stop: str = ""
+    experts: bool | None = None
+    note: str = ""
 
 
-#: The first three are what ``ollama create`` sets by itself; they are written out so that the file
-#: says what will happen. The rest follow the models of Ollama's own library.
+#: Of Gemma 4 the large models (12B, 26B-A4B, 31B) are shown an empty thought before an answer
+#: without thinking, the small ones (E2B, E4B) are not. Ollama takes ``gemma4`` for one of the two
+#: by the name it is given, else by the number of parameters, which pruning changes.
+_LARGE = Renderer(
+    "gemma4-large",
+    "gemma4",
+    ("gemma4",),
+    stop="<turn|>",
+    note="Ollama before 0.21 does not know gemma4-large: write RENDERER gemma4 for it.",
+)
+
+#: Gemma 4, Laguna and Nemotron are what ``ollama create`` sets by itself; they are written out so
+#: that the file says what will happen. The rest follow the models of Ollama's own library.
 RENDERERS = (
+    replace(
+        _LARGE,
+        renderer="gemma4-small",
+        name=r"\be[24]b\b",
+        note=_LARGE.note.replace("large", "small"),
+    ),
+    replace(_LARGE, experts=True),
+    replace(_LARGE, name=r"(?:12|26|31)b"),
+    replace(_LARGE, jinja=(r"<|channel>thought\n<channel|>",)),
     Renderer("gemma4", "gemma4", ("gemma4",), stop="<turn|>"),
     Renderer("laguna", "laguna", ("laguna",)),
     Renderer(
@@ -117,17 +140,21 @@ RENDERERS = (
 )
 
 
-def renderer_for(architecture: str, name: str, jinja: str) -> Renderer | None:
-    """The built-in renderer for a model, or None where its own chat template is the better guide.
+def renderer_for(
+    architecture: str, name: str, jinja: str, *, experts: bool = False
+) -> Renderer | None:
+    """Return the built-in renderer for a model; None where its chat template is the better guide.
 
     Args:
         architecture: ``general.architecture``.
         name: what the metadata calls the model (name, base name), in one text.
         jinja: ``tokenizer.chat_template``; may be empty.
+        experts: whether it is a mixture of experts.
     """
     for rule in RENDERERS:
         if (
             architecture in rule.architectures
+            and rule.experts in (None, experts)
             and re.search(rule.name, name, re.IGNORECASE)
             and all(sign in jinja for sign in rule.jinja)
             and not any(sign in jinja for sign in rule.without)

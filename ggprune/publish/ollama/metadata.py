@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,15 +15,20 @@ from ggprune.publish.ollama.families import (
 )
 from ggprune.publish.ollama.templates import Family
 from ggprune.publish.ollama.text import number
+from ggprune.text.chat import ChatTemplate
+from ggprune.text.documents import Message
 
 #: Context length in tokens written when none is asked for, or the model's own if that is shorter:
 #: long enough for a conversation, and its cache fits beside a model that just fits in memory.
 DEFAULT_NUM_CTX = 8192
 
 _END_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eos", "eom"))
-_NAME_KEYS = ("general.name", "general.basename", "general.base_model.0.name")
-# A literal system message in a ChatML template: the one used where a conversation has none.
-_DEFAULT_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)([^'\"{}<>\\]+)<\|im_end\|>")
+_NAME_KEYS = (
+    "general.name",
+    "general.basename",
+    "general.size_label",
+    "general.base_model.0.name",
+)
 
 Parameters = list[tuple[str, str]]
 
@@ -44,6 +48,7 @@ class Facts:
     known: frozenset[str]
     end_ids: tuple[int, ...]
     context_length: int
+    experts: int
 
     @classmethod
     def of(cls, metadata: Mapping[str, object]) -> Facts:
@@ -53,6 +58,7 @@ class Facts:
         tokens = tuple(map(_text, listed)) if isinstance(listed, Iterable) else ()
         ids = (metadata.get(key) for key in _END_IDS)
         length = metadata.get(f"{architecture}.context_length")
+        experts = metadata.get(f"{architecture}.expert_count")
         return cls(
             architecture=architecture,
             name=" ".join(_text(metadata.get(key)) for key in _NAME_KEYS),
@@ -61,6 +67,7 @@ class Facts:
             known=frozenset(tokens),
             end_ids=tuple(int(n) for n in ids if isinstance(n, int)),
             context_length=int(length) if isinstance(length, int) else 0,
+            experts=experts if isinstance(experts, int) else 0,
         )
 
 
@@ -71,12 +78,12 @@ def _text(value: object) -> str:
 
 
 def renderer(facts: Facts) -> Renderer | None:
-    """Ollama's built-in renderer and parser for the model, if it has them."""
-    return renderer_for(facts.architecture, facts.name, facts.jinja)
+    """Return Ollama's built-in renderer and parser for the model, if it has them."""
+    return renderer_for(facts.architecture, facts.name, facts.jinja, experts=facts.experts > 0)
 
 
 def stops(facts: Facts, rule: Renderer | None, family: Family | None, asked: str) -> list[str]:
-    """The texts at which a turn ends, each once.
+    """Return the texts at which a turn ends, each once.
 
     They are the tokens that the metadata names by id, and those end-of-turn tokens that the chat
     template (or the Go template chosen instead) writes and the vocabulary has; ``asked`` is added.
@@ -93,7 +100,7 @@ def stops(facts: Facts, rule: Renderer | None, family: Family | None, asked: str
 
 
 def context(facts: Facts, asked: object) -> tuple[Parameters, list[str]]:
-    """``num_ctx`` and what to say about it.
+    """Return ``num_ctx`` and what to say about it.
 
     ``asked`` is None for the model's own length up to ``DEFAULT_NUM_CTX``, 0 to leave it out.
 
@@ -120,7 +127,7 @@ def context(facts: Facts, asked: object) -> tuple[Parameters, list[str]]:
 def sampling(
     metadata: Mapping[str, object], asked: Mapping[str, object]
 ) -> tuple[Parameters, list[str]]:
-    """Sampling settings found in the metadata, then those asked for, and notes on the rest.
+    """Return sampling settings found in the metadata, then those asked for, and notes on the rest.
 
     Raises:
         InputError: an unknown parameter or an ill-typed value.
@@ -137,13 +144,28 @@ def sampling(
 
 
 def default_system(jinja: str) -> str | None:
-    """The system message that a ChatML template uses by default, if it is a plain literal."""
-    found = set(_DEFAULT_SYSTEM.findall(jinja))
-    return found.pop() if len(found) == 1 else None
+    """Return the system message that a chat template writes where a conversation has none.
+
+    It is what stands without one where, with one, that one stands. None if there is no such
+    place, or if it changes from day to day.
+    """
+    mark, user = "\x02", Message("user", "\x03")
+    try:
+        template = ChatTemplate(jinja, bos="", eos="", name="the model")
+        without, given = template.render([user]), template.render([Message("system", mark), user])
+    except InputError:
+        return None
+    before, found, after = given.partition(mark)
+    fits = without.startswith(before) and without.endswith(after)
+    end = len(without) - len(after)
+    if not found or not fits or end <= len(before) or "strftime_now" in jinja:
+        return None
+    message = without[len(before) : end]
+    return None if "\x03" in message else message
 
 
 def licence(metadata: Mapping[str, object]) -> tuple[str, ...]:
-    """The licence as one text: its name and identifier, then its address."""
+    """Return the licence as one text: its name and identifier, then its address."""
     short, name, link = (
         _text(metadata.get(f"general.license{suffix}")).strip() for suffix in ("", ".name", ".link")
     )

@@ -1,27 +1,170 @@
-"""Writing a Modelfile beside a GGUF file."""
+"""The Modelfile that runs a GGUF model in Ollama, from the model's own metadata.
+
+``make_modelfile`` decides what the file says and opens no file; ``write_modelfile`` writes it for
+a model on disk.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ggprune.errors import InputError, OutputError
-from ggprune.gguf_file import GgufModel, write_text
-from ggprune.publish.ollama import describe as ollama
+from ggprune.gguf_file import GgufModel, split_shard_name, write_text
+from ggprune.model import describe
+from ggprune.publish.ollama.detect import beyond_go, detect
+from ggprune.publish.ollama.families import Renderer
+from ggprune.publish.ollama.metadata import (
+    Facts,
+    context,
+    default_system,
+    licence,
+    renderer,
+    sampling,
+    stops,
+)
+from ggprune.publish.ollama.templates import Family, family_of
+from ggprune.publish.ollama.text import is_unknown, printable, quote, relative, unprintable
 
+log = logging.getLogger(__name__)
+
+TemplateMode = Literal["auto", "go", "none"]
+
+_MTP = (
+    "Ollama cannot load a model with an MTP block (a layer that predicts further tokens): write "
+    "the model again with mtp=drop."
+)
 #: Large, and nothing a Modelfile could say depends on them.
 _NOT_NEEDED = ("tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 
 
-def write(model: Path, output: Path, *, force: bool = False, **choices: Any) -> Path:
-    """Write the Modelfile of a model.
+@dataclass(frozen=True, slots=True)
+class Modelfile:
+    """What a Modelfile says; paths are as written, relative to the file's folder.
+
+    ``from_paths`` are the model (all shards, in order) and then its projector. ``parameters`` are
+    (name, value) pairs with values as text, ``stop`` repeated. ``comments`` lack their ``#``;
+    ``warnings`` are those among them that nobody should miss.
+    """
+
+    from_paths: tuple[str, ...]
+    parameters: tuple[tuple[str, str], ...] = ()
+    template: str | None = None
+    system: str | None = None
+    license: tuple[str, ...] = ()
+    renderer: str | None = None
+    parser: str | None = None
+    adapters: tuple[str, ...] = ()
+    comments: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+    def render(self) -> str:
+        """Return the file's text, to be written as UTF-8 with ``newline="\\n"``; ends in a newline.
+
+        Raises:
+            InputError: a value that the format cannot hold (see text.quote).
+        """
+        lines = [f"# {' '.join(comment.split())}" for comment in self.comments]
+        lines += [f"FROM {quote(path, 'FROM')}" for path in self.from_paths]
+        lines += [f"ADAPTER {quote(path, 'ADAPTER')}" for path in self.adapters]
+        for keyword, value in (("RENDERER", self.renderer), ("PARSER", self.parser)):
+            if value is not None:
+                lines.append(f"{keyword} {quote(value, keyword)}")
+        for name, value in self.parameters:
+            text = quote(value, f"PARAMETER {name}") if name == "stop" else value
+            lines.append(f"PARAMETER {name} {text}")
+        for keyword, value in (("TEMPLATE", self.template), ("SYSTEM", self.system)):
+            if value is not None:
+                lines.append(f"{keyword} {quote(value, keyword)}")
+        lines += [f"LICENSE {quote(text, 'LICENSE')}" for text in self.license]
+        return "\n".join(lines) + "\n"
+
+
+def make_modelfile(
+    metadata: Mapping[str, object],
+    *,
+    model_paths: Sequence[Path],
+    modelfile_path: Path,
+    mtp: bool = False,
+    mmproj: Sequence[Path] = (),
+    adapters: Sequence[Path] = (),
+    num_ctx: int | None = None,
+    parameters: Mapping[str, float | int | str] | None = None,
+    system: str | None = None,
+    template: TemplateMode = "auto",
+) -> Modelfile:
+    """Decide what the Modelfile of a model says.
+
+    Args:
+        metadata: the GGUF's keys and decoded values.
+        model_paths: the model's file, or all its shards.
+        modelfile_path: where the Modelfile will lie; paths are written relative to its folder.
+        mtp: the model has layers that predict further tokens.
+        mmproj: the projector's file, for models that see or hear.
+        adapters: a LoRA adapter.
+        num_ctx: context length in tokens; 0 leaves it to Ollama, None takes the model's own up
+            to :data:`ggprune.publish.ollama.metadata.DEFAULT_NUM_CTX`.
+        parameters: more of Ollama's parameters, stronger than those found in the metadata; a
+            ``stop`` is added to the model's own.
+        system: the system message; None takes the chat template's default one if it has one.
+        template: ``auto`` writes a Go template where Ollama would not show the model its own
+            format: without a chat template, or if Ollama takes it for another one; ``go``
+            wherever the family's is known, ``none`` never.
+
+    Raises:
+        InputError: shards missing, more than one projector or adapter, an unknown or ill-typed
+            parameter, or ``go`` for a family whose template is not known.
+    """
+    _check_files(model_paths, mmproj, adapters)
+    facts = Facts.of(metadata)
+    asked = dict(parameters or {})
+    if num_ctx is not None:
+        asked["num_ctx"] = num_ctx
+    rule = renderer(facts) if template != "go" else None
+    family = None if rule else _family(facts, template)
+    window, window_note = context(facts, asked.pop("num_ctx", None))
+    turn_ends = stops(facts, rule, family, str(asked.pop("stop", "")))
+    settings, settings_notes = sampling(metadata, asked)
+    message = system if system is not None else default_system(facts.jinja)
+    terms = licence(metadata)
+    folder = modelfile_path.parent
+    template_notes, warnings = _template_notes(facts, family, rule)
+    if mtp:
+        warnings.append(_MTP)
+    return Modelfile(
+        from_paths=tuple(relative(path, folder) for path in (*model_paths, *mmproj)),
+        parameters=(*(("stop", token) for token in turn_ends), *window, *settings),
+        template=family.template if family else None,
+        system=printable(message) if message else None,
+        license=tuple(printable(text) for text in terms),
+        renderer=rule.renderer if rule else None,
+        parser=rule.parser if rule else None,
+        adapters=tuple(relative(path, folder) for path in adapters),
+        comments=(
+            "Written by ggprune from the model's metadata.",
+            *_file_notes(model_paths, adapters),
+            *template_notes,
+            *warnings,
+            *window_note,
+            *settings_notes,
+            *_text_notes(("SYSTEM", message), *(("LICENSE", text) for text in terms)),
+        ),
+        warnings=tuple(warnings),
+    )
+
+
+def write_modelfile(model: Path, output: Path, *, force: bool = False, **choices: Any) -> Path:
+    """Write the Modelfile of a model; what Ollama will do unexpectedly is logged as a warning.
 
     Args:
         model: the GGUF file, or any shard of it.
         output: name of the Modelfile; paths in it are relative to its folder.
         force: replace an existing file.
-        choices: see ollama.describe.
+        choices: see make_modelfile.
 
     Returns:
         ``output``.
@@ -31,12 +174,15 @@ def write(model: Path, output: Path, *, force: bool = False, **choices: Any) -> 
         InputError: something that a Modelfile cannot say.
     """
     if output.exists() and not force:
-        raise OutputError(f"{output}: exists", remedy="Use --force to replace it, or -o.")
+        raise OutputError(f"{output}: exists", remedy="Pass force=True to replace it.")
     with GgufModel(model) as gguf:
         metadata = {key: gguf.get(key) for key in gguf.keys if key not in _NOT_NEEDED}
         paths = [file.path for file in gguf.files]
-    described = ollama.describe(metadata, model_paths=paths, modelfile_path=output, **choices)
-    write_text(output, described.render())
+        mtp = bool(describe(gguf).mtp_layers)
+    made = make_modelfile(metadata, model_paths=paths, modelfile_path=output, mtp=mtp, **choices)
+    write_text(output, made.render())
+    for warning in made.warnings:
+        log.warning("%s: %s", output, warning)
     return output
 
 
@@ -50,7 +196,7 @@ def parse_parameters(given: Iterable[str]) -> dict[str, float | int | str]:
     for pair in given:
         name, equals, value = pair.partition("=")
         if not equals or not name:
-            raise InputError(f"--parameter {pair}: expected NAME=VALUE")
+            raise InputError(f"parameters={pair}: expected NAME=VALUE")
         found[name] = _number(value)
     return found
 
@@ -62,3 +208,111 @@ def _number(value: str) -> float | int | str:
         except ValueError:
             continue
     return value
+
+
+def _check_files(
+    model_paths: Sequence[Path], mmproj: Sequence[Path], adapters: Sequence[Path]
+) -> None:
+    """Refuse what Ollama would refuse, before it has copied many gigabytes."""
+    if not model_paths:
+        raise InputError("no model file to write a Modelfile for")
+    for what, paths in (("projector", mmproj), ("adapter", adapters)):
+        if len(paths) > 1:
+            raise InputError(f"{len(paths)} {what}s given: a model in Ollama has one at most")
+    start = model_paths[0]
+    first = split_shard_name(start.name)
+    if [path.name for path in model_paths] != (first.all if first else [start.name]):
+        raise InputError(
+            f"{start}: {len(model_paths)} files given; Ollama needs every shard of a model, in "
+            "order and named ...-00001-of-00002.gguf and so on",
+            remedy=f"Give all shards, or merge them: {_merge_command(start)}",
+        )
+
+
+def _merge_command(first: Path) -> str:
+    shard = split_shard_name(first.name)
+    merged = first.with_name(f"{shard.prefix if shard else first.stem + '-merged'}.gguf")
+    return shlex.join(["llama-gguf-split", "--merge", str(first), str(merged)])
+
+
+def _family(facts: Facts, template: TemplateMode) -> Family | None:
+    """The family whose Go template is written, None where none is."""
+    if template == "none" or (template == "auto" and facts.jinja and not detect(facts.jinja)):
+        return None
+    family = family_of(facts.jinja, facts.known)
+    if family is None and template == "go":
+        raise InputError(
+            f"no Go template is known for this model ({facts.architecture or 'no architecture'})",
+            remedy="Leave TEMPLATE out: Ollama renders the chat template in the GGUF itself.",
+        )
+    return family
+
+
+def _template_notes(
+    facts: Facts, family: Family | None, rule: Renderer | None
+) -> tuple[list[str], list[str]]:
+    """How conversations will be written, and what of that is a reason to worry."""
+    if rule:
+        notes = [f"No TEMPLATE: Ollama's built-in renderer {rule.renderer} writes conversations."]
+        return [*notes, rule.note] if rule.note else notes, []
+    if not facts.jinja and family:
+        return [
+            f"TEMPLATE: the model has no chat template; its vocabulary is that of {family.name}. "
+            "For a base model, which takes plain text, delete it."
+        ], []
+    if not facts.jinja:
+        return ["No TEMPLATE: the model has no chat template and its family is not known."], []
+    detected, more = detect(facts.jinja), beyond_go(facts.jinja)
+    notes = []
+    if family:
+        notes.append(
+            f"TEMPLATE: the model's chat template ({family.name}) in Go, without tool calls."
+        )
+    if family and detected:
+        notes.append(
+            f"Without it Ollama would take its own template {detected.name}, which is like the "
+            f"model's (edit distance {detected.distance})."
+        )
+    if more and (family or detected):
+        notes.append(
+            "Ollama from 0.30 on prefers the chat template inside the GGUF, since it also has "
+            f"{more}; with OLLAMA_GO_TEMPLATE=1, and before 0.30, "
+            + ("this TEMPLATE counts." if family else "its own template counts.")
+        )
+    if family or (more and detected):
+        return notes, []
+    if detected is None:
+        return ["No TEMPLATE: Ollama (from 0.30 on) uses the chat template inside the GGUF."], []
+    return [], [
+        f"No TEMPLATE: Ollama uses its own template {detected.name} instead of the one inside the "
+        f"GGUF, which is like it (edit distance {detected.distance}) but may differ. Start its "
+        "server with OLLAMA_GO_TEMPLATE=0 for the model's own."
+    ]
+
+
+def _file_notes(model_paths: Sequence[Path], adapters: Sequence[Path]) -> list[str]:
+    notes = []
+    if len(model_paths) > 1:
+        notes.append(
+            "Ollama before split models refuses several FROM lines; merge the shards for it: "
+            + printable(_merge_command(model_paths[0]))
+        )
+    if adapters:
+        notes.append(
+            "Newer Ollama refuses ADAPTER: merge the adapter into the model with "
+            "llama-export-lora for it."
+        )
+    return notes
+
+
+def _text_notes(*texts: tuple[str, str | None]) -> list[str]:
+    """Which characters of a text could not be kept, so that nobody loses them unknowingly."""
+    notes = []
+    for keyword, text in texts:
+        lost = ", ".join(f"U+{ord(c):04X}" for c in unprintable(text or ""))
+        if lost:
+            notes.append(f"{keyword} without {lost}: Ollama drops them when it reads this file.")
+        new = ", ".join(f"U+{ord(c):04X}" for c in dict.fromkeys(text or "") if is_unknown(c))
+        if new:
+            notes.append(f"{keyword} with {new}: an Ollama too old to know them drops them.")
+    return notes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import struct
+import unicodedata
 from pathlib import Path
 
 from ggprune.errors import InputError
@@ -23,7 +24,7 @@ _SPACE = " \t\r\n"
 
 
 def quote(value: str, what: str) -> str:
-    """``value`` in the plainest form that Ollama reads back unchanged.
+    """Write ``value`` in the plainest form that Ollama reads back unchanged.
 
     Args:
         value: text of printable characters, newlines and tabs.
@@ -77,19 +78,27 @@ def _unquote(text: str) -> str | None:
 
 
 def unprintable(text: str) -> tuple[str, ...]:
-    """The characters of ``text`` that Ollama's reader drops, each once, in order."""
-    return tuple(dict.fromkeys(c for c in text if not c.isprintable() and c not in "\n\r\t"))
+    """Return the characters of ``text`` that Ollama's reader drops, each once, in order."""
+    return tuple(dict.fromkeys(c for c in text if not _is_kept(c)))
 
 
 def printable(text: str) -> str:
-    """``text`` as Ollama will keep it, except that spaces of other kinds become plain ones."""
-    return "".join(
-        c if c.isprintable() or c in "\n\r\t" else " " if c.isspace() else "" for c in text
-    )
+    """Return ``text`` as Ollama keeps it, except that spaces of other kinds become plain ones."""
+    return "".join(c if _is_kept(c) else " " if c.isspace() else "" for c in text)
+
+
+def is_unknown(character: str) -> bool:
+    """Whether Python's Unicode tables lack a character: Ollama's may be newer and have it."""
+    noncharacter = ord(character) & 0xFFFE == 0xFFFE or 0xFDD0 <= ord(character) <= 0xFDEF
+    return unicodedata.category(character) == "Cn" and not noncharacter
+
+
+def _is_kept(character: str) -> bool:
+    return character.isprintable() or character in "\n\r\t" or is_unknown(character)
 
 
 def number(name: str, value: object) -> str:
-    """The text of parameter ``name``: the shortest that gives the same 32-bit value.
+    """Write the value of parameter ``name``: the shortest text that gives the same 32-bit value.
 
     A GGUF stores 0.95 as a 32-bit float, which Python shows as 0.949999988079071.
 
@@ -136,7 +145,7 @@ def _shortest(value: float) -> str:
 
 
 def relative(path: Path, folder: Path) -> str:
-    """``path`` as seen from ``folder``, with forward slashes; ``./`` or ``../`` begins it.
+    """Write ``path`` as seen from ``folder``, with forward slashes; ``./`` or ``../`` begins it.
 
     The prefix keeps Ollama from taking the text for a model's name or a home folder. Another
     Windows drive has no relative path: then the absolute one.
