@@ -136,7 +136,7 @@ def _candidates(
 
 
 def _finalists(statistics: Statistics, request: Request) -> list[str]:
-    """The default, and what others compare with: measured to the end."""
+    """Name what is measured to the end: the default, and what others compare with."""
     default = default_method(statistics, request)
     return [default, *(m.name for m in METHODS.values() if m.baseline and m.name != default)]
 
@@ -204,7 +204,7 @@ def _mtp_layers(model: MoeModel | None, keep: int) -> dict[int, LayerPlan]:
 
 
 def _settings(request: Request) -> Mapping[str, Any]:
-    """What the plan's file says of how it was asked for."""
+    """Record in the plan's file what was asked for."""
     budget = request.budget
     asked: dict[str, Any] = {budget.rule: getattr(budget, budget.rule)}
     if budget.multiple_of > 1:

@@ -141,7 +141,7 @@ class _Problem:
         return found
 
     def _values(self, row: int) -> tuple[Floats, Floats]:
-        """What dropping each expert of a layer costs, and what keeping it gains."""
+        """Sum what dropping each expert of a layer costs, and what keeping it gains."""
         chosen, weight = self._chosen[row].ravel(), self._weight[:, None]
 
         def summed(each: npt.NDArray[np.float32]) -> Floats:

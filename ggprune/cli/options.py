@@ -243,10 +243,12 @@ class _Completed(click.Option):
     """An option whose help is completed when somebody asks for it."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        more = COMPLETED.get(str(self.name))
-        if more and self.help and not self.help.endswith(added := f" {more()}"):
-            self.help += added
-        return super().get_help_record(ctx)
+        plain, more = self.help, COMPLETED.get(str(self.name))
+        self.help = f"{plain} {more()}" if more else plain
+        try:
+            return super().get_help_record(ctx)
+        finally:
+            self.help = plain
 
 
 def _methods() -> str:

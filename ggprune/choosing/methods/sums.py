@@ -30,7 +30,7 @@ def reap(sums: ExpertSums, seed: int = 0) -> Floats:
     "contribution", "Σ g‖f‖", "contribution to the residual", additive=True, blends=("maxmin",)
 )
 def contribution(sums: ExpertSums, seed: int = 0) -> Floats:
-    """What the expert adds to the residual stream, all in all."""
+    """Sum what the expert adds to the residual stream."""
     return sums.contribution_sum.copy()
 
 

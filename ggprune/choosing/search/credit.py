@@ -131,7 +131,7 @@ def _noise(equations: _Equations, gram: Floats, right: Floats) -> float:
 
 
 def _solved(gram: Floats, right: Floats, noise: float, deviation: float) -> Floats:
-    """The posterior mode of w under a normal prior around 1."""
+    """Find the posterior mode of w under a normal prior around 1."""
     worth = np.ones_like(right)
     if deviation <= 0:
         return worth

@@ -201,7 +201,7 @@ class MaskedMeter(Closing):
         return self.evaluator.evaluate_mask(dropped, chunks, experts_used=self.experts_used)
 
     def _plan(self, kept: Ints) -> str:
-        """What tells measured plans apart."""
+        """Name a plan in the journal."""
         name = hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
         return f"{name}/{self.experts_used}" if self.experts_used else name
 
@@ -238,7 +238,7 @@ class MaskedMeter(Closing):
 
 
 def _spread(numbers: Sequence[int]) -> list[int]:
-    """The same in the order of multiples of the golden ratio, modulo 1."""
+    """Reorder by multiples of the golden ratio, modulo 1."""
     places = np.arange(1, len(numbers) + 1) * (5**0.5 - 1) / 2 % 1
     rank = np.argsort(np.argsort(places))
     return [numbers[i] for i in rank]

@@ -291,7 +291,7 @@ def drawn(scores: Floats, spread: float, random: np.random.Generator) -> Floats:
 
 
 def spread_for(scores: Floats, choose: Chooser, share: float, random: np.random.Generator) -> float:
-    """The noise with which drawn plans exchange this share of experts.
+    """Find the noise with which drawn plans exchange this share of experts.
 
     Args:
         scores: the centre.
