@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import gguf
@@ -16,10 +17,11 @@ from ggprune.model import Identity
 IDENTITY = Identity("qwen3moe", 2, 4, 2, tokenizer="t", router="r", name="Model")
 
 
-def ones() -> ExpertSums:
+def ones(group: Sequence[Chunk]) -> ExpertSums:
     sums = ExpertSums.zeros(2, 4)
     for name in FIELDS:
         getattr(sums, name)[:] = 1
+    sums.tokens[:] = sum(len(chunk.tokens) for chunk in group)
     return sums
 
 
@@ -52,7 +54,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     state = checkpoint(*MIXED, Chunk(1, (12,), stream=3))
     state.answer({5: [13, 14]})
     assert state.unanswered == [] and state.chunks[5].tokens == (12, 13, 14)
-    state.finish(state.groups[0], ones())
+    state.finish(state.groups[0], ones(state.groups[0]))
     state.save(tmp_path / "c")
     again = Checkpoint.load(tmp_path / "c")
     assert again.chunks == state.chunks
@@ -61,7 +63,7 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
     assert (again.statistics.domains[0].sums.count == 1).all()
     assert not again.is_complete
     for group in again.groups[1:]:
-        again.finish(group, ones())
+        again.finish(group, ones(group))
     assert again.is_complete
 
 
@@ -76,14 +78,14 @@ def test_sums_and_progress_change_at_once() -> None:
     """Whatever was read before is a whole state: an interrupt may come between any two lines."""
     state = checkpoint(*MIXED)
     before = state.statistics
-    state.finish(state.groups[0], ones())
+    state.finish(state.groups[0], ones(state.groups[0]))
     assert (before.total.count == 0).all() and before.domains[0].tokens == 0
 
 
 @pytest.mark.parametrize("part", ["sums", "tokens", "progress", "metadata"])
 def test_one_flipped_bit_is_recognised(tmp_path: Path, part: str) -> None:
     state = checkpoint(*MIXED)
-    state.finish(state.groups[0], ones())
+    state.finish(state.groups[0], ones(state.groups[0]))
     path = tmp_path / "c"
     state.save(path)
     content = bytearray(path.read_bytes())
