@@ -32,70 +32,7 @@ from tests.support.slicing import (
     read,
     reference_slice,
 )
-from tests.support.tiny import NOT_GENERATED, SPECS, write_tiny
-
-# Files in src/models of llama.cpp that call build_moe_ffn (git grep -l build_moe_ffn) and the
-# architectures that reach the call; checked by hand for the release that pyproject.toml pins.
-MODEL_FILES = {
-    "afmoe": ["afmoe"],
-    "arctic": ["arctic"],
-    "bailingmoe": ["bailingmoe"],
-    "bailingmoe2": ["bailingmoe2"],
-    "bailingmoe3": ["bailingmoe3"],
-    "bert": ["nomic-bert-moe"],
-    "cohere2moe": ["cohere2moe"],
-    "dbrx": ["dbrx"],
-    "deepseek": ["deepseek"],
-    "deepseek2": ["deepseek2", "deepseek2-ocr", "mistral4"],
-    "deepseek32": ["deepseek32"],
-    "deepseek4": ["deepseek4"],
-    "dflash": ["dflash"],
-    "dots1": ["dots1"],
-    "dots3note": ["dots3note"],
-    "ernie4-5-moe": ["ernie4_5-moe"],
-    "exaone-moe": ["exaone-moe"],
-    "gemma4": ["gemma4"],
-    "glm-dsa": ["glm-dsa"],
-    "glm4-moe": ["glm4moe"],
-    "glm5-next": ["glm5-next"],
-    "granite": ["granite", "granitemoe", "minicpm"],
-    "granite-hybrid": ["granitehybrid"],
-    "granite-swa": ["granite_swa"],
-    "grok": ["grok"],
-    "grovemoe": ["grovemoe"],
-    "hunyuan-moe": ["hunyuan-moe"],
-    "hy-v3": ["hy_v3"],
-    "hy-v4": ["hy_v4"],
-    "jamba": ["jamba"],
-    "kimi-k3": ["kimi-k3"],
-    "kimi-linear": ["kimi-linear"],
-    "laguna": ["laguna"],
-    "lfm2": ["lfm2moe"],
-    "llada-moe": ["llada-moe"],
-    "llama": ["llama", "llama-embed"],
-    "llama4": ["llama4"],
-    "maple": ["maple"],
-    "mellum": ["mellum"],
-    "mimo2": ["mimo2"],
-    "minimax-01": ["minimax-01"],
-    "minimax-m2": ["minimax-m2"],
-    "minimax-m3": ["minimax-m3"],
-    "mistral3": ["mistral3"],
-    "nemotron-h": ["nemotron_h", "nemotron_h_moe"],
-    "nemotron-h-moe": [],  # MTP of nemotron_h_moe
-    "olmoe": ["olmoe"],
-    "openai-moe": ["gpt-oss"],
-    "phi3": ["phimoe"],
-    "qwen2moe": ["qwen2moe"],
-    "qwen35moe": ["qwen35moe"],
-    "qwen3moe": ["qwen3moe"],
-    "qwen3next": ["qwen3next"],
-    "qwen3vlmoe": ["qwen3vlmoe"],
-    "qwen4exp": ["qwen4exp"],
-    "rnd1": ["rnd1"],
-    "smallthinker": ["smallthinker"],
-    "step35": ["step35"],
-}
+from tests.support.tiny import MOE_FILES, NOT_GENERATED, SPECS, write_tiny
 
 
 def layer_number(node: str) -> int:
@@ -150,8 +87,10 @@ def softmax(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def test_table_covers_llama_cpp() -> None:
-    assert len(MODEL_FILES) == 58
-    assert sorted(ARCHITECTURES) == sorted(name for names in MODEL_FILES.values() for name in names)
+    assert len(MOE_FILES) == 58
+    assert {spec.file or name.replace("_", "-") for name, spec in SPECS.items()} | set(
+        NOT_GENERATED
+    ) == set(MOE_FILES)
     assert all(name == architecture.name for name, architecture in ARCHITECTURES.items())
     assert architectures.find("qwen3moe") is ARCHITECTURES["qwen3moe"]
     assert architectures.find("qwen3") is None

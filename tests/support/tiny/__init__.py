@@ -9,12 +9,13 @@ A layer is written down as parts ("attn qk ffn_norm moe"): ``parts`` says which 
 ``architectures`` which parts the layers of an architecture have, ``writer`` makes the file.
 """
 
-from tests.support.tiny.architectures import NOT_GENERATED, SPECS, Spec
+from tests.support.tiny.architectures import MOE_FILES, NOT_GENERATED, SPECS, Spec
 from tests.support.tiny.parts import DIMENSIONS, PARTS
 from tests.support.tiny.writer import tiny_tensors, write_tiny
 
 __all__ = [
     "DIMENSIONS",
+    "MOE_FILES",
     "NOT_GENERATED",
     "PARTS",
     "SPECS",

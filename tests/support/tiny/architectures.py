@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 Value = bool | int | float | str | list[int] | list[float]
 PerLayer = Callable[[int, int], int]
@@ -28,6 +28,7 @@ class Spec:
             an array with one number a layer.
         dimensions: what differs from ``DIMENSIONS``.
         groups: groups of experts, and how many of them a token uses.
+        file: the file in llama.cpp's src/models; empty: as the architecture, with dashes.
     """
 
     layers: tuple[str, ...]
@@ -37,6 +38,7 @@ class Spec:
     keys: Mapping[str, Value | PerLayer] = field(default_factory=dict)
     dimensions: Mapping[str, int] = field(default_factory=dict)
     groups: tuple[int, int] = (0, 0)
+    file: str = ""
 
 
 def _every(period: int, *, first: int = 1, second: int = 0) -> PerLayer:
@@ -186,6 +188,7 @@ SPECS: dict[str, Spec] = {
         layers=_DEEPSEEK.layers,
         keys=_DEEPSEEK.keys,
         dimensions={"kv_heads": 2},
+        file="deepseek2",
     ),
     "deepseek32": _DEEPSEEK32,
     "deepseek4": Spec(
@@ -274,6 +277,7 @@ SPECS: dict[str, Spec] = {
         layers=(f"{ATTN} attn_post {MOE} selection shared",),
         mtp=f"{ATTN} attn_post {MOE} selection shared nextn nextn_norm",
         keys={**_SHARED_KEYS, **_SIGMOID},
+        file="glm4-moe",
     ),
     "glm5-next": Spec(
         lead="attn_norm kda kda_f kda_g mhc ffn_norm dense",
@@ -295,6 +299,7 @@ SPECS: dict[str, Spec] = {
     "gpt-oss": Spec(
         layers=(f"{ATTN} qkv_bias out_bias attn_post sinks {MOE} expert_biases",),
         keys={"attention.sliding_window": 32},
+        file="openai-moe",
     ),
     "granite": _GRANITE,
     "granite_swa": Spec(
@@ -310,8 +315,9 @@ SPECS: dict[str, Spec] = {
             **_GRANITE.keys, **_MAMBA2_KEYS,
             "attention.head_count_kv": _odd,
         },
+        file="granite-hybrid",
     ),
-    "granitemoe": _GRANITE,
+    "granitemoe": replace(_GRANITE, file="granite"),
     "grok": Spec(
         layers=(f"{ATTN} attn_out_norm ffn_norm ffn_post dense {MOE}",),
         keys={"embedding_scale": 1.0, "attention.output_scale": 0.25},
@@ -395,10 +401,11 @@ SPECS: dict[str, Spec] = {
             "shortconv.l_cache": 3,
             "attention.head_count_kv": _odd,
         },
+        file="lfm2",
     ),
     "llada-moe": _QWEN3,
     "llama": _LLAMA,
-    "llama-embed": _LLAMA,
+    "llama-embed": replace(_LLAMA, file="llama"),
     "llama4": Spec(
         # Every fourth layer attends to all tokens, and llama.cpp asserts that there is one.
         layers=(f"{ATTN} ffn_norm dense", f"{ATTN} ffn_norm {MOE} shared") * 2,
@@ -412,7 +419,7 @@ SPECS: dict[str, Spec] = {
         mtp="attn_norm qkv_fused out ffn_norm dense nextn layer_out",
         keys={**_SWA_KEYS},
     ),
-    "minicpm": _LLAMA,
+    "minicpm": replace(_LLAMA, file="granite"),
     "minimax-01": Spec(
         layers=(
             f"attn_norm lightning ffn_norm {MOE}",
@@ -435,7 +442,7 @@ SPECS: dict[str, Spec] = {
         },
     ),
     "mistral3": _LLAMA,
-    "mistral4": _DEEPSEEK2,
+    "mistral4": replace(_DEEPSEEK2, file="deepseek2"),
     "nemotron_h": _NEMOTRON,
     "nemotron_h_moe": Spec(
         layers=tuple(
@@ -450,10 +457,12 @@ SPECS: dict[str, Spec] = {
         top="top_embedding",
         keys={"moe_every_n_layers": 2, "attention.causal": False, "pooling_type": 1},
         dimensions={"kv_heads": 2},
+        file="bert",
     ),
     "olmoe": Spec(layers=(f"{ATTN} qk_all ffn_norm {MOE}",), dimensions={"kv_heads": 2}),
     "phimoe": Spec(
-        layers=(f"{ATTN} qkv_bias out_bias ffn_norm norm_biases {MOE}",), top="top top_biases"
+        layers=(f"{ATTN} qkv_bias out_bias ffn_norm norm_biases {MOE}",), top="top top_biases",
+        file="phi3",
     ),
     "qwen2moe": Spec(
         layers=(f"{ATTN} qkv_bias ffn_norm {MOE} shared shared_gate",), keys=_SHARED_KEYS
@@ -500,3 +509,16 @@ SPECS: dict[str, Spec] = {
 NOT_GENERATED: dict[str, str] = {
     "dflash": "a draft model that runs only with its target's hidden states",
 }
+
+#: Files in src/models of llama.cpp that call build_moe_ffn: ``git grep -l build_moe_ffn``, looked
+#: at anew for each release that pyproject.toml pins.
+MOE_FILES = (
+    "afmoe", "arctic", "bailingmoe", "bailingmoe2", "bailingmoe3", "bert", "cohere2moe", "dbrx",
+    "deepseek", "deepseek2", "deepseek32", "deepseek4", "dflash", "dots1", "dots3note",
+    "ernie4-5-moe", "exaone-moe", "gemma4", "glm-dsa", "glm4-moe", "glm5-next", "granite",
+    "granite-hybrid", "granite-swa", "grok", "grovemoe", "hunyuan-moe", "hy-v3", "hy-v4", "jamba",
+    "kimi-k3", "kimi-linear", "laguna", "lfm2", "llada-moe", "llama", "llama4", "maple", "mellum",
+    "mimo2", "minimax-01", "minimax-m2", "minimax-m3", "mistral3", "nemotron-h", "nemotron-h-moe",
+    "olmoe", "openai-moe", "phi3", "qwen2moe", "qwen35moe", "qwen3moe", "qwen3next", "qwen3vlmoe",
+    "qwen4exp", "rnd1", "smallthinker", "step35",
+)  # fmt: skip
