@@ -53,12 +53,8 @@ def size(metadata: Mapping[str, Any]) -> Json | None:
     after = (metadata.get("result") or {}).get("size_bytes")
     if not before or not after:
         return None
-    return {
-        "before": before,
-        "after": after,
-        "saved": before - after,
-        "saved_share": (before - after) / before,
-    }
+    saved = before - after
+    return {"before": before, "after": after, "saved": saved, "saved_share": saved / before}
 
 
 def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
@@ -75,9 +71,8 @@ def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
         low = share is not None and share < MIN_RETAINED
         layers.append({"layer": layer, "share": share, "low": low, "rule": part.rule})
     summary = _worst_and_mean([(part["share"], part["layer"]) for part in layers])
-    if summary is None:
-        return None
-    return {"measure": MEASURE, "limit": MIN_RETAINED, **summary, "layers": layers}
+    whole = {"measure": MEASURE, "limit": MIN_RETAINED, **(summary or {}), "layers": layers}
+    return whole if summary else None
 
 
 def _worst_and_mean(shares: Sequence[tuple[float | None, int]]) -> Json | None:
@@ -124,9 +119,7 @@ def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
         "layers": list(statistics.layers),
         "tokens": total.tokens.tolist(),
         "scores": [[_short(value) for value in row] for row in scores.tolist()],
-        "relative": [
-            [round(value, 3) for value in row] for row in measures.relative(scores).tolist()
-        ],
+        "relative": measures.relative(scores).round(3).tolist(),
         "counts": total.count.tolist(),
         "dropped": dropped,
     }
@@ -171,15 +164,12 @@ def domains(statistics: Statistics | None, plan: Plan | None) -> Json | None:
 
 def _retained_by_domain(statistics: Statistics, plan: Plan) -> list[Json | None]:
     """Compute the share of its own Σ g‖f‖ that each domain keeps: mean and worst layer."""
-    result = []
-    for domain in statistics.domains:
-        shares = [
-            (retained_share(domain.sums, row, np.array(plan.layers[layer].keep)), layer)
-            for row, layer in enumerate(statistics.layers)
-            if layer in plan.layers
-        ]
-        result.append(_worst_and_mean(shares))
-    return result
+    rows = [(row, layer) for row, layer in enumerate(statistics.layers) if layer in plan.layers]
+    keep = {layer: np.array(plan.layers[layer].keep) for _, layer in rows}
+    return [
+        _worst_and_mean([(retained_share(domain.sums, row, keep[n]), n) for row, n in rows])
+        for domain in statistics.domains
+    ]
 
 
 def _short(value: float) -> float:
