@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -40,14 +41,9 @@ from ggprune.cli.options import FILE, force_option, output_option
 def command(
     model: Path,
     output: Path | None,
-    mmproj: tuple[Path, ...],
-    adapters: tuple[Path, ...],
-    num_ctx: int | None,
     parameters: tuple[str, ...],
-    system: str | None,
-    template: str,
     create: str | None,
-    force: bool,
+    **choices: Any,
 ) -> None:
     """Write the Ollama Modelfile of MODEL from what its GGUF says.
 
@@ -57,16 +53,9 @@ def command(
     from ggprune.publish import ollama
     from ggprune.publish.ollama.modelfile import parse_parameters
 
+    target = output or model.with_name("Modelfile")
     path = ollama.write_modelfile(
-        model,
-        output or model.with_name("Modelfile"),
-        force=force,
-        mmproj=mmproj,
-        adapters=adapters,
-        num_ctx=num_ctx,
-        parameters=parse_parameters(parameters),
-        system=system,
-        template=template,
+        model, target, parameters=parse_parameters(parameters), **choices
     )
     click.echo(str(path))
     if create and not ollama.create(create, path):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import click
 
 from ggprune.cli.options import FILE, force_option, json_option, output_option
 from ggprune.cli.terminal import note, print_json
-from ggprune.errors import InputError
+from ggprune.util import check_shape, read_json
 
 #: Bytes that a page needs at most: the libraries, and 60 layers of 512 experts.
 _LARGEST = 4 << 20
@@ -48,14 +47,11 @@ def command(
     target = output or (None if as_json else Path("report.html"))
     if target:
         check_targets([target], _LARGEST, force=force)
+    read: dict[str, Any] = {name: _read(path) for name, path in parts.items()}
     given = ReportInput(
         Statistics.load(statistics) if statistics else None,
         Plan.load(plan) if plan else None,
-        metadata=_read(parts["metadata"]),
-        evaluation=_read(parts["evaluation"]),
-        sweep=_read(parts["sweep"]),
-        probe=_read(parts["probe"]),
-        tasks=_read(parts["tasks"]),
+        **read,
     )
     report = write_report(target, given) if target else build(given)
     if target:
@@ -67,21 +63,9 @@ def command(
 
 
 def _read(path: Path | None) -> dict[str, Any] | None:
-    """A JSON object, None without a path.
-
-    Raises:
-        InputError: it is none.
-    """
+    """Read a JSON object; None without a path."""
     if path is None:
         return None
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(
-            f"{path}: is not JSON: {error}", remedy="Write it with --json or -o."
-        ) from error
-    if not isinstance(value, dict):
-        raise InputError(f"{path}: is {type(value).__name__}, expected a JSON object")
-    return value
+    value = read_json(path, "what a command wrote with --json or -o")
+    check_shape(value, {}, str(path))
+    return dict(value)
