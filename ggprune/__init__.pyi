@@ -1,18 +1,18 @@
 """The public names: what type checkers see, and what ``ggprune.NAME`` imports when it is used."""
 
-from ggprune.api import Pruned as Pruned
-from ggprune.api import apply as apply
-from ggprune.api import apply_to_adapter as apply_to_adapter
-from ggprune.api import calibrate as calibrate
-from ggprune.api import choose as choose
-from ggprune.api import evaluate as evaluate
-from ggprune.api import evaluator as evaluator
-from ggprune.api import imatrix as imatrix
-from ggprune.api import outputs as outputs
-from ggprune.api import probe as probe
-from ggprune.api import prune as prune
-from ggprune.api import quantize as quantize
-from ggprune.api import sweep as sweep
+from ggprune.api.measuring import evaluate as evaluate
+from ggprune.api.measuring import evaluator as evaluator
+from ggprune.api.measuring import probe as probe
+from ggprune.api.measuring import sweep as sweep
+from ggprune.api.pruning import Pruned as Pruned
+from ggprune.api.pruning import apply as apply
+from ggprune.api.pruning import apply_to_adapter as apply_to_adapter
+from ggprune.api.pruning import outputs as outputs
+from ggprune.api.pruning import prune as prune
+from ggprune.api.stages import calibrate as calibrate
+from ggprune.api.stages import choose as choose
+from ggprune.api.stages import imatrix as imatrix
+from ggprune.api.stages import quantize as quantize
 from ggprune.calibration.merge import merge as merge
 from ggprune.calibration.settings import Settings as Settings
 from ggprune.calibration.statistics import Domain as Domain

@@ -308,7 +308,7 @@ def test_notes_go_to_stderr_unless_quiet(capsys: pytest.CaptureFixture[str]) -> 
     ],
 )
 def test_the_program_that_runs_the_result(architecture: str, program: str) -> None:
-    from ggprune.api import Pruned
+    from ggprune import Pruned
     from ggprune.cli.prune import _summary
     from ggprune.report import ReportInput, build
 

@@ -28,12 +28,12 @@ def command(adapter: Path | None, **arguments: Any) -> None:
     PLAN may come from another quantization of the same model, or be written by hand. Nothing is
     run: this only copies bytes.
     """
-    from ggprune import api
+    from ggprune.api import pruning
 
     if adapter is not None:
         del arguments["split_max_size"], arguments["verify"]
-        path = api.apply_to_adapter(adapter=adapter, **arguments, progress=progress_bar)
+        path = pruning.apply_to_adapter(adapter=adapter, **arguments, progress=progress_bar)
         click.echo(f"{path}  {human_size(path.stat().st_size)}")
         return
-    for path in api.apply(**arguments, progress=progress_bar).files:
+    for path in pruning.apply(**arguments, progress=progress_bar).files:
         click.echo(f"{path}  {human_size(path.stat().st_size)}")

@@ -38,10 +38,10 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
 
     Ctrl-C keeps what was gathered in OUTPUT.partial; the same command continues from there.
     """
-    from ggprune import api
+    from ggprune.api import stages
 
     settings = record_from(Settings, arguments)
-    statistics = api.calibrate(
+    statistics = stages.calibrate(
         model,
         output,
         **{name: arguments[name] for name in ("text", "imatrix", "force")},

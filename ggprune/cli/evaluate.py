@@ -45,7 +45,7 @@ def measuring_options(command: Command) -> Command:
 
 
 def measuring_from(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What api.evaluate and api.sweep are told of it."""
+    """What measuring.evaluate and measuring.sweep are told of it."""
     from ggprune.evaluation.logcache import default_folder
 
     chosen = {name: arguments[name] for name in _MEASURING}
@@ -70,12 +70,12 @@ def command(base: Path, candidate: Path, as_json: bool, **arguments: Any) -> Non
     held-out conversations that ship with ggprune and are never used for calibration. What the base
     model says is kept in a cache, so a second candidate costs half.
     """
-    from ggprune import api
+    from ggprune.api import measuring
     from ggprune.evaluation.candidate import Candidate
     from ggprune.evaluation.verdict import verdict
 
     measured = Candidate.load(candidate)
-    result = api.evaluate(base, measured, **measuring_from(arguments)).as_json()
+    result = measuring.evaluate(base, measured, **measuring_from(arguments)).as_json()
     if as_json:
         print_json(result)
         return

@@ -36,10 +36,10 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     All texts are joined and cut into chunks of --ctx tokens. The built-in prompts are short: for a
     model that matters give several hundred KB of text of the kind it is used for.
     """
-    from ggprune import api
+    from ggprune.api import stages
 
     same = ("text", "ctx", "chunks", "process_output", "force")
-    chunks, left_over = api.imatrix(
+    chunks, left_over = stages.imatrix(
         model,
         output,
         **{name: arguments[name] for name in same},

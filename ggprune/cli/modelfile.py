@@ -54,9 +54,7 @@ def command(
     from ggprune.publish.ollama.modelfile import parse_parameters
 
     target = output or model.with_name("Modelfile")
-    path = ollama.write_modelfile(
-        model, target, parameters=parse_parameters(parameters), **choices
-    )
+    path = ollama.write_modelfile(model, target, parameters=parse_parameters(parameters), **choices)
     click.echo(str(path))
     if create and not ollama.create(create, path):
         click.echo("\nOllama is not installed here; where it is, run:")

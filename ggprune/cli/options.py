@@ -334,7 +334,7 @@ def _quieten(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
 
 
 def writing_options(command: Command) -> Command:
-    """How a pruned model is written; see api.apply."""
+    """How a pruned model is written; see api.pruning.apply."""
     for option in (
         force_option,
         click.option(

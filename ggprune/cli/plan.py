@@ -53,9 +53,9 @@ def command(stats: Path, output: Path | None, force: bool, as_json: bool, **argu
     The plan says by layer which experts are kept and dropped, and what share of the experts'
     contribution is retained. `ggprune apply` writes the model from it.
     """
-    from ggprune import api
+    from ggprune.api import stages
 
-    plan = api.choose(
+    plan = stages.choose(
         stats,
         output,
         request=request_from(arguments),

@@ -72,13 +72,13 @@ def command(
     repetition, tool calls as JSON, other languages. What is counted: words, distinct 4-grams,
     loops, collapses, answers that end by themselves, JSON that parses.
     """
-    from ggprune import api
+    from ggprune.api import measuring
     from ggprune.evaluation.verdict import verdict
     from ggprune.gguf_file import check_targets, write_text
 
     if output:
         check_targets([output], 0, force=force)
-    result = api.probe(
+    result = measuring.probe(
         base,
         candidate,
         modes=MODES if mode == "both" else (mode,),

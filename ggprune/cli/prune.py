@@ -30,7 +30,7 @@ from ggprune.llama.options import RunOptions
 from ggprune.util import human_size
 
 if TYPE_CHECKING:
-    from ggprune.api import Pruned
+    from ggprune.api.pruning import Pruned
 
 
 @click.command("prune")
@@ -61,7 +61,7 @@ def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **argu
     The source is only read. Beside the result lie the statistics (so that another --keep needs no
     second calibration), the drop metadata and a report.
     """
-    from ggprune import api
+    from ggprune.api import pruning
 
     same = ("output", "mtp", "split_max_size", "force")
     asked = {
@@ -70,10 +70,12 @@ def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **argu
         "request": _request(plan, arguments),
     }
     if dry_run:
-        _show_files({str(file.path): file.size for file in api.outputs(model, **asked)}, as_json)
+        _show_files(
+            {str(file.path): file.size for file in pruning.outputs(model, **asked)}, as_json
+        )
         return
     rest = ("statistics", "text", "eval_text", "search_text", "modelfile", "verify")
-    pruned = api.prune(
+    pruned = pruning.prune(
         model,
         **asked,
         **{name: arguments[name] for name in rest},

@@ -57,7 +57,7 @@ def command(
     ggprune quantize Model-BF16.gguf Q8_0 Q4_K_M
     ggprune quantize --from-plan PLAN.json --source Model-BF16.gguf Q4_K_M
     """
-    from ggprune import api
+    from ggprune.api import stages
     from ggprune.cli.main import fail
 
     if (arguments["plan"] is None) != (source is None):
@@ -65,7 +65,7 @@ def command(
     types = model_and_types if source else model_and_types[1:]
     if not types:
         raise click.UsageError("Missing TYPE, for instance Q4_K_M.")
-    done, errors = api.quantize(
+    done, errors = stages.quantize(
         source or MODEL(model_and_types[0]),
         types,
         **{name: arguments[name] for name in ("output", "plan", "tmp", "dry_run", "force")},

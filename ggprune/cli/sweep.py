@@ -56,13 +56,13 @@ def command(
     STATS is what `ggprune calibrate MODEL` wrote. For every count and method a plan is made and
     measured by masking: as many passes over the text as there are plans, and one for MODEL itself.
     """
-    from ggprune import api
+    from ggprune.api import measuring
     from ggprune.evaluation.sweep import Tolerance
     from ggprune.gguf_file import check_targets, write_text
 
     if output:
         check_targets([output], 0, force=force)
-    result = api.sweep(
+    result = measuring.sweep(
         model,
         stats,
         **{name: arguments[name] for name in ("keeps", "methods", "seed")},

@@ -52,8 +52,10 @@ class Candidate:
         return _model_file(path)
 
     @classmethod
-    def of(cls, candidate: Plan | str | Path) -> Candidate:
+    def of(cls, candidate: Candidate | Plan | str | Path) -> Candidate:
         """Take a plan, or find out what a path is; see :meth:`load`."""
+        if isinstance(candidate, Candidate):
+            return candidate
         if not isinstance(candidate, Plan):
             return cls.load(Path(candidate))
         shares = {layer: part.retained for layer, part in candidate.layers.items()}

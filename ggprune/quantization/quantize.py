@@ -64,6 +64,19 @@ class Forecast:
     needs_imatrix: bool
     types: Mapping[str, str]
 
+    @property
+    def cautions(self) -> list[str]:
+        """What a user should know of it."""
+        found = []
+        if self.needs_imatrix:
+            found.append(f"{self.type} needs an importance matrix (imatrix=FILE).")
+        if self.fallbacks:
+            found.append(
+                f"{self.type}: {self.fallbacks} tensors have rows that its blocks do not divide; "
+                "llama.cpp gives them a larger type."
+            )
+        return found
+
 
 class Quantizer:
     """A source file and options, checked; then one call a type.
@@ -107,9 +120,21 @@ class Quantizer:
         return sum(tensor.nbytes for tensor in self._model.tensors)
 
     @property
-    def requantizes(self) -> tuple[float, str]:
-        """See quantized_share."""
-        return quantized_share(self._model)
+    def cautions(self) -> list[str]:
+        """What a user should know before it starts."""
+        share, mostly = quantized_share(self._model)
+        found = []
+        if share:
+            found.append(
+                f"{share:.0%} of the source is quantized already, mostly {mostly}. What that "
+                "rounded away stays lost; the same type made from BF16 is closer to the original."
+            )
+        if self.uncovered:
+            found.append(
+                f"the importance matrix lacks {len(self.uncovered)} of the layers' matrices, for "
+                f"instance {self.uncovered[0]}; they are quantized without."
+            )
+        return found
 
     @property
     def notes(self) -> Mapping[str, str | int]:

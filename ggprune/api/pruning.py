@@ -1,0 +1,418 @@
+"""``prune``: from a model to a smaller one. ``apply``: from a plan to a file."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ggprune.api.inputs import Text, pairs_of, plan_of, request_of
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.choose import choose_plan
+from ggprune.choosing.count import known_count
+from ggprune.choosing.request import DEFAULT, Request, Resources
+from ggprune.errors import InputError, OutputError
+from ggprune.evaluation.evaluator import Evaluator
+from ggprune.gguf_file import GgufModel, OutputFile, check_targets, write_files
+from ggprune.llama.options import RunOptions
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
+from ggprune.model import MoeModel, open_model
+from ggprune.model.architectures import Kind
+from ggprune.plan import Plan
+from ggprune.publish import ollama
+from ggprune.report.data import ReportInput
+from ggprune.report.page import write_report
+from ggprune.rewrite import (
+    check_result,
+    drop_metadata,
+    plan_adapter,
+    plan_rewrite,
+    result_files,
+    verify_bytes,
+)
+from ggprune.text.documents import Source
+from ggprune.text.held_out import choose_text
+from ggprune.text.load import load_texts
+from ggprune.types import Progress, no_progress
+
+log = logging.getLogger(__name__)
+
+#: Room for log-probabilities while measuring: 2 bytes for each token in the vocabulary, for each
+#: token of text (4,000 tokens of text for a vocabulary of 262,144).
+LOG_BYTES = 2 << 30
+#: Tokens of context to measure with, as llama-perplexity does by default.
+MEASURE_CTX = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pruned:
+    """What :func:`prune` and :func:`apply` made.
+
+    Attributes:
+        files: the pruned model, first shard first.
+        plan: complete: every layer with experts is in it.
+        compared: bytes found equal to the source's; 0 if not verified.
+        statistics: what the plan was chosen by; None if a plan was given, as their path.
+        evaluation: of source and result on held-out text, as ``evaluate --json`` prints it; None
+            if not measured.
+        metadata: contents of the drop metadata.
+        report: the numbers of the report; None if there is none, as its path.
+    """
+
+    files: tuple[Path, ...]
+    plan: Plan
+    compared: int = 0
+    statistics: Statistics | None = None
+    statistics_path: Path | None = None
+    evaluation: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any]
+    metadata_path: Path
+    report: Mapping[str, Any] | None = None
+    report_path: Path | None = None
+    modelfile_path: Path | None = None
+
+    @property
+    def path(self) -> Path:
+        """The pruned model, or its first shard."""
+        return self.files[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Writing:
+    """How the result is written; see :func:`apply`."""
+
+    output: str | Path | None
+    mtp: str
+    split_max_size: int | None
+    force: bool
+    verify: bool = True
+
+    def target(self, model: MoeModel, keep: int) -> Path:
+        return Path(self.output or f"{model.gguf.stem}-{keep}e.gguf")
+
+
+def prune(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    request: Request | None = None,
+    plan: Plan | str | Path | None = None,
+    statistics: str | Path | None = None,
+    text: Text = (),
+    eval_text: Text = (),
+    search_text: Text = (),
+    settings: Settings | None = None,
+    options: RunOptions | None = None,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+    modelfile: bool = False,
+    verify: bool = True,
+    force: bool = False,
+    command: str = "",
+    progress: Progress = no_progress,
+    **asked: Any,
+) -> Pruned:
+    """Do the whole job: calibrate, choose, rewrite, verify, measure, report.
+
+    ``ggprune.prune("model.gguf", keep=109)`` writes ``model-109e.gguf`` with its drop metadata and
+    report, and keeps the statistics, so that another ``keep`` needs no second calibration.
+
+    Args:
+        model: the GGUF file, or any shard.
+        output: the result; None for ``<stem>-<keep>e.gguf`` in the current folder.
+        request: which experts stay, and how many.
+        plan: this plan (or its file) instead: nothing is calibrated or chosen.
+        statistics: a statistics file to use instead of calibrating.
+        text: what to calibrate on; none for the built-in prompts.
+        eval_text: what to measure on; none for a part held out of ``text``.
+        search_text: what methods that measure plans measure them on; none for the built-in text.
+        settings: how to calibrate.
+        options: how llama.cpp runs the model.
+        mtp, split_max_size, force: see :func:`apply`.
+        modelfile: write an Ollama Modelfile too.
+        verify: compare every byte with the source, load the result and measure it.
+        command: the command line, for the report.
+        progress: shows how far it is.
+        asked: fields of Budget and Request, in place of ``request``: ``keep=109``,
+            ``method="reap"``.
+
+    Raises:
+        GgpruneError: of the stage that failed; what can be known is checked before long work.
+    """
+    writing = _Writing(output, mtp, split_max_size, force, verify)
+    settings, options = settings or Settings(), options or RunOptions()
+    given, name = (None, "the plan") if plan is None else plan_of(plan)
+    wanted = request_of(request, asked) if given is None else None
+    with open_model(model) as source:
+        _check(source, given or wanted, writing)
+        reading = choose_text(pairs_of(text), pairs_of(eval_text))
+        known = known_path = None
+        if wanted is not None:
+            run = Run(
+                source,
+                reading.calibration,
+                replace(settings, seed=wanted.seed),
+                options,
+                progress,
+            )
+            known, known_path = _statistics(run, statistics, writing)
+            resources = Resources(
+                model=source,
+                options=options,
+                sources=reading.calibration,
+                search_sources=load_texts(pairs_of(search_text)),
+                progress=progress,
+            )
+            given = choose_plan(known, wanted, resources)
+        assert given is not None
+        files, complete, compared = _write(source, given, name, writing, progress)
+        evaluation = None
+        if verify:
+            evaluation = _measure(source, files[0], reading.held_out, settings, options, progress)
+        pruned = _described(source, files, complete, known, evaluation)
+    pruned = replace(pruned, compared=compared, statistics_path=known_path)
+    pruned = _reported(pruned, command)
+    if not modelfile:
+        return pruned
+    target = pruned.path.with_name("Modelfile")
+    return replace(pruned, modelfile_path=ollama.write_modelfile(pruned.path, target, force=True))
+
+
+def outputs(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    request: Request | None = None,
+    plan: Plan | str | Path | None = None,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+    force: bool = False,
+    **asked: Any,
+) -> tuple[OutputFile, ...]:
+    """Return the model files that :func:`prune` would write, and write nothing.
+
+    The size is exact; where the number of experts depends on the statistics, it is that with all
+    of them.
+
+    Args:
+        model, output, request, plan, mtp, split_max_size, force, asked: see :func:`prune`.
+
+    Raises:
+        GgpruneError: it cannot be pruned like this.
+    """
+    wanted = request_of(request, asked) if plan is None else plan_of(plan)[0]
+    with open_model(model) as source:
+        return _check(source, wanted, _Writing(output, mtp, split_max_size, force))
+
+
+def apply(
+    model: str | Path,
+    plan: Plan | str | Path,
+    output: str | Path | None = None,
+    *,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+    force: bool = False,
+    verify: bool = True,
+    progress: Progress = no_progress,
+) -> Pruned:
+    """Write a model with the experts that a plan keeps, and its drop metadata; nothing is run.
+
+    Args:
+        model: the GGUF file, or any shard; any quantization of the plan's model.
+        plan: which experts stay, or the plan's file.
+        output: the result; None for ``<stem>-<keep>e.gguf`` in the current folder.
+        mtp: ``prune`` the MTP layers by a stated rule, or ``drop`` them.
+        split_max_size: bytes of one shard; None for one file.
+        force: replace existing files.
+        verify: compare every byte with the source afterwards.
+        progress: shows how far it is.
+
+    Raises:
+        GgpruneError: the plan does not fit, or the result cannot be written.
+    """
+    chosen, name = plan_of(plan)
+    writing = _Writing(output, mtp, split_max_size, force, verify)
+    with open_model(model) as source:
+        files, complete, compared = _write(source, chosen, name, writing, progress)
+        return replace(_described(source, files, complete, None, None), compared=compared)
+
+
+def apply_to_adapter(
+    model: str | Path,
+    plan: Plan | str | Path,
+    adapter: str | Path,
+    output: str | Path | None = None,
+    *,
+    mtp: str = "prune",
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Path:
+    """Cut a LoRA adapter of the whole model to the experts that a plan keeps.
+
+    Args:
+        model: the whole model, any quantization; only its header and routers are read.
+        plan: which experts stay, or the plan's file.
+        adapter: the LoRA adapter, a GGUF file.
+        output: the result; None for ``<adapter>-<keep>e.gguf`` in the current folder.
+        mtp: as the model is to be written, see :func:`apply`.
+        force: replace an existing file.
+        progress: shows how far it is.
+
+    Returns:
+        The file written.
+
+    Raises:
+        GgpruneError: the plan or the adapter does not fit the model.
+    """
+    chosen, name = plan_of(plan)
+    target = Path(output or f"{Path(adapter).stem}-{chosen.keep}e.gguf")
+    with open_model(model) as source, GgufModel(Path(adapter)) as factors:
+        rewrite = plan_rewrite(source, chosen, target, mtp=mtp, plan_name=name)
+        files = plan_adapter(factors, source, rewrite.plan, target)
+        with progress(files[0].size, "writing", "B") as done:
+            write_files(files, factors, progress=done, force=force)
+    return target
+
+
+def _check(
+    model: MoeModel, wanted: Plan | Request | None, writing: _Writing
+) -> tuple[OutputFile, ...]:
+    """Find out before any long work whether the result can be written."""
+    assert wanted is not None
+    if isinstance(wanted, Plan):
+        keep, used, method = wanted.keep, wanted.experts_used, wanted.method
+    else:
+        keep = known_count(wanted.budget, model.counts, model) or model.experts
+        used, method = wanted.fixed_used, wanted.method or DEFAULT
+    files = result_files(
+        model,
+        keep,
+        writing.target(model, keep),
+        experts_used=used,
+        method=method,
+        mtp=writing.mtp,
+        split_max_size=writing.split_max_size,
+    )
+    size = sum(file.size for file in files)
+    check_targets([file.path for file in files], size, source=model.gguf, force=writing.force)
+    return files
+
+
+def _statistics(run: Run, given: str | Path | None, writing: _Writing) -> tuple[Statistics, Path]:
+    """Take the statistics given, or those beside the result if they fit, or calibrate."""
+    model = run.model
+    if given is not None:
+        known = Statistics.load(Path(given))
+        known.identity.check_same(model.identity(), str(given), str(model.gguf.path))
+        return known, Path(given)
+    # They are of the source, whatever is kept of it.
+    path = writing.target(model, model.experts).with_name(f"{model.gguf.stem}.stats.gguf")
+    if not path.exists() or writing.force:
+        return run.run_into(path, force=writing.force), path
+    known = Statistics.load(path)
+    if difference := run.difference(known):
+        raise OutputError(
+            f"{path}: exists, and is not of this run: {difference}",
+            remedy=f"Use it all the same with statistics={path}, or replace it with force=True.",
+        )
+    log.info("using %s: same model, text and settings", path)
+    return known, path
+
+
+def _write(
+    model: MoeModel, plan: Plan, name: str, writing: _Writing, progress: Progress
+) -> tuple[tuple[Path, ...], Plan, int]:
+    """Write the result and compare it with the source; its files, its plan, bytes compared."""
+    rewrite = plan_rewrite(
+        model,
+        plan,
+        writing.target(model, plan.keep),
+        mtp=writing.mtp,
+        split_max_size=writing.split_max_size,
+        plan_name=name,
+    )
+    files = tuple(file.path for file in rewrite.files)
+    with progress(rewrite.size, "writing", "B") as done:
+        write_files(rewrite.files, model.gguf, progress=done, force=writing.force)
+    if not writing.verify:
+        return files, rewrite.plan, 0
+    with check_result(files[0], rewrite.plan) as result:
+        return files, rewrite.plan, verify_bytes(model, rewrite.plan, result.gguf)
+
+
+def _measure(
+    model: MoeModel,
+    result: Path,
+    held_out: Sequence[Source],
+    settings: Settings,
+    options: RunOptions,
+    progress: Progress,
+) -> Mapping[str, Any] | None:
+    """Compare the result with its source on text that calibration did not see.
+
+    The text is limited so that the source's probabilities of every token in the vocabulary fit
+    into LOG_BYTES of disk.
+    """
+    try:
+        if model.architecture.kind is Kind.EMBEDDING:
+            raise InputError("an embedding model gives no probabilities")
+        ctx = min(settings.ctx, MEASURE_CTX)
+        vocabulary = max(_length(model, "tokenizer.ggml.tokens"), 1)
+        most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), ctx)
+        most = min(most, settings.max_tokens or most)
+        with (
+            Evaluator(model.gguf.path, options, held_out, n_ctx=ctx, max_tokens=most) as measured,
+            progress(2 * measured.tokens, "measuring", "tok") as done,
+        ):
+            measured.progress = done
+            return measured.model(result).as_json()
+    except InputError as error:
+        # Too little text to measure on is no reason to lose the result.
+        with LlamaModel(result, options) as llama, LlamaContext(llama, n_ctx=64) as context:
+            context.decode([Tokens(0, 0, list(range(min(8, llama.n_vocab))), "last")])
+        log.info("not measured: %s", error.message)
+        return None
+
+
+def _length(model: MoeModel, key: str) -> int:
+    """Elements of an array in the metadata."""
+    pair = model.gguf.keys.get(key)
+    if pair is None:
+        return 0
+    return int.from_bytes(model.gguf.files[0].read(pair.value + 4, 8), "little")
+
+
+def _described(
+    model: MoeModel,
+    files: tuple[Path, ...],
+    plan: Plan,
+    statistics: Statistics | None,
+    evaluation: Mapping[str, Any] | None,
+) -> Pruned:
+    """Write the drop metadata beside the result."""
+    path = drop_metadata.metadata_path(files[0])
+    with GgufModel(files[0]) as result:
+        metadata = drop_metadata.drop_metadata(model, result, plan, statistics, evaluation)
+    drop_metadata.save(path, metadata)
+    return Pruned(
+        files=files,
+        plan=plan,
+        statistics=statistics,
+        evaluation=evaluation,
+        metadata=metadata,
+        metadata_path=path,
+    )
+
+
+def _reported(pruned: Pruned, command: str) -> Pruned:
+    """Write the report beside the result."""
+    path = pruned.path.with_name(pruned.path.name.removesuffix(".gguf") + ".report.html")
+    given = ReportInput(
+        pruned.statistics, pruned.plan, pruned.metadata, pruned.evaluation, command=command
+    )
+    return replace(pruned, report=write_report(path, given), report_path=path)

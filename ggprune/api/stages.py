@@ -1,0 +1,253 @@
+"""The stages before and after pruning: statistics, plans, importance matrices, quantizations."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ggprune.api.inputs import Text, datasets_of, pairs_of, request_of, statistics_of
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.choose import choose_plan, is_measured
+from ggprune.choosing.request import Request, Resources
+from ggprune.errors import GgpruneError
+from ggprune.gguf_file import GgufModel, check_targets
+from ggprune.hub.client import output_folder
+from ggprune.llama.options import QuantizeOptions, RunOptions
+from ggprune.llama.session import LlamaModel
+from ggprune.model import open_model
+from ggprune.plan import Plan
+from ggprune.quantization import importance
+from ggprune.quantization.names import file_type
+from ggprune.quantization.quantize import Forecast, Quantizer
+from ggprune.quantization.source import pruned_source
+from ggprune.text.builtin import CALIBRATION
+from ggprune.text.load import load_or_builtin, load_texts
+from ggprune.types import Progress, no_progress
+
+log = logging.getLogger(__name__)
+
+
+def calibrate(
+    model: str | Path,
+    output: str | Path | None = None,
+    *,
+    text: Text = (),
+    settings: Settings | None = None,
+    options: RunOptions | None = None,
+    imatrix: str | Path | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> Statistics:
+    """Run a model over text and gather what every expert does.
+
+    Args:
+        model: the GGUF file, or any shard.
+        output: the statistics file; until it is complete, ``<output>.partial`` keeps what was
+            gathered, and the same call continues from there. None keeps nothing.
+        text: by domain; none for the built-in prompts.
+        settings: context, tokens to generate, limits.
+        options: how llama.cpp runs the model.
+        imatrix: file for an importance matrix, gathered in the same pass.
+        force: replace existing files.
+        progress: shows how far it is.
+
+    Raises:
+        GgpruneError: the model cannot be pruned or run, a text cannot be used, or the result
+            cannot be written.
+    """
+    settings, named = settings or Settings(), pairs_of(text)
+    observer = importance.ImatrixObserver() if imatrix else None
+    if imatrix:
+        check_targets([Path(imatrix)], 0, force=force)
+    with open_model(model) as source:
+        run = Run(
+            source,
+            load_or_builtin(named, CALIBRATION),
+            settings,
+            options or RunOptions(),
+            progress,
+            observers=[observer] if observer else [],
+        )
+        statistics = run.run_into(Path(output), force=force) if output else run.run()
+    if observer and imatrix:
+        tokens = sum(domain.tokens for domain in statistics.domains)
+        observer.save(Path(imatrix), datasets_of(named), tokens // settings.ctx, settings.ctx)
+    return statistics
+
+
+def choose(
+    statistics: Statistics | str | Path,
+    output: str | Path | None = None,
+    *,
+    request: Request | None = None,
+    model: str | Path | None = None,
+    text: Text = (),
+    search_text: Text = (),
+    options: RunOptions | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+    **asked: Any,
+) -> Plan:
+    """Choose which experts stay.
+
+    Args:
+        statistics: what calibration gathered, or its file.
+        output: the plan's file; what a search measures is kept beside it until it is complete, so
+            that the same call continues. None writes nothing.
+        request: which experts stay, and how many.
+        model: the GGUF file, for budgets and methods that need it.
+        text: what ``statistics`` were gathered on, for methods that run the model over it again;
+            none for the built-in prompts.
+        search_text: what methods that measure plans measure them on; none for the built-in text.
+        options: how llama.cpp runs the model.
+        force: replace an existing file.
+        progress: shows how far it is.
+        asked: fields of Budget and Request, in place of ``request``: ``keep=109``,
+            ``method="reap"``.
+
+    Raises:
+        InputError: an impossible budget, an unknown method or domain, or a rule that needs the
+            model and has none.
+        MismatchError: statistics of another model.
+    """
+    wanted, target = request_of(request, asked), Path(output) if output else None
+    if target:
+        check_targets([target], 0, force=force)
+    known, where = statistics_of(statistics)
+    journal = target.with_name(target.name + ".search") if target else None
+    with contextlib.ExitStack() as stack:
+        source = None
+        if model is not None:
+            source = stack.enter_context(open_model(model))
+            known.identity.check_same(source.identity(), where, str(model))
+        resources = Resources(
+            model=source,
+            options=options or RunOptions(),
+            sources=load_texts(pairs_of(text)),
+            search_sources=load_texts(pairs_of(search_text)),
+            journal=journal if is_measured(wanted) else None,
+            progress=progress,
+        )
+        plan = choose_plan(known, wanted, resources)
+    if target and journal:
+        plan.save(target)
+        journal.unlink(missing_ok=True)
+    return plan
+
+
+def imatrix(
+    model: str | Path,
+    output: str | Path,
+    *,
+    text: Text = (),
+    ctx: int = 512,
+    chunks: int | None = None,
+    process_output: bool = False,
+    options: RunOptions | None = None,
+    force: bool = False,
+    progress: Progress = no_progress,
+) -> tuple[int, int]:
+    """Gather an importance matrix for quantizing, as llama-imatrix does.
+
+    Args:
+        model: the GGUF file, or any shard.
+        output: the importance matrix.
+        text: by domain; none for the built-in prompts.
+        ctx: tokens in a chunk.
+        chunks: use at most so many; None for all.
+        process_output: take in ``output.weight`` too.
+        options: how llama.cpp runs the model.
+        force: replace an existing file.
+        progress: shows how far it is.
+
+    Returns:
+        Chunks that were run, and tokens left over.
+    """
+    named = pairs_of(text)
+    sources = load_or_builtin(named, CALIBRATION)
+    with GgufModel(Path(model)) as file:
+        check_targets([Path(output)], 0, source=file, force=force)
+        template = file.get("tokenizer.chat_template")
+    with LlamaModel(Path(model), options or RunOptions()) as llama:
+        tokens = importance.joined_tokens(llama, template, sources)
+        most = min(len(tokens) // ctx, chunks or len(tokens))
+        with progress(most * ctx, "imatrix", "tok") as done:
+            observer, count = importance.gather(
+                llama, tokens, n_ctx=ctx, chunks=chunks, head=process_output, progress=done
+            )
+    observer.save(Path(output), datasets_of(named), count, ctx)
+    return count, len(tokens) % ctx
+
+
+def quantize(
+    model: str | Path,
+    types: Sequence[str],
+    output: str | Path | None = None,
+    *,
+    plan: str | Path | None = None,
+    tmp: str | Path | None = None,
+    options: QuantizeOptions | None = None,
+    dry_run: bool = False,
+    force: bool = False,
+    lines: Callable[[str], object] = lambda _: None,
+    progress: Progress = no_progress,
+) -> tuple[list[Forecast], dict[str, GgpruneError]]:
+    """Quantize a model to each of several types; with a plan, prune it first.
+
+    Args:
+        model: the GGUF file, or any shard; with a plan, the BF16, F16 or F32 model.
+        types: names of llama.cpp's types, for instance ``Q4_K_M``.
+        output: folder for the results; None for that of the model.
+        plan: a plan's file: the model is pruned by it first.
+        tmp: folder for the pruned file in between; None for ``output``.
+        options: importance matrix, types of single tensors.
+        dry_run: only find out what would come out.
+        force: replace existing files.
+        lines: receives the quantizer's own log, line by line.
+        progress: shows how far it is.
+
+    Returns:
+        What came out, and by type what went wrong: a type that fails does not keep the others from
+        being made.
+
+    Raises:
+        GgpruneError: nothing can be made of this model like this.
+    """
+    names = list(dict.fromkeys(file_type(name) for name in types))
+    options, path = options or QuantizeOptions(), Path(model)
+    folder = Path(output) if output else output_folder(path)
+    matrix, stem = options.imatrix, None
+    done: list[Forecast] = []
+    errors: dict[str, GgpruneError] = {}
+    with contextlib.ExitStack() as stack:
+        if plan is not None:
+            inside = Path(tmp) if tmp else folder
+            pruned = stack.enter_context(
+                pruned_source(Path(plan), path, inside, imatrix=matrix, progress=progress)
+            )
+            path, stem, options = pruned.path, pruned.stem, replace(options, imatrix=pruned.imatrix)
+        file = stack.enter_context(GgufModel(path))
+        named = matrix.name if matrix else None
+        quantizer = Quantizer(file, options, folder, stem=stem, imatrix_name=named, log=lines)
+        for note in quantizer.cautions:
+            log.info("Note: %s", note)
+        for name in names:
+            try:
+                if dry_run:
+                    result = quantizer.forecast(name)
+                else:
+                    with progress(quantizer.source_bytes, name, "B") as advance:
+                        result = quantizer.run(name, force=force, progress=advance)
+            except GgpruneError as error:
+                errors[name] = error
+                continue
+            for note in result.cautions:
+                log.info("Note: %s", note)
+            done.append(result)
+    return done, errors
