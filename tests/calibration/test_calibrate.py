@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -347,6 +346,7 @@ def arguments(path: Path, folder: Path) -> list[str]:
 def child(path: Path, folder: Path, then: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*halting("ffn_moe_weighted-1", 6, then), *arguments(path, folder)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -374,7 +374,6 @@ def test_signals(path: Path, tmp_path: Path, number: signal.Signals, code: int) 
     process = child(path, tmp_path, "pause")
     assert process.stdout is not None
     process.stdout.readline()
-    time.sleep(0.05)
     os.kill(process.pid, number)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code, errors

@@ -13,7 +13,8 @@ from typing import Any
 def halting(node: str, after: int, then: str) -> list[str]:
     """Give the command that halts when a node of the graph is seen for the ``after``-th time.
 
-    Then it ``pause``s for a moment, goes on ``slowly``, or lets llama.cpp ``abort``.
+    Then it ``pause``s until its standard input is closed, goes on ``slowly``, or lets llama.cpp
+    ``abort``.
     """
     return [sys.executable, __file__, node, str(after), then]
 
@@ -39,7 +40,7 @@ def _main(node: str, count: str, then: str, *arguments: str) -> None:
         if name == node and seen == after:
             print("running", flush=True)
             if then == "pause":
-                time.sleep(0.3)
+                sys.stdin.read()
             elif then == "abort":
                 _abort()
         if then == "slowly" and seen >= after:
