@@ -20,11 +20,11 @@ from ggprune.batch_config import BatchConfig
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import replacing, stem_of, write_text
 from ggprune.quantization.names import result_stem
+from ggprune.rewrite import drop_metadata
 
 log = logging.getLogger(__name__)
 
 CHECKSUMS = "SHA256SUMS"
-_METADATA = ".expert_drop_metadata.json"
 #: Commands that replace an older result only when told to.
 _FORCED = frozenset({"calibrate", "imatrix", "plan", "apply", "quantize", "modelfile", "card"})
 _HASH_CHUNK = 8 << 20
@@ -106,7 +106,7 @@ def _release(
     folder, work = config.output / name, config.output / "pruned"
     plan, pruned = work / f"{name}.plan.json", work / f"{name}.gguf"
     source = config.source or config.model
-    dropped = pruned.with_name(f"{name}{_METADATA}")
+    dropped = pruned.with_name(f"{name}{drop_metadata.SUFFIX}")
     found = [
         _step(config, "plan", [plan], [stats], [stats, "--keep", keep, "-o", plan]),
         _step(config, "apply", [pruned, dropped], [source, plan], [source, plan, "-o", pruned]),
@@ -116,7 +116,7 @@ def _release(
         cut = ("slice-imatrix", imatrix, "--plan", plan, "-o", sliced, "--force")
         found.append(Step((sliced,), (imatrix, plan), _words(cut)))
         imatrix = sliced
-    metadata = folder / f"{name}{_METADATA}"
+    metadata = folder / f"{name}{drop_metadata.SUFFIX}"
     if config.types:
         found.append(Step((metadata,), (dropped,), ("@copy",)))
     models, extras = [], [metadata]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -42,3 +44,42 @@ def test_links_lead_somewhere(name: str) -> None:
         assert linked.exists(), target
         if anchor:
             assert anchor in anchors(linked), target
+
+
+EXAMPLES = [
+    (name, text)
+    for name in PAGES
+    for text in re.findall(
+        r"^```python\n(.*?)^```", (ROOT / name).read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize(("name", "text"), EXAMPLES, ids=[name for name, _ in EXAMPLES])
+def test_python_examples_name_what_there_is(name: str, text: str) -> None:
+    """Each compiles, its imports work, and what it takes from a module is there."""
+    modules = {}
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                modules[alias.asname or alias.name] = importlib.import_module(alias.name)
+        elif isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            assert module is None or hasattr(module, node.attr), f"{node.value.id}.{node.attr}"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_files_of_the_repository_that_are_named_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    named = re.findall(
+        r"\b((?:tests|benchmarks|fixtures|examples|ggprune|docs)/[\w/.-]+\.\w+)\b", text
+    )
+    # The history tells of files that have gone.
+    missing = (
+        [path for path in named if not (ROOT / path).exists()] if "CHANGELOG" not in name else []
+    )
+    assert missing == []

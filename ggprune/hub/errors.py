@@ -22,6 +22,8 @@ _SECRETS = (
     (re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]+"), r"\1?***"),
     (re.compile(r"(https?://)[^\s/@'\"<>]+@"), r"\1***@"),
 )
+#: Where huggingface_hub asks how to reach the Hub's Xet storage.
+_XET = re.compile(r"/xet-(?:read|write)-token/|\bxet\b", re.IGNORECASE)
 _AGAIN = "Run the same command again: it continues where it stopped."
 LOGIN = "hf auth login  (or set HF_TOKEN)"
 
@@ -83,6 +85,12 @@ class Failure(HubError):
         names = {base.__name__ for link in chain for base in type(link).__mro__}
         if "OfflineModeIsEnabled" in names:
             return cls(f"{action}: HF_HUB_OFFLINE is set", remedy="Unset it, or use a local file.")
+        xet = any(_XET.search(str(link)) for link in chain)
+        if xet and any(re.search(r"\b40[45]\b", str(link)) for link in chain):
+            return cls(
+                f"{action}: this Hub has no Xet storage, which huggingface_hub tried to use",
+                remedy="Set the environment variable HF_HUB_DISABLE_XET=1 and run it again.",
+            )
         for link in chain:
             response = getattr(link, "response", None)
             if response is not None and getattr(response, "status_code", None):
@@ -90,7 +98,9 @@ class Failure(HubError):
         if any(_is_network(link) for link in chain) or "LocalEntryNotFoundError" in names:
             return cls(
                 f"{action}: the connection broke or could not be made ({_reason(chain)})",
-                remedy=f"Check the network, HF_ENDPOINT and proxies. {_AGAIN}",
+                remedy="Check the network, HF_ENDPOINT and proxies. "
+                + ("HF_HUB_DISABLE_XET=1 may help. " if xet else "")
+                + _AGAIN,
                 transient=True,
             )
         return cls._other(error, action, names)
@@ -148,7 +158,7 @@ def _explain(status: int, code: str, names: set[str], token: bool) -> tuple[str,
         what = {"RevisionNotFound": "revision", "EntryNotFound": "file"}.get(code, "repository")
         return f"there is no such {what}", f"Check the name; if it is private: {LOGIN}"
     if status == 413:
-        return "it is too large for the Hub", "Split it with --split-max-size 50G."
+        return "it is too large for the Hub", "Split it with llama-gguf-split."
     if status == 429:
         return "the Hub asks to slow down", f"Wait. {_AGAIN}"
     if status >= 500:

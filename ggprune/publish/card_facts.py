@@ -17,6 +17,7 @@ from ggprune.gguf_file import GgufModel, split_shard_name, stem_of
 from ggprune.llama.quantizer import FILE_TYPES
 from ggprune.model import MoeModel, describe
 from ggprune.publish import card_sources
+from ggprune.publish.kinds import MODEL, PROJECTOR, kind_of
 from ggprune.quantization.names import result_stem
 
 
@@ -184,20 +185,13 @@ def _models(given: Sequence[Path]) -> tuple[list[Path], bool]:
             models.append(path)
             continue
         for inner in sorted(path.rglob("*.gguf")):
-            if "mmproj" in inner.name:
-                pictures = True
-            elif _is_no_model(inner):
-                continue
-            elif (shard := split_shard_name(inner.name)) is None or shard.number == 0:
+            kind, shard = kind_of(inner), split_shard_name(inner.name)
+            pictures = pictures or kind == PROJECTOR
+            if kind == MODEL and (shard is None or shard.number == 0):
                 models.append(inner)
     if not models:
         raise InputError(f"{given[0]}: has no model", remedy="Give a .gguf file or their folder.")
     return list(dict.fromkeys(models)), pictures
-
-
-def _is_no_model(path: Path) -> bool:
-    """Statistics and importance matrices are GGUF files too."""
-    return any(part in path.name for part in (".stats.", "imatrix"))
 
 
 def _open(path: Path, evaluation: Mapping[str, Any] | None) -> _Opened:

@@ -13,7 +13,6 @@ from ggprune.quantization.names import result_stem
 from ggprune.rewrite import PROVENANCE, drop_metadata
 from ggprune.util import check_shape, read_json
 
-_METADATA = ".expert_drop_metadata.json"
 _EVALUATION = ".evaluation.json"
 _MEASURED = {"ppl?": float, "ppl_se?": float}
 _EVALUATED = {
@@ -62,7 +61,7 @@ def metadata(given: Path | None, models: Sequence[Path]) -> dict[str, Any] | Non
     """The drop metadata: as given, of one of the models, or the only one beside them."""
     if given is None:
         candidates = [drop_metadata.metadata_path(path) for path in models]
-        beside = sorted(models[0].parent.glob(f"*{_METADATA}"))
+        beside = sorted(models[0].parent.glob(f"*{drop_metadata.SUFFIX}"))
         found = [path for path in candidates if path.is_file()] or beside
         if not found or (len(found) > 1 and found is beside):
             return None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
@@ -13,9 +14,13 @@ from ggprune.errors import HubError, InputError
 from ggprune.gguf_file import split_shard_name, write_text
 from ggprune.hub.client import Hub
 from ggprune.hub.files import LocalFile, RemoteFile, Repo
+from ggprune.publish.kinds import STATISTICS, kind_of
+from ggprune.util import human_size
 
-#: The Hub's limit for one file (https://huggingface.co/docs/hub/storage-limits), in bytes.
-LARGEST_FILE = 50 * 1000**3
+#: The Hub takes no larger file, and recommends smaller ones than the second number of bytes
+#: (https://huggingface.co/docs/hub/storage-limits).
+LARGEST_FILE = 500 * 1000**3
+RECOMMENDED_FILE = 200 * 1000**3
 CHECKSUMS = "SHA256SUMS"
 CARD = "README.md"
 
@@ -71,10 +76,11 @@ def repository(name: str, revision: str | None = None) -> Repo:
 
 
 def contents(folder: Path) -> tuple[list[Path], list[str]]:
-    """The files of a folder that belong to a model, and the names of those that do not.
+    """List the files of a folder that belong to a model, and the names of those that do not.
 
-    Models, cards, reports, plans, Modelfiles, licences and pictures belong to it; hidden files
-    and all others (which may hold anything) do not. The checksums are made anew.
+    Models, cards, reports, plans, Modelfiles, licences and pictures belong to it; calibration
+    statistics, hidden files and all others (which may hold anything) do not. The checksums are
+    made anew.
 
     Raises:
         InputError: there is no such folder, no model in it, a shard is missing, or a file is too
@@ -89,7 +95,7 @@ def contents(folder: Path) -> tuple[list[Path], list[str]]:
             continue
         hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
         known = path.suffix.lower() in _SUFFIXES or _NAMES.fullmatch(path.name)
-        if known and not hidden:
+        if known and not hidden and not (path.suffix == ".gguf" and kind_of(path) == STATISTICS):
             files.append(path)
         else:
             left_out.append(name)
@@ -113,6 +119,11 @@ def prepare(
         HubError: the Hub cannot be asked.
     """
     paths, left_out = contents(folder)
+    for path in paths:
+        if path.stat().st_size > RECOMMENDED_FILE:
+            size, most = human_size(path.stat().st_size), human_size(RECOMMENDED_FILE)
+            split = _split_command(path)
+            log.warning("%s: %s, the Hub recommends less than %s: %s", path, size, most, split)
     there, creates = _present(repo, hub)
     files = [LocalFile.of(path, path.relative_to(folder).as_posix(), progress) for path in paths]
     sums = "".join(f"{file.sha256}  {file.name}\n" for file in files if _is_model(file.name))
@@ -186,13 +197,16 @@ def _check_sizes(files: Iterable[Path]) -> None:
     for path in files:
         size = path.stat().st_size
         if size > LARGEST_FILE:
-            stem = path.name.removesuffix(".gguf")
             raise InputError(
                 f"{path}: {size:,} bytes, the Hub takes files of up to {LARGEST_FILE:,}",
-                remedy="Write it as shards: repeat the ggprune command that made it with "
-                "--split-max-size 50G, or: "
-                f"llama-gguf-split --split --split-max-size 50G {path} {path.with_name(stem)}",
+                remedy=f"Split it, and remove the whole file: {_split_command(path)}",
             )
+
+
+def _split_command(path: Path) -> str:
+    prefix = path.with_name(path.name.removesuffix(".gguf"))
+    words = ("llama-gguf-split", "--split", "--split-max-size", "100G", str(path), str(prefix))
+    return shlex.join(words)
 
 
 def _check_shards(files: Iterable[Path]) -> None:

@@ -16,11 +16,13 @@ from ggprune.version import VERSION
 
 FORMAT = "ggprune-drop-metadata"
 _FORMAT_VERSION = 1
+#: The end of the name of every drop metadata file.
+SUFFIX = ".expert_drop_metadata.json"
 
 
 def metadata_path(result: Path) -> Path:
-    """Where the metadata of a result lies."""
-    return result.with_name(f"{result.name.removesuffix('.gguf')}.expert_drop_metadata.json")
+    """Return where the metadata of a result lies."""
+    return result.with_name(result.name.removesuffix(".gguf") + SUFFIX)
 
 
 def fingerprint(model: MoeModel) -> str:

@@ -19,6 +19,8 @@ from ggprune.hub.client import output_folder
 from ggprune.hub.download import parse, resolve_model, resolve_text, with_tag
 from ggprune.hub.errors import redacted
 from ggprune.hub.files import LocalFile, Repo
+from ggprune.publish import upload
+from tests.support.gguf_builder import Gguf, string
 from tests.support.hub_server import TOKEN, Fault, HubServer
 
 MODEL_BYTES = bytes(range(256)) * 4096
@@ -443,11 +445,11 @@ def test_too_large_for_the_hub(
     hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with (folder / "big.gguf").open("wb") as stream:
-        stream.truncate(50 * 1000**3 + 1)  # Sparse: takes no room.
+        stream.truncate(500 * 1000**3 + 1)  # Sparse: takes no room.
     code, _, err = run_push(str(folder), "o/r")
     assert code == 2
-    assert "50,000,000,001 bytes" in err
-    assert f"llama-gguf-split --split --split-max-size 50G {folder / 'big.gguf'}" in err
+    assert "500,000,000,001 bytes" in err
+    assert f"llama-gguf-split --split --split-max-size 100G {folder / 'big.gguf'}" in err
     assert hub.requests == []
 
 
@@ -490,3 +492,38 @@ def test_no_token_is_ever_logged(
     assert "500" in said.getvalue()
     assert TOKEN not in everything
     assert "X-Amz-Signature" not in everything
+
+
+def test_a_hub_without_xet_says_what_helps(
+    hub: HubServer, folder: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    code, _, err = run_push(str(folder), "o/r")
+    assert code == 9
+    assert "Xet" in err and "HF_HUB_DISABLE_XET=1" in err
+    assert waits == []
+
+
+def test_statistics_are_not_sent(hub: HubServer, folder: Path) -> None:
+    statistics = folder / "m.stats.gguf"
+    Gguf(keys=[("general.type", string("ggprune-stats"))]).write(statistics)
+    Gguf(keys=[("general.type", string("ggprune-stats"))]).write(folder / "other.gguf")
+    Gguf(keys=[("general.type", string("imatrix"))]).write(folder / "m.imatrix.gguf")
+    code, out, err = run_push(str(folder), "o/r", "--dry-run", "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert {"m.stats.gguf", "other.gguf"} <= set(result["left_out"])
+    assert "m.imatrix.gguf" in [file["name"] for file in result["upload"]]
+
+
+def test_large_files_are_noted(
+    hub: HubServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(upload, "RECOMMENDED_FILE", len(MODEL_BYTES) - 1)
+    code, _, err = run_push(str(folder), "o/r", "--dry-run")
+    assert code == 0
+    assert err.count("the Hub recommends less than") == 1
+    assert "m-Q8_0.gguf: 1.0 MB, the Hub recommends less than 1.0 MB: llama-gguf-split" in err

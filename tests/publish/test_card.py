@@ -22,6 +22,7 @@ from ggprune.plan import LayerPlan, Plan
 from ggprune.publish import card_sources
 from ggprune.publish.card import Request, clean, gather, render, table
 from ggprune.rewrite import drop_metadata, plan_rewrite
+from tests.support.gguf_builder import Gguf, string
 from tests.support.tiny import write_tiny
 
 EXPERTS, KEEP = 16, 11
@@ -207,6 +208,8 @@ def test_several_quantizations(release: Path, source: Path) -> None:
     (release / "Big-11e-F16.evaluation.json").write_text(json.dumps(EVALUATION))
     (release / "Big.imatrix.gguf").write_bytes(b"GGUF")
     (release / "mmproj-Big.gguf").write_bytes(b"GGUF")
+    for name, kind in {"stats": "ggprune-stats", "matrix": "imatrix", "lora": "adapter"}.items():
+        Gguf(keys=[("general.type", string(kind))]).write(release / f"{name}.gguf")
     card = gather(Request([release]))
     assert [file.name for file in card.files] == ["Big-11e-F16.gguf", "Big-11e-F32.gguf"]
     text = render(card)
