@@ -6,9 +6,13 @@ import ast
 import importlib
 import re
 import runpy
+import textwrap
 from pathlib import Path
 
 import pytest
+
+from ggprune.model.architectures import ARCHITECTURES
+from tests.support.layers import MODULES
 
 ROOT = Path(__file__).parents[1]
 MAKER = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
@@ -79,3 +83,32 @@ def test_files_of_the_repository_that_are_named_exist(name: str) -> None:
     named = re.findall(rf"\b((?:{folders})/[a-z0-9_/.-]+\.[a-z0-9]+)\b", text)
     if name != "CHANGELOG.md":  # Which tells of files that have gone.
         assert [path for path in named if not (ROOT / path).exists()] == []
+
+
+def test_example_of_an_architecture_is_the_source() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.partition("## Adding an architecture")[2].partition("\n## ")[0]
+    examples = re.findall(r"```text\n(.*?)```", section, re.DOTALL)
+    sources = ("ggprune/model/architectures.py", "tests/support/tiny/architectures.py")
+    for example, source in zip(examples, sources, strict=True):
+        assert textwrap.indent(example, "    ") in (ROOT / source).read_text(encoding="utf-8")
+
+
+def test_an_architecture_is_named_in_one_module() -> None:
+    """Knowledge of architectures is one table; Ollama's own list goes by model."""
+    others = {
+        name: named
+        for name, path in MODULES.items()
+        if not name.startswith(("ggprune.model.architectures", "ggprune.publish.ollama"))
+        and (named := strings(path) & ARCHITECTURES.keys() - {"llama", "deepseek"})
+    }
+    assert others == {}, "llama is also a tokenizer, deepseek a reasoning format"
+
+
+def strings(path: Path) -> set[str]:
+    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    return {
+        node.value
+        for node in nodes
+        if isinstance(node, ast.Constant) and node.value.__class__ is str
+    }
