@@ -49,7 +49,6 @@ class Shards:
         self._space, self._requantizer = space, requantizer
         self._folder, self._room = folder, room
         self._shards = folder / "shards"
-        self._shards.mkdir(parents=True, exist_ok=True)
 
     def candidate(self, options: Sequence[Option], progress: Advance = lambda _: None) -> Path:
         """Make a file of all experts with these types.
@@ -64,6 +63,7 @@ class Shards:
         Raises:
             OutputError: there is no room even for this one.
         """
+        self._shards.mkdir(parents=True, exist_ok=True)
         wanted = [self._shards / "rest.gguf"]
         for index, option in enumerate(options):
             types = "+".join(dict.fromkeys(option.types))
