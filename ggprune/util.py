@@ -112,6 +112,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {names[near[0]]}?" if near else ""
 
 
+def cache_folder() -> Path:
+    """Return where ggprune remembers things that can be found out again."""
+    from platformdirs import user_cache_path
+
+    return user_cache_path("ggprune", appauthor=False)
+
+
 def human_size(size: float) -> str:
     """14.2 GB, in powers of 1000 as the Hub and disks count."""
     for unit in ("bytes", "KB", "MB", "GB"):

@@ -14,7 +14,7 @@ from ggprune.errors import OutputError
 from ggprune.evaluation.logprobs import BaseLog
 from ggprune.gguf_file import GgufModel, replacing
 from ggprune.llama.library import library
-from ggprune.llama.safety import cache_folder
+from ggprune.util import cache_folder
 
 _SUFFIX = ".logprobs"
 #: Bytes that may stay behind in the cache folder; the files used longest ago go first.

@@ -232,8 +232,8 @@ def metadata_block(fields: Mapping[str, Any]) -> str:
     return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n"
 
 
-def cache_folder() -> Path:
-    """Where huggingface_hub keeps downloads."""
+def _downloads() -> Path:
+    """Where huggingface_hub keeps them."""
     from huggingface_hub import constants
 
     return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser()
@@ -243,7 +243,7 @@ def output_folder(model: Path) -> Path:
     """Return where results go by default: beside the model, but never into the Hub's cache."""
     # Not resolved: in the cache, a model's path is a link to a blob, which is in the cache too.
     folder = Path(os.path.abspath(model)).parent
-    return Path.cwd() if Path(os.path.abspath(cache_folder())) in folder.parents else folder
+    return Path.cwd() if Path(os.path.abspath(_downloads())) in folder.parents else folder
 
 
 def _remote(entry: Any) -> RemoteFile:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ggprune.errors import LlamaError
 from ggprune.llama.library import library
+from ggprune.util import cache_folder
 
 _SECONDS = 120
 
@@ -113,12 +114,6 @@ def _write_probe(path: Path) -> None:
 
 
 _PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
-
-
-def cache_folder() -> Path:
-    """Where ggprune remembers things that can be found out again."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(base) / "ggprune"
 
 
 def _machine_key() -> str:

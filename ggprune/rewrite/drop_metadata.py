@@ -25,7 +25,7 @@ def metadata_path(result: Path) -> Path:
     return result.with_name(result.name.removesuffix(".gguf") + SUFFIX)
 
 
-def fingerprint(model: MoeModel) -> str:
+def _header_hash(model: MoeModel) -> str:
     """SHA-256 of a file's header and routers: tells files apart without reading all of them."""
     digest = hashlib.sha256(model.identity().router.encode())
     first = model.gguf.files[0]
@@ -57,7 +57,7 @@ def drop_metadata(
         "source": {
             "name": source.gguf.path.name,
             "size_bytes": source.gguf.size,
-            "fingerprint": fingerprint(source),
+            "fingerprint": _header_hash(source),
         },
         "result": {"name": result.path.name, "size_bytes": result.size} if result else None,
         "architecture": plan.architecture,

@@ -9,6 +9,7 @@ import pytest
 
 from ggprune.errors import LlamaError
 from ggprune.llama import safety
+from ggprune.util import cache_folder
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +45,7 @@ def crashing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, always: bool) -
 def test_a_build_that_works() -> None:
     """The real child with the real library: one of the two ways works here, or we would not."""
     works = safety.extra_buffers_work()
-    remembered = json.loads((safety.cache_folder() / "cpu.json").read_text())
+    remembered = json.loads((cache_folder() / "cpu.json").read_text())
     assert list(remembered.values()) == [works]
 
 
@@ -86,8 +87,8 @@ def test_a_build_that_always_crashes(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_a_damaged_memory_is_no_matter(
     content: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    safety.cache_folder().mkdir(parents=True)
-    (safety.cache_folder() / "cpu.json").write_text(content)
+    cache_folder().mkdir(parents=True)
+    (cache_folder() / "cpu.json").write_text(content)
     monkeypatch.setattr(safety, "_survives", lambda *, repack: True)
     assert safety.extra_buffers_work() is True
 

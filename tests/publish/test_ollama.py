@@ -18,9 +18,9 @@ from ggprune.publish.ollama import Modelfile, create, create_commands, make_mode
 from ggprune.publish.ollama.detect import (
     Detected,
     beyond_go,
+    classes_of,
     detect,
     edit_distance,
-    fingerprint,
 )
 from ggprune.publish.ollama.families import PARAMETERS, RENDERERS, SAMPLING
 from ggprune.publish.ollama.metadata import DEFAULT_NUM_CTX
@@ -346,8 +346,8 @@ def test_the_edit_distance_is_that_of_the_textbook() -> None:
         one, two = ("".join(draw.choices("abc", k=draw.randrange(80))) for _ in range(2))
         assert edit_distance(one, two) == by_rows(one, two)
     assert edit_distance("kitten", "sitting") == 3
-    # A fingerprint never says more than the texts do.
-    assert edit_distance(fingerprint("kitten"), fingerprint("sitting")) <= 3
+    # A classes_of never says more than the texts do.
+    assert edit_distance(classes_of("kitten"), classes_of("sitting")) <= 3
 
 
 def test_a_model_without_chat_template_gets_its_vocabularys() -> None:

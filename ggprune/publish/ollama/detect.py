@@ -33,7 +33,7 @@ class Detected:
 
 def detect(jinja: str) -> Detected | None:
     """Return the Go template that Ollama stores for a chat template; None if it stores none."""
-    mine = fingerprint(jinja)
+    mine = classes_of(jinja)
     best: Detected | None = None
     for name, known in _known():
         least = best.distance if best else LIMIT
@@ -61,7 +61,7 @@ def beyond_go(jinja: str) -> str:
     return "thinking" if thinks else ""
 
 
-def fingerprint(text: str) -> str:
+def classes_of(text: str) -> str:
     """Return a text with each character replaced by its class."""
     return "".join(map(_class_of, text))
 
