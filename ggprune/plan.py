@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError, MismatchError
 from ggprune.gguf_file import write_text
 from ggprune.model import Identity, MoeModel
-from ggprune.util import read_json
+from ggprune.util import check_shape, read_json
 
 FORMAT = "ggprune-plan"
 VERSION = 1
@@ -214,55 +215,107 @@ class Plan:
                 )
 
 
+#: More experts than any model has: a number above it is a slip.
+_MOST_EXPERTS = 1 << 16
+_IDENTITY = {
+    f.name + ("" if f.default is MISSING else "?"): int if f.type == "int" else str
+    for f in fields(Identity)
+}
+#: The file's shape, see util.check_shape.
+_SHAPE: dict[str, Any] = {
+    "keep?": int,
+    "experts?": int,
+    "experts_used?": int,
+    "method?": str,
+    "architecture?": str,
+    "settings?": {
+        "seed?": int,
+        "weights?": {str: float},
+        "coverage?": {str: float},
+        "calibration?": {str: str},
+    },
+    "model?": _IDENTITY,
+    "layers": {str: {"keep?": [int], "drop?": [int], "retained?": float, "rule?": str}},
+}
+
+
 def _from_json(data: Any, name: str) -> Plan:
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(
             f'{name}: is not a plan: it lacks "format": "{FORMAT}"',
-            remedy="Make one with `ggprune plan`.",
+            remedy="Make one with `ggprune plan`; `ggprune lists` makes one of lists of experts.",
         )
     if data.get("version") != VERSION:
-        raise InputError(f"{name}: is of version {data.get('version')}, expected {VERSION}")
-    keep, layers = data.get("keep"), data.get("layers")
-    if not isinstance(keep, int) or isinstance(keep, bool) or keep < 1:
-        raise InputError(f'{name}: "keep" is {keep!r}, expected a positive number')
-    if not isinstance(layers, dict) or not layers:
-        raise InputError(f'{name}: "layers" must be an object with one entry a layer')
-    used = data.get("experts_used", 0)
-    if not isinstance(used, int) or isinstance(used, bool) or used < 0:
-        raise InputError(f'{name}: "experts_used" is {used!r}, expected a number')
-    model = data.get("model")
-    try:
-        identity = Identity(**model) if model else None
-    except TypeError as error:
-        raise InputError(f'{name}: "model" is not what identifies a model: {error}') from error
+        raise InputError(f"{name}: is of version {data.get('version')!r:.40}, expected {VERSION}")
+    check_shape(data, _SHAPE, name)
+    numbers = {key: data.get(key) or 0 for key in ("keep", "experts", "experts_used")}
+    for key, value in numbers.items():
+        if not 0 <= value <= _MOST_EXPERTS:
+            raise InputError(f"{name}: {key} is {value!r:.40}, expected a number of experts")
+    experts = numbers["experts"]
+    layers = {_layer_number(key, name): part for key, part in data["layers"].items()}
+    if not layers:
+        raise InputError(f"{name}: layers is empty, expected an entry for each layer")
+    plans = {n: _layer_plan(part, experts, f"{name}: layer {n}") for n, part in layers.items()}
+    model = data.get("model") or {}
     return Plan(
-        keep,
-        {_layer_number(key, name): _layer_plan(key, part, name) for key, part in layers.items()},
-        str(data.get("method", HAND_WRITTEN)),
-        int(data.get("experts") or 0),
-        str(data.get("architecture") or ""),
-        identity,
+        numbers["keep"] or len(next(iter(plans.values())).keep),
+        plans,
+        data.get("method") or HAND_WRITTEN,
+        experts,
+        data.get("architecture") or "",
+        Identity(**{f.name: model[f.name] for f in fields(Identity) if f.name in model})
+        if model
+        else None,
         data.get("settings") or {},
-        used or None,
+        numbers["experts_used"] or None,
     )
 
 
 def _layer_number(key: str, name: str) -> int:
-    if not key.isascii() or not key.isdigit():
-        raise InputError(f"{name}: {key!r} is not the number of a layer")
+    if not re.fullmatch("0|[1-9][0-9]{0,4}", key):
+        raise InputError(f"{name}: {key!r:.40} is not the number of a layer")
     return int(key)
 
 
-def _layer_plan(key: str, part: Any, name: str) -> LayerPlan:
-    keep = part.get("keep") if isinstance(part, dict) else None
-    whole = isinstance(keep, list) and all(type(e) is int and e >= 0 for e in keep)
-    if not whole or not keep:
-        raise InputError(f'{name}: layer {key}: "keep" must be a list of expert numbers')
-    if len(set(keep)) != len(keep):
-        raise InputError(f"{name}: layer {key} names an expert twice")
+def _layer_plan(part: Mapping[str, Any], experts: int, where: str) -> LayerPlan:
+    keep, drop = part.get("keep"), part.get("drop")
+    if keep is None and (drop is None or not experts):
+        raise InputError(
+            f"{where} has no list of experts to keep"
+            + ("" if drop is None else ', and with "drop" alone the plan has to say "experts"')
+        )
+    limit = experts or _MOST_EXPERTS
+    gone = set(expert_numbers(drop, limit, f"{where}: drop") if drop and experts else ())
+    if keep is None:
+        keep = sorted(set(range(experts)) - gone)
+    keep = sorted(expert_numbers(keep, limit, f"{where}: keep"))
+    if not keep:
+        raise InputError(f"{where} keeps no expert")
+    if gone and gone != set(range(experts)) - set(keep):
+        wrong = min(gone.symmetric_difference(set(range(experts)) - set(keep)))
+        raise InputError(
+            f"{where}: keep and drop contradict each other, for instance on expert {wrong}",
+            remedy="Give one of them.",
+        )
     share = part.get("retained")
-    return LayerPlan(
-        tuple(sorted(keep)),
-        float(share) if isinstance(share, int | float) else None,
-        str(part.get("rule", "")),
-    )
+    if share is not None and not 0 <= share <= 1 + 1e-9:
+        raise InputError(f"{where}: retained is {share}, expected a share from 0 to 1")
+    return LayerPlan(tuple(keep), None if share is None else float(share), part.get("rule") or "")
+
+
+def expert_numbers(values: Any, experts: int, where: str) -> list[int]:
+    """Check a list of different expert numbers below ``experts``, and return it.
+
+    Raises:
+        InputError: it is something else; the message begins with ``where``.
+    """
+    if not isinstance(values, list) or not all(type(each) is int for each in values):
+        raise InputError(f"{where} is not a list of expert numbers")
+    outside = next((each for each in values if not 0 <= each < experts), None)
+    if outside is not None:
+        raise InputError(f"{where} names expert {outside!r:.40}, expected 0 to {experts - 1}")
+    if len(set(values)) < len(values):
+        twice = next(each for each in values if values.count(each) > 1)
+        raise InputError(f"{where} names expert {twice} twice")
+    return values

@@ -194,7 +194,7 @@ def test_experts_used_in_the_file(tmp_path: Path) -> None:
     for wrong in (-1, True, "3", 2.5):
         data = {**fewer.as_json(), "experts_used": wrong}
         (tmp_path / "wrong.json").write_text(json.dumps(data))
-        with pytest.raises(InputError, match='"experts_used" is'):
+        with pytest.raises(InputError, match="experts_used is"):
             Plan.load(tmp_path / "wrong.json")
 
 

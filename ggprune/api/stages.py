@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,9 +15,10 @@ from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan, is_measured
+from ggprune.choosing.lists import Meaning, lists_of, plan_from_lists
 from ggprune.choosing.request import Request, Resources
 from ggprune.errors import GgpruneError
-from ggprune.gguf_file import GgufModel, check_targets
+from ggprune.gguf_file import GgufModel, check_targets, write_text
 from ggprune.hub.client import output_folder
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.llama.session import LlamaModel
@@ -29,6 +31,7 @@ from ggprune.quantization.source import pruned_source
 from ggprune.text.builtin import CALIBRATION
 from ggprune.text.load import load_or_builtin, load_texts
 from ggprune.types import Progress, no_progress
+from ggprune.util import read_json
 
 log = logging.getLogger(__name__)
 
@@ -138,6 +141,43 @@ def choose(
     if target and journal:
         plan.save(target)
         journal.unlink(missing_ok=True)
+    return plan
+
+
+def convert_lists(
+    source: str | Path,
+    output: str | Path,
+    *,
+    model: str | Path | None = None,
+    meaning: Meaning | None = None,
+    keep: int | None = None,
+    force: bool = False,
+) -> Plan:
+    """Make a plan of lists of experts by layer, as other tools write them, or lists of a plan.
+
+    Args:
+        source: JSON of lists; without ``model``, a plan.
+        output: the plan's file, or that of the lists.
+        model: the GGUF file that the lists are for.
+        meaning: whether lists hold the experts ``kept``, ``dropped``, or all ``ranked``, best
+            first; None where their keys tell, and ``dropped`` for lists of a plan.
+        keep: experts a layer, for ranked lists.
+        force: replace an existing file.
+
+    Raises:
+        InputError: it is neither lists nor a plan, or does not fit the model.
+    """
+    source, output = Path(source), Path(output)
+    check_targets([output], 0, force=force)
+    if model is None:
+        plan = Plan.load(source)
+        text = json.dumps(lists_of(plan, meaning or "dropped"), indent=1)
+        write_text(output, text + "\n")
+        return plan
+    with open_model(model) as opened:
+        data = read_json(source, "lists of experts by layer")
+        plan = plan_from_lists(data, opened, meaning=meaning, keep=keep, name=str(source))
+    plan.save(output)
     return plan
 
 

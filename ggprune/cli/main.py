@@ -29,6 +29,7 @@ COMMANDS: dict[str, Entry] = {
     "merge": Entry("merge", "Put statistics gathered in parts together."),
     "stats": Entry("stats", "Show a statistics file."),
     "plan": Entry("plan", "Choose which experts stay."),
+    "lists": Entry("lists", "Turn lists of experts by layer into a plan, or a plan into lists."),
     "apply": Entry("apply", "Write the model that a plan describes."),
     "imatrix": Entry("imatrix", "Gather an importance matrix for quantizing."),
     "slice-imatrix": Entry("slice_imatrix", "Cut an importance matrix to the kept experts."),
