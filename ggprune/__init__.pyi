@@ -11,6 +11,7 @@ from ggprune.api.pruning import outputs as outputs
 from ggprune.api.pruning import prune as prune
 from ggprune.api.stages import calibrate as calibrate
 from ggprune.api.stages import choose as choose
+from ggprune.api.stages import convert_lists as convert_lists
 from ggprune.api.stages import imatrix as imatrix
 from ggprune.api.stages import quantize as quantize
 from ggprune.calibration.merge import merge as merge
