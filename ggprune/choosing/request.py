@@ -46,12 +46,12 @@ class Budget:
     fit_vram: int | None = option(
         None, "Or the memory for weights, KV cache and compute buffers: 24G.", metavar="SIZE"
     )
-    context: int = option(4096, "For --fit-vram: tokens of one sequence, 32k.", metavar="TOKENS")
+    context: int = option(4096, "For `fit_vram`: tokens of one sequence, 32k.", metavar="TOKENS")
     kv_type: str = option(
-        "f16", "For --fit-vram: type of the KV cache.", choices=("f16", "q8_0", "q4_0")
+        "f16", "For `fit_vram`: type of the KV cache.", choices=("f16", "q8_0", "q4_0")
     )
     parallel: int = option(
-        1, "For --fit-vram: sequences at the same time, each with that context.", minimum=1
+        1, "For `fit_vram`: sequences at the same time, each with that context.", minimum=1
     )
     max_kld: float | None = option(
         None,
@@ -111,7 +111,7 @@ class Request:
     method: str | None = option(
         None,
         "How experts are chosen.",
-        default_help=f"{DEFAULT}; {DEFAULT_OF_SUMS} with --blend, --rounds or sums alone",
+        default_help=f"{DEFAULT}; {DEFAULT_OF_SUMS} with `blend`, `rounds` or sums alone",
     )
     seed: int = option(0, "For what is drawn at random.")
     blend: str | None = option(
@@ -138,11 +138,11 @@ class Request:
     experts_used: int | Literal["auto"] | None = option(
         None,
         "Experts each token uses in the result, at most the model's number; auto: as many as are "
-        "best on the search text, as --method search does.",
+        "best on the search text, as method search does.",
         metavar="NUMBER|auto",
     )
     search_minutes: float = option(
-        10.0, "Time for --method auto or search, --max-kld and --max-ppl-ratio.", above=0
+        10.0, "Time for method auto or search, `max_kld` and `max_ppl_ratio`.", above=0
     )
     search_plans: int | None = option(
         None, "Plans that search draws, whatever the time: repeats exactly.", minimum=1

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import click
 from click.core import ParameterSource
 
-from ggprune.cli.terminal import show_notes
+from ggprune.cli.terminal import in_options, show_notes
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 Record = TypeVar("Record")
@@ -240,15 +240,16 @@ def _option(field: Field[Any]) -> Callable[[Command], Command]:
 
 
 class _Completed(click.Option):
-    """An option whose help is completed when somebody asks for it."""
+    """An option whose help names other fields, or is completed when somebody asks for it."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         plain, more = self.help, COMPLETED.get(str(self.name))
         self.help = f"{plain} {more()}" if more else plain
         try:
-            return super().get_help_record(ctx)
+            record = super().get_help_record(ctx)
         finally:
             self.help = plain
+        return record and (record[0], in_options(record[1], ctx.command))
 
 
 def _methods() -> str:

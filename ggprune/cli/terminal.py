@@ -15,8 +15,11 @@ import click
 if TYPE_CHECKING:
     from ggprune.types import Advance
 
-#: ``keep=9``, up to a space or the punctuation before it.
-_FIELD = re.compile(r"(?<![\w=./-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>\S+?)(?=[:,.;)`]*(?:\s|$))")
+#: ``keep=9``, up to a space or the punctuation before it; or a field's name alone, in backticks.
+_FIELD = re.compile(
+    r"(?<![\w=./-])(?P<name>[a-z][a-z0-9_]*)=(?P<value>\S+?)(?=[:,.;)`]*(?:\s|$))"
+    r"|`(?P<alone>[a-z][a-z0-9_]*)`"
+)
 
 
 class _Notes(logging.Handler):
@@ -43,7 +46,7 @@ def show_notes(*, quiet: bool = False) -> None:
 
 
 def in_options(text: str, command: click.Command | None) -> str:
-    """Restate ``name=value`` as the option of a command: ``--keep 9``, ``--force``.
+    """Restate ``keep=9`` and `` `keep` `` as options of a command: ``--keep 9``, ``--keep``.
 
     The library speaks to programs, so its messages name fields and arguments. What the command
     has no option for stays as it is.
@@ -53,11 +56,11 @@ def in_options(text: str, command: click.Command | None) -> str:
     }
 
     def restated(match: re.Match[str]) -> str:
-        found = flags.get(match["name"])
+        found = flags.get(match["name"] or match["alone"])
         if found is None:
             return match[0]
         flag = max(found.opts, key=len)
-        return flag if found.is_flag else f"{flag} {match['value']}"
+        return flag if found.is_flag or match["alone"] else f"{flag} {match['value']}"
 
     return _FIELD.sub(restated, text)
 

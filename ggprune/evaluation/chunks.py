@@ -70,7 +70,7 @@ def chunks_of(
             raise InputError(
                 f"text {source.domain!r} has {_plain_length(model, source)} tokens, "
                 f"less than one chunk of {n_ctx}",
-                remedy="Give more text, or a smaller --ctx.",
+                remedy="Give more text, or a smaller `ctx`.",
             )
         chunks += _limited(found, max_tokens)
     return chunks

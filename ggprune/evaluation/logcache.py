@@ -87,7 +87,7 @@ class LogCache:
     def _error(self, needed: int, why: str) -> OutputError:
         return OutputError(
             f"{self.folder}: no room for {needed / 1e9:.1f} GB of base log-probabilities: {why}",
-            remedy="Name another folder with --cache, or use less text: --max-tokens N.",
+            remedy="Name another folder with cache=FOLDER, or use less text: max_tokens=N.",
         )
 
     def _make_room(self, path: Path, needed: int) -> None:

@@ -166,7 +166,7 @@ class _DeviceNorms:
             ggml["ggml_free"](context)
             raise LlamaError(
                 "not enough memory on the device to compute norms",
-                remedy="Try a smaller --ubatch, or fewer --gpu-layers.",
+                remedy="Try a smaller `ubatch`, or fewer `gpu_layers`.",
             )
         return _Plan(context, buffer, graph, rows, sums)
 

@@ -241,5 +241,5 @@ def _check_count(first: _Opened, metadata: Mapping[str, Any] | None) -> None:
         raise InputError(
             f"{first.path} has {first.model.experts} experts a layer, the drop metadata says "
             f"{keep}",
-            remedy="Give the metadata of this model with --metadata.",
+            remedy="Give the metadata of this model: metadata=FILE.",
         )

@@ -123,7 +123,7 @@ def base_model(given: str, known: Mapping[str, Any]) -> tuple[str, str]:
     if given:
         page = _HUB_PAGE.fullmatch(given)
         if page is None and not _PLAIN_ID.fullmatch(given):
-            raise InputError(f"--base-model {given}: is not OWNER/NAME on the Hub")
+            raise InputError(f"base_model={given}: is not OWNER/NAME on the Hub")
         return (page[1] if page else given), ""
     for key in _REPO_KEYS:
         value = str(known.get(key, "")).strip()

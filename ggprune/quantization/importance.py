@@ -130,7 +130,7 @@ class ImatrixObserver:
         if not self._sums:
             raise LlamaError(
                 "no products of weights were computed",
-                remedy=f"Use chunks (--ctx, --ubatch) of at least {_FEWEST} tokens.",
+                remedy=f"Use chunks (`ctx`, `ubatch`) of at least {_FEWEST} tokens.",
             )
         entries = {
             weight: Entry(
@@ -239,7 +239,7 @@ def gather(
     if number < 1:
         raise InputError(
             f"the text has {len(tokens):,} tokens, fewer than one chunk of {n_ctx:,}",
-            remedy="Give more text, or a smaller --ctx.",
+            remedy="Give more text, or a smaller `ctx`.",
         )
     observer = ImatrixObserver(head=head)
     ubatch = min(model.options.ubatch, n_ctx)

@@ -103,7 +103,7 @@ def _turns(part: Part, row: Row, number: int) -> tuple[Message, ...]:
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(
             f"{part} row {number}: is not as expected: {type(error).__name__}: {error}",
-            remedy="The data set may have changed; give its file with --text NAME=hf://datasets/…",
+            remedy="The data set may have changed; give its file as text=NAME=hf://datasets/…",
         ) from error
     if not turns:
         raise InputError(f"{part} row {number}: has no text")
@@ -127,7 +127,7 @@ def _files(part: Part, hub: Hub) -> list[tuple[Repo, str]]:
     if not found:
         raise InputError(
             f"{part}: no file of this split was found",
-            remedy="The data set may have changed; give a file with --text NAME=hf://datasets/…",
+            remedy="The data set may have changed; give a file as text=NAME=hf://datasets/…",
         )
     return found
 
