@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +28,11 @@ from ggprune.publish import ollama
 from ggprune.report.data import ReportInput
 from ggprune.report.page import write_report
 from ggprune.rewrite import (
-    check_result,
     drop_metadata,
     plan_adapter,
     plan_rewrite,
     result_files,
-    verify_bytes,
+    write_result,
 )
 from ggprune.text.documents import Source
 from ggprune.text.held_out import choose_text
@@ -169,7 +169,8 @@ def prune(
             )
             given = choose_plan(known, wanted, resources)
         assert given is not None
-        files, complete, compared = _write(source, given, name, writing, progress)
+        runs = partial(_check_runs, options=options)
+        files, complete, compared = _write(source, given, name, writing, progress, runs)
         evaluation = None
         if verify:
             evaluation = _measure(source, files[0], reading.held_out, settings, options, progress)
@@ -325,7 +326,12 @@ def _statistics(run: Run, given: str | Path | None, writing: _Writing) -> tuple[
 
 
 def _write(
-    model: MoeModel, plan: Plan, name: str, writing: _Writing, progress: Progress
+    model: MoeModel,
+    plan: Plan,
+    name: str,
+    writing: _Writing,
+    progress: Progress,
+    check: Callable[[Path], object] | None = None,
 ) -> tuple[tuple[Path, ...], Plan, int]:
     """Write the result and compare it with the source; its files, its plan, bytes compared."""
     rewrite = plan_rewrite(
@@ -336,13 +342,21 @@ def _write(
         split_max_size=writing.split_max_size,
         plan_name=name,
     )
-    files = tuple(file.path for file in rewrite.files)
-    with progress(rewrite.size, "writing", "B") as done:
-        write_files(rewrite.files, model.gguf, progress=done, force=writing.force)
-    if not writing.verify:
-        return files, rewrite.plan, 0
-    with check_result(files[0], rewrite.plan) as result:
-        return files, rewrite.plan, verify_bytes(model, rewrite.plan, result.gguf)
+    compared = write_result(
+        model,
+        rewrite,
+        force=writing.force,
+        verify=writing.verify,
+        check=check if writing.verify else None,
+        progress=progress,
+    )
+    return tuple(file.path for file in rewrite.files), rewrite.plan, compared
+
+
+def _check_runs(path: Path, options: RunOptions) -> None:
+    """Load the result in llama.cpp and compute a few tokens."""
+    with LlamaModel(path, options) as llama, LlamaContext(llama, n_ctx=64) as context:
+        context.decode([Tokens(0, 0, list(range(min(8, llama.n_vocab))), "last")])
 
 
 def _measure(
@@ -373,8 +387,6 @@ def _measure(
             return measured.model(result).as_json()
     except InputError as error:
         # Too little text to measure on is no reason to lose the result.
-        with LlamaModel(result, options) as llama, LlamaContext(llama, n_ctx=64) as context:
-            context.decode([Tokens(0, 0, list(range(min(8, llama.n_vocab))), "last")])
         log.info("not measured: %s", error.message)
         return None
 

@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from ggprune.errors import OutputError
@@ -59,11 +59,14 @@ def write_files(
     *,
     progress: Advance = lambda _: None,
     force: bool = False,
+    check: Callable[[Path], object] | None = None,
 ) -> None:
     """Write the files that ``lay_out`` decided on; all appear under their names, or none.
 
     Args:
         progress: called with the number of bytes just written.
+        check: called with the path under which the complete result (its first shard) can be
+            opened before it has its final name, which it never gets if this raises.
 
     Raises:
         OutputError: see check_targets; also when the disk fills while writing.
@@ -78,6 +81,9 @@ def write_files(
             for part, file in zip(parts, files, strict=True):
                 _copy_segments(file.segments, source, RangeCopier(part.descriptor, progress))
                 os.fsync(part.descriptor)
+            if check:
+                with _as_named(parts) as first:
+                    check(first)
             for path in paths:  # Writing took a while: one may have appeared.
                 _check_target(path, source, force)
             _place(parts)
@@ -108,6 +114,27 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def _as_named(parts: Sequence[PartFile]) -> Iterator[Path]:
+    """Let several parts be opened together: shards find each other by their final names."""
+    if len(parts) == 1:
+        yield parts[0].path
+        return
+    folder = parts[0].path.with_name(parts[0].path.name + "s")
+    shutil.rmtree(folder, ignore_errors=True)  # Of a run that was killed.
+    folder.mkdir()
+    try:
+        for part in parts:
+            link = folder / part.target.name
+            try:
+                os.link(part.path, link)
+            except OSError:
+                link.symlink_to(part.path.absolute())
+        yield folder / parts[0].target.name
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _place(parts: Sequence[PartFile]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError, LlamaError
@@ -82,17 +83,32 @@ def planned(model: MoeModel, use: Use) -> Memory:
     return Memory(weight_bytes(model, model.experts), round(cache * _MIB), round(compute * _MIB))
 
 
-def _dry_run(model: MoeModel, use: Use) -> None:
+def check_loads(path: Path) -> None:
+    """See that llama.cpp takes a model: its metadata and all shapes; no weights are read.
+
+    Raises:
+        LlamaError: it does not, with its reason.
+    """
+    library().api.llama_model_free(_load_empty(path, "llama.cpp cannot load this model"))
+
+
+def _load_empty(path: Path, complaint: str) -> Any:
     api: Any = library().api
     parameters = api.llama_model_default_params()
     parameters.no_alloc, parameters.use_extra_bufts = True, False
     parameters.load_mode = _READ_NOTHING
-    handle = api.llama_model_load_from_file(os.fsencode(model.gguf.path), parameters)
+    handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
     if not handle:
         raise LlamaError(
-            f"{model.gguf.path}: llama.cpp cannot plan its memory: {library().last_error}",
-            remedy="Give target_size instead of fit_vram.",
+            f"{path}: {complaint}: {library().last_error}",
+            remedy="Run with -v to see all that llama.cpp says.",
         )
+    return handle
+
+
+def _dry_run(model: MoeModel, use: Use) -> None:
+    api: Any = library().api
+    handle = _load_empty(model.gguf.path, "llama.cpp cannot plan its memory")
     try:
         wanted = api.llama_context_default_params()
         wanted.n_ctx, wanted.n_seq_max = use.context * use.parallel, use.parallel

@@ -81,6 +81,10 @@ NEXTN_KEY: Final = "nextn_predict_layers"
 EXPERT_COUNT_KEY: Final = "expert_count"
 # A number, or an array of one number a layer, where layers without experts may hold 0.
 EXPERT_USED_KEY: Final = "expert_used_count"
+FEED_FORWARD_KEY: Final = "feed_forward_length"
+# Where it is missing, llama.cpp takes feed_forward_length / experts used in many architectures.
+EXPERT_WIDTH_KEY: Final = "expert_feed_forward_length"
+SHARED_WIDTH_KEY: Final = "expert_shared_feed_forward_length"
 EXPERT_GROUP_KEY: Final = "expert_group_count"
 EXPERT_GROUP_USED_KEY: Final = "expert_group_used_count"
 

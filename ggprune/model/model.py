@@ -127,12 +127,6 @@ class MoeModel(Model):
         """Return the model itself."""
         return self
 
-    def overrides(self, experts_used: int | None) -> dict[str, int]:
-        """Metadata that makes llama.cpp use so many experts a token; none for None."""
-        if not experts_used:
-            return {}
-        return {f"{self.architecture.name}.{architectures.EXPERT_USED_KEY}": experts_used}
-
     def check_used(self, experts_used: int | None) -> None:
         """Raise InputError unless the model can use so many experts a token."""
         self.counts.check_used(experts_used)
@@ -146,6 +140,54 @@ class MoeModel(Model):
                 f"experts_used={experts_used}: {self.gguf.path} has layers whose table names "
                 f"{self.experts_used} experts for every token"
             )
+        if experts_used and len(self._derived_widths) > 1:
+            raise InputError(
+                f"experts_used={experts_used}: {self.gguf.path} has experts of several widths, "
+                "which llama.cpp derives from the experts used",
+                remedy="Convert the model again with a current convert_hf_to_gguf.py.",
+            )
+
+    def keys_for(self, experts_used: int) -> dict[str, int]:
+        """Metadata of a file whose tokens use so many experts, keys without prefix."""
+        keys = {architectures.EXPERT_USED_KEY: experts_used}
+        if self._derived_widths:
+            keys[architectures.EXPERT_WIDTH_KEY] = max(self._derived_widths)
+        return keys
+
+    def overrides(self, experts_used: int | None) -> dict[str, int]:
+        """Metadata that makes llama.cpp use so many experts a token of this file; none for None.
+
+        Raises:
+            InputError: llama.cpp would derive another width of the experts.
+        """
+        if experts_used is None:
+            return {}
+        values = {architectures.EXPERT_USED_KEY: experts_used}
+        if self._derived_widths:
+            # llama.cpp ignores what overrides a missing key, so the length it divides is changed.
+            said = architectures.SHARED_WIDTH_KEY in self.metadata
+            dense = (".ffn_up.weight",) if said else (".ffn_up.weight", ".ffn_up_shexp.weight")
+            if any(tensor.name.endswith(dense) for tensor in self.gguf.tensors):
+                raise InputError(
+                    f"experts_used={experts_used}: {self.gguf.path} has no "
+                    f"{architectures.EXPERT_WIDTH_KEY}, so this can only be measured on a "
+                    "written file",
+                    remedy="Write it with `ggprune apply`, and evaluate the file.",
+                )
+            values[architectures.FEED_FORWARD_KEY] = max(self._derived_widths) * experts_used
+        return {f"{self.architecture.name}.{key}": value for key, value in values.items()}
+
+    @cached_property
+    def _derived_widths(self) -> frozenset[int]:
+        """Widths of the experts, if llama.cpp derives them: feed_forward_length / experts used."""
+        metadata = self.metadata
+        down = [found for found in self.expert_tensors.values() if found.role is Role.DOWN]
+        widths = frozenset(found.tensor.shape[0] for found in down)
+        length = metadata.get(architectures.FEED_FORWARD_KEY, 0)
+        lengths = {length[f.layer] for f in down} if isinstance(length, list) else {length}
+        known = architectures.EXPERT_WIDTH_KEY in metadata or lengths == widths
+        derived = {n // self.experts_used for n in lengths} == widths
+        return widths if derived and not known else frozenset()
 
     def identity(self) -> Identity:
         """Hash what identifies the model; reads all routers, once."""

@@ -3,7 +3,7 @@
 from ggprune.rewrite.adapter import plan_adapter
 from ggprune.rewrite.metadata import PROVENANCE, restate
 from ggprune.rewrite.slices import Rewrite, plan_rewrite, result_files, result_size
-from ggprune.rewrite.verify import check_result, verify_bytes
+from ggprune.rewrite.verify import check_result, verify_bytes, write_result
 
 __all__ = [
     "PROVENANCE",
@@ -15,4 +15,5 @@ __all__ = [
     "result_files",
     "result_size",
     "verify_bytes",
+    "write_result",
 ]

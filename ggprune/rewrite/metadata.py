@@ -41,7 +41,7 @@ def key_edits(model: MoeModel, changes: Changes) -> KeyEdits:
         return KeyEdits()
     values: dict[str, Any] = {architectures.EXPERT_COUNT_KEY: keep}
     if used is not None:
-        values[architectures.EXPERT_USED_KEY] = used
+        values |= model.keys_for(used)
     if dropped:
         values |= architectures.keys_without_mtp(model.metadata, dropped)
     prefix = f"{model.architecture.name}."

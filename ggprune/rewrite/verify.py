@@ -1,16 +1,67 @@
-"""Compare a written result with its source and its plan."""
+"""Write a result, and let it have its name only if it is what its plan says."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ggprune.errors import VerificationError
-from ggprune.gguf_file import ByteRange, GgufModel, Tensor
+from ggprune.gguf_file import ByteRange, GgufModel, Tensor, write_files
+from ggprune.llama.memory import check_loads
 from ggprune.model import MoeModel, describe
 from ggprune.plan import Plan
-from ggprune.rewrite.slices import sliced
+from ggprune.rewrite.slices import Rewrite, sliced
+from ggprune.types import Progress, no_progress
 
 _COMPARE_CHUNK = 8 << 20
+
+
+def write_result(
+    model: MoeModel,
+    rewrite: Rewrite,
+    *,
+    force: bool = False,
+    verify: bool = True,
+    check: Callable[[Path], object] | None = None,
+    progress: Progress = no_progress,
+) -> int:
+    """Write a result; verified, it appears under its name only if it is right.
+
+    Args:
+        model: the source.
+        rewrite: what to write.
+        force: replace existing files.
+        verify: compare every byte with the source, and let llama.cpp look at all shapes.
+        check: a further check, called with the path of the complete result.
+        progress: shows how far it is.
+
+    Returns:
+        Bytes compared; 0 without ``verify``.
+
+    Raises:
+        OutputError: it cannot be written.
+        VerificationError: it does not hold what it should.
+        LlamaError: llama.cpp would not load it.
+    """
+    compared = 0
+
+    def look(path: Path) -> None:
+        nonlocal compared
+        with check_result(path, rewrite.plan) as result:
+            compared = verify_bytes(model, rewrite.plan, result.gguf)
+        check_loads(path)
+        if check is not None:
+            check(path)
+
+    with progress(rewrite.size, "writing", "B") as advance:
+        write_files(
+            rewrite.files,
+            model.gguf,
+            progress=advance,
+            force=force,
+            check=look if verify else check,
+        )
+    return compared
 
 
 def check_result(path: Path, plan: Plan) -> MoeModel:

@@ -26,6 +26,7 @@ from ggprune.gguf_file import (
     check_targets,
     joined,
     lay_out,
+    padded,
     part_path,
     replacing,
     whole,
@@ -735,3 +736,38 @@ def test_random_order_of_tensors(tmp_path: Path) -> None:
     data = (tmp_path / "o.gguf").read_bytes()
     assert data == expected.build()
     assert counted("general.architecture") in data
+
+
+@pytest.mark.parametrize("split", [False, True])
+@pytest.mark.parametrize("links", [True, False])
+def test_what_fails_its_check_never_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, split: bool, links: bool
+) -> None:
+    source = package_file(tmp_path / "s.gguf")
+    if not links:
+        monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+    seen: list[dict[str, bytes]] = []
+
+    def check(path: Path) -> None:
+        with GgufModel(path) as complete:
+            assert not target.exists() or target.read_text() == "old"
+            seen.append({t.name: complete.read(t) for t in complete.tensors})
+            if len(seen) == 1:
+                raise ValueError("not right")
+
+    with GgufModel(source) as model:
+        tensors = [whole(t) for t in model.tensors]
+        limit = max(padded(t.nbytes, 32) for t in tensors) if split else None
+        files = lay_out(tmp_path / "o.gguf", model, KeyEdits(), tensors, split_max_size=limit)
+        assert (len(files) > 1) == split
+        target = files[0].path
+        target.write_text("old")
+        with pytest.raises(ValueError, match="not right"):
+            write_files(files, model, force=True, check=check)
+        assert target.read_text() == "old"
+        assert {p.name for p in tmp_path.iterdir()} == {"s.gguf", target.name}
+        write_files(files, model, force=True, check=check)
+    assert seen[0] == seen[1] and len(seen[0]) > 1
+    with GgufModel(target) as written:
+        assert {t.name: written.read(t) for t in written.tensors} == seen[1]
+    assert {p.name for p in tmp_path.iterdir()} == {"s.gguf", *(file.path.name for file in files)}
