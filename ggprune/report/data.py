@@ -16,7 +16,7 @@ import numpy as np
 from ggprune import plan as plans
 from ggprune.calibration.statistics import Statistics
 from ggprune.errors import InputError
-from ggprune.evaluation.verdict import scale, verdict
+from ggprune.evaluation.verdict import MIN_RETAINED, scale, verdict
 from ggprune.plan import Plan
 from ggprune.report import sections
 from ggprune.types import Json
@@ -88,24 +88,26 @@ def build(given: ReportInput) -> Json:
     statistics = given.statistics
     if statistics and plan and plan.identity:
         statistics.identity.check_same(plan.identity, "the statistics", "the plan")
+    evaluation = dict(given.evaluation or metadata.get("evaluation") or {})
+    measured = evaluation.get("kld_mean") is not None
     report: Json = {
         "format": FORMAT,
         "version": _VERSION,
         "tool_version": VERSION,
         "model": sections.model(statistics, plan, metadata),
         "size": sections.size(metadata),
-        "retained": sections.retained(statistics, plan),
+        "retained": sections.retained(statistics, plan, None if measured else MIN_RETAINED),
         "heat_map": sections.heat_map(statistics, plan),
         "concentration": sections.concentration(statistics),
         "domains": sections.domains(statistics, plan),
-        "evaluation": dict(given.evaluation or metadata.get("evaluation") or {}) or None,
+        "evaluation": evaluation or None,
         "sweep": dict(given.sweep) if given.sweep else None,
         "probe": dict(given.probe) if given.probe else None,
         "tasks": list((given.tasks or {}).get("tasks") or []) or None,
         "provenance": _provenance(given, plan, metadata),
     }
     report["findings"] = _findings(report)
-    report["scale"] = scale((report["evaluation"] or {}).get("kld_mean"))
+    report["scale"] = scale(evaluation.get("kld_mean"))
     finite: Json = _finite(report)
     return finite
 

@@ -13,7 +13,6 @@ from ggprune.choosing import blend
 from ggprune.choosing.methods import METHODS
 from ggprune.choosing.methods.method import Method
 from ggprune.choosing.scores import retained as retained_share
-from ggprune.evaluation.verdict import MIN_RETAINED
 from ggprune.plan import Plan
 from ggprune.report import concentration as measures
 from ggprune.types import Floats, Json
@@ -57,8 +56,15 @@ def size(metadata: Mapping[str, Any]) -> Json | None:
     return {"before": before, "after": after, "saved": saved, "saved_share": saved / before}
 
 
-def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
-    """Give the share of Σ g‖f‖ each layer keeps: from the plan, else from the statistics."""
+def retained(
+    statistics: Statistics | None, plan: Plan | None, limit: float | None = None
+) -> Json | None:
+    """Give the share of Σ g‖f‖ each layer keeps: from the plan, else from the statistics.
+
+    Args:
+        statistics, plan: what there is.
+        limit: layers with a smaller share are marked; None: none, since the cost was measured.
+    """
     if plan is None:
         return None
     total = statistics.total if statistics else None
@@ -68,10 +74,10 @@ def retained(statistics: Statistics | None, plan: Plan | None) -> Json | None:
         share = part.retained
         if share is None and total is not None and layer in rows:
             share = retained_share(total, rows[layer], np.array(part.keep))
-        low = share is not None and share < MIN_RETAINED
+        low = share is not None and limit is not None and share < limit
         layers.append({"layer": layer, "share": share, "low": low, "rule": part.rule})
     summary = _worst_and_mean([(part["share"], part["layer"]) for part in layers])
-    whole = {"measure": MEASURE, "limit": MIN_RETAINED, **(summary or {}), "layers": layers}
+    whole = {"measure": MEASURE, "limit": limit, **(summary or {}), "layers": layers}
     return whole if summary else None
 
 

@@ -176,7 +176,8 @@ def test_drop_metadata_alone_is_enough() -> None:
     }
     report = build(ReportInput(metadata=metadata))
     assert report["size"] == {"before": 1000, "after": 600, "saved": 400, "saved_share": 0.4}
-    assert report["retained"] == build(ReportInput(statistics, plan))["retained"]
+    measured = ReportInput(statistics, plan, evaluation=report_data.scores(0.1))
+    assert report["retained"] == build(measured)["retained"]
     assert report["evaluation"]["kld_mean"] == 0.1
     assert report["provenance"]["plan_sha256"] == plan.hash
     assert report["provenance"]["calibration_texts"]["math"]["tokens"] == 3
@@ -396,6 +397,7 @@ def test_measured_cost_and_its_scale_are_said() -> None:
     report = build(replace(report_data.realistic(6, 64, 44), sweep=None))
     assert report["findings"] == [], "the layers keep little, but that cost little"
     text = render(report)
+    assert 'class="n worst"' not in text and "Orange:" not in text
     assert "Nothing bad was found" in text and "0.031 to Q4_K_M and 0.10 to Q3_K_M" in text
     assert any("0.031 to Q4_K_M" in line for line in summary_lines(report))
 

@@ -35,7 +35,7 @@
           tip: { pointer: "x" },
         }),
         Plot.ruleY([1], { stroke: "currentColor" }),
-        floor < limit ? Plot.ruleY([limit], { stroke: "var(--warm)", strokeDasharray: "4 3" }) : null,
+        limit && floor < limit ? Plot.ruleY([limit], { stroke: "var(--warm)", strokeDasharray: "4 3" }) : null,
       ],
     });
   }
