@@ -90,6 +90,8 @@ def print_verdict(findings: Iterable[Finding]) -> None:
 
 
 def _report(values: Mapping[str, Any]) -> str:
+    from ggprune.evaluation.verdict import scale
+
     base, candidate = values["base"], values["candidate"]
     rows = [
         ["perplexity", "base " + _pm(base["ppl"], base["ppl_se"])],
@@ -101,6 +103,7 @@ def _report(values: Mapping[str, Any]) -> str:
             f"median {values['kld_median']:.4f}, 95 % {values['kld_p95']:.4f}, "
             f"99 % {values['kld_p99']:.4f}, max {values['kld_max']:.4f}",
         ],
+        ["for scale", scale(values["kld_mean"])],
         ["same top token", f"{values['top1_agreement']:.2%}"],
         ["overlap", f"{values['overlap']:.2%} of the probability"],
         ["tokens", f"{values['tokens']:,} scored"],
