@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import FILE, force_option, quiet_option
-from ggprune.cli.terminal import note
-
-if TYPE_CHECKING:
-    from ggprune.publish.card import Card
 
 
 @click.command("card")
@@ -31,9 +26,9 @@ if TYPE_CHECKING:
     multiple=True,
     help="What evaluate --json printed; repeatable.  [default: NAME.evaluation.json]",
 )
-@click.option("--base-model", default="", metavar="OWNER/NAME", help="The original on the Hub.")
-@click.option("--license", "licence", default="", help="Instead of what the GGUF says.")
-@click.option("--repo", default="", metavar="OWNER/NAME", help="Where it will be published.")
+@click.option("--base-model", metavar="OWNER/NAME", help="The original on the Hub.")
+@click.option("--license", "licence", help="Instead of what the GGUF says.")
+@click.option("--repo", metavar="OWNER/NAME", help="Where it will be published.")
 @force_option
 @quiet_option
 def command(
@@ -42,9 +37,9 @@ def command(
     quants: tuple[Path, ...],
     metadata: Path | None,
     evaluations: tuple[Path, ...],
-    base_model: str,
-    licence: str,
-    repo: str,
+    base_model: str | None,
+    licence: str | None,
+    repo: str | None,
     force: bool,
 ) -> None:
     """Write the model card of MODEL, or of all quantizations in the folder MODEL.
@@ -53,14 +48,20 @@ def command(
     measured.
     """
     from ggprune.gguf_file import check_targets, write_text
-    from ggprune.publish.card import Request, gather, render
+    from ggprune.publish.card import gather, render
     from ggprune.publish.upload import repository
 
     if repo:
         repository(repo)
-    card = gather(Request((model, *quants), metadata, evaluations, base_model, licence, repo))
+    card = gather(
+        (model, *quants),
+        metadata=metadata,
+        evaluations=evaluations,
+        base_model=base_model,
+        licence=licence,
+        repo=repo,
+    )
     text = render(card)
-    _notes(card)
     if str(output) == "-":
         click.echo(text, nl=False)
         return
@@ -68,22 +69,3 @@ def command(
     check_targets([target], len(text.encode()), force=force)
     write_text(target, text)
     click.echo(str(target))
-
-
-def _notes(card: Card) -> None:
-    """What a person should add or check."""
-    if not card.base_model:
-        note("The GGUF names no original on the Hub: give --base-model OWNER/NAME.")
-    elif card.base_model_from:
-        note(
-            f"Base model: {card.base_model}, from {card.base_model_from}; if the pruned model is "
-            "not that one, give --base-model.",
-        )
-    if not card.licence:
-        note("The GGUF states no licence: give --license.")
-    if "layers" not in (card.metadata or {}):
-        note("No drop metadata: the card lacks its layers (--metadata).")
-    if not any(file.evaluation for file in card.files):
-        recorded = (card.metadata or {}).get("evaluation")
-        if not recorded:
-            note("No evaluation: the card says that nothing was measured.")

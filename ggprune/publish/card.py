@@ -11,11 +11,11 @@ from typing import Any
 from ggprune.choosing.methods import METHODS
 from ggprune.evaluation.verdict import verdict
 from ggprune.hub.client import metadata_block
-from ggprune.publish.card_facts import Card, ModelFile, Request, gather
+from ggprune.publish.card_facts import Card, ModelFile, gather
 from ggprune.rewrite.drop_metadata import calibration_texts
 from ggprune.util import human_size
 
-__all__ = ["Card", "ModelFile", "Request", "gather", "metadata_fields", "render"]
+__all__ = ["Card", "ModelFile", "gather", "metadata_fields", "render"]
 
 #: Layers are listed in so many columns.
 _COLUMNS = 3
@@ -51,11 +51,11 @@ def metadata_fields(card: Card) -> dict[str, Any]:
     if method and method.baseline:
         tags.append(method.name)
     return {
-        "base_model": card.base_model or None,
+        "base_model": card.base_model,
         "base_model_relation": "quantized" if card.base_model else None,
-        "license": card.licence or None,
-        "license_name": card.licence_name or None,
-        "license_link": card.licence_link or None,
+        "license": card.licence,
+        "license_name": card.licence_name,
+        "license_link": card.licence_link,
         "language": list(card.languages) or None,
         "library_name": "gguf",
         "pipeline_tag": "image-text-to-text" if card.pictures else "text-generation",
@@ -64,7 +64,7 @@ def metadata_fields(card: Card) -> dict[str, Any]:
 
 
 def _numbers(card: Card) -> dict[str, Any]:
-    """What the template says of the pruning and the files."""
+    """Gather what the template says of the pruning and the files."""
     metadata = card.metadata or {}
     texts = calibration_texts(metadata)
     layers = metadata.get("layers") or {}
@@ -130,7 +130,7 @@ def _comparison(card: Card) -> list[list[str]]:
 
 
 def _measurements(card: Card) -> dict[str, Any]:
-    """What the template says of quality: measurements with their errors."""
+    """Gather what the template says of quality: measurements with their errors."""
     metadata = card.metadata or {}
     measured = [file for file in card.files if file.evaluation]
     quantized = bool(card.files[0].quantization)
@@ -161,7 +161,7 @@ def _measurements(card: Card) -> dict[str, Any]:
 
 
 def _findings(card: Card, measured: Sequence[ModelFile]) -> list[str]:
-    """What ggprune itself calls bad: it belongs into the card."""
+    """List what ggprune itself calls bad: it belongs into the card."""
     layers = (card.metadata or {}).get("layers") or {}
     shares = {int(n): part.get("retained") for n, part in layers.items()}
     seen: dict[str, None] = {}
@@ -195,7 +195,7 @@ def _number(part: Mapping[str, Any], key: str, digits: int, *, error: str = "") 
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """Settings in a line; long ones are left to the drop metadata."""
+    """Write settings in a line; long ones are left to the drop metadata."""
     parts = []
     for name, value in settings.items():
         text = json.dumps(value, ensure_ascii=False)
@@ -211,7 +211,7 @@ def source_of(card: Card) -> Mapping[str, Any]:
 
 
 def _example(candidates: Sequence[ModelFile]) -> ModelFile:
-    """What the example runs: Q4_K_M as llama.cpp's own default, else the smallest."""
+    """Choose what the example runs: Q4_K_M as llama.cpp's own default, else the smallest."""
     named = [file for file in candidates if file.quantization == "Q4_K_M"]
     return named[0] if named else min(candidates, key=lambda file: file.size)
 
@@ -220,7 +220,7 @@ def _count(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
 
 
-def _less(now: int, before: int) -> str:
+def _less(now: int, before: int | None) -> str:
     return f" (-{1 - now / before:.1%})" if before else ""
 
 

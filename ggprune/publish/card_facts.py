@@ -6,8 +6,9 @@ them says is said to be not recorded or not measured.
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ggprune.publish import card_sources
 from ggprune.publish.kinds import MODEL, PROJECTOR, kind_of
 from ggprune.quantization.names import result_stem
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True)
 class ModelFile:
@@ -31,7 +34,7 @@ class ModelFile:
         size: bytes of all shards.
         shards: files.
         evaluation: against the unpruned base; None if there is none.
-        modelfile: name of its Modelfile; empty if there is none.
+        modelfile: name of its Modelfile; None if there is none.
     """
 
     name: str
@@ -39,7 +42,7 @@ class ModelFile:
     size: int
     shards: int = 1
     evaluation: Mapping[str, Any] | None = None
-    modelfile: str = ""
+    modelfile: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +56,11 @@ class Card:
         architecture, layers, moe_layers, experts, experts_used, context: of the pruned model.
         parameters: of all tensors.
         expert_parameters: of those tensors that hold experts.
-        base_model: owner/name of the unpruned model on the Hub; empty if unknown.
-        base_model_from: the metadata key it was taken from; empty if it was given.
+        base_model: owner/name of the unpruned model on the Hub; None if unknown.
+        base_model_from: the metadata key it was taken from; None if it was given.
         licence, licence_name, licence_link: as the Hub's metadata has them.
         languages: codes.
-        repo: owner/name of the card's own repository; empty if unknown.
+        repo: owner/name of the card's own repository; None if unknown.
         pictures: an mmproj file is there.
     """
 
@@ -69,22 +72,22 @@ class Card:
     moe_layers: int
     experts: int
     experts_used: int
-    context: int
+    context: int | None
     parameters: int
     expert_parameters: int
-    base_model: str = ""
-    base_model_from: str = ""
-    licence: str = ""
-    licence_name: str = ""
-    licence_link: str = ""
+    base_model: str | None = None
+    base_model_from: str | None = None
+    licence: str | None = None
+    licence_name: str | None = None
+    licence_link: str | None = None
     languages: tuple[str, ...] = ()
-    repo: str = ""
+    repo: str | None = None
     pictures: bool = False
 
     @property
-    def experts_before(self) -> int:
-        """Experts a layer of the unpruned model; 0 if not recorded."""
-        return int((self.metadata or {}).get("experts") or 0)
+    def experts_before(self) -> int | None:
+        """Experts a layer of the unpruned model; None if not recorded."""
+        return int((self.metadata or {}).get("experts") or 0) or None
 
     @property
     def experts_used_before(self) -> int:
@@ -92,33 +95,12 @@ class Card:
         return int((self.metadata or {}).get("source_experts_used") or self.experts_used)
 
     @property
-    def parameters_before(self) -> int:
-        """Parameters of the unpruned model; 0 if not recorded."""
+    def parameters_before(self) -> int | None:
+        """Parameters of the unpruned model; None if not recorded."""
         if not self.experts_before or not self.experts:
-            return 0
+            return None
         each = self.expert_parameters // self.experts
         return self.parameters + each * (self.experts_before - self.experts)
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What a card is to be made of.
-
-    Attributes:
-        models: GGUF files, or one folder with them.
-        metadata: the drop metadata; found beside the models if None.
-        evaluations: what ``ggprune evaluate --json`` printed; found beside the models (as
-            ``NAME.evaluation.json``) if there are none.
-        base_model, licence: instead of what the GGUF says.
-        repo: where the card will be.
-    """
-
-    models: Sequence[Path]
-    metadata: Path | None = None
-    evaluations: Sequence[Path] = ()
-    base_model: str = ""
-    licence: str = ""
-    repo: str = ""
 
 
 @dataclass(slots=True)
@@ -133,52 +115,87 @@ class _Opened:
     recorded: Mapping[str, Any] | None
 
 
-def gather(request: Request) -> Card:
-    """Read headers, drop metadata and evaluations.
+def gather(
+    models: Sequence[Path],
+    *,
+    metadata: Path | None = None,
+    evaluations: Sequence[Path] = (),
+    base_model: str | None = None,
+    licence: str | None = None,
+    repo: str | None = None,
+) -> Card:
+    """Read headers, drop metadata and evaluations; note what a person should add or check.
+
+    Args:
+        models: GGUF files, or one folder with them.
+        metadata: the drop metadata; None finds it beside the models.
+        evaluations: what ``ggprune evaluate`` printed as JSON; none finds them beside the models
+            (as ``NAME.evaluation.json``).
+        base_model, licence: instead of what the GGUF says.
+        repo: owner/name of where the card will be.
 
     Raises:
         InputError: no model, models of different expert counts, or a JSON file that is not what
             it should be.
         FormatError: a damaged model.
     """
-    paths, pictures = _models(request.models)
-    evaluations = card_sources.evaluations(request.evaluations, paths)
-    opened = [_open(path, evaluations.get(path)) for path in paths]
+    paths, pictures = _models(models)
+    measured = card_sources.evaluations(evaluations, paths)
+    opened = [_open(path, measured.get(path)) for path in paths]
     opened.sort(key=lambda each: -each.file.size)
     _check_alike(opened)
     first = opened[0]
-    given = card_sources.metadata(request.metadata, [each.path for each in opened])
-    metadata = given or first.recorded
-    _check_count(first, metadata)
+    dropped = card_sources.metadata(metadata, [each.path for each in opened]) or first.recorded
+    _check_count(first, dropped)
     known = first.model.metadata
-    base_model, base_from = card_sources.base_model(request.base_model, known)
-    licence = card_sources.licence(request.licence, known)
+    base, base_from = card_sources.base_model(base_model, known)
+    terms = card_sources.licence(licence, known)
     context = known.get("context_length")
-    return Card(
+    card = Card(
         title=result_stem(stem_of(first.path)),
         files=tuple(each.file for each in opened),
-        metadata=metadata,
+        metadata=dropped,
         architecture=str(known.get("general.architecture", "")),
         layers=first.model.layers,
         moe_layers=len(first.model.moe_layers),
         experts=first.model.experts,
         experts_used=first.model.experts_used,
-        context=context if isinstance(context, int) else 0,
+        context=context if isinstance(context, int) else None,
         parameters=first.parameters,
         expert_parameters=first.expert_parameters,
-        base_model=base_model,
+        base_model=base,
         base_model_from=base_from,
-        licence=licence[0],
-        licence_name=licence[1],
-        licence_link=licence[2],
+        licence=terms[0],
+        licence_name=terms[1],
+        licence_link=terms[2],
         languages=card_sources.languages(known.get("general.languages")),
-        repo=request.repo,
+        repo=repo,
         pictures=pictures,
     )
+    for note in _missing(card):
+        log.info(note)
+    return card
+
+
+def _missing(card: Card) -> Iterator[str]:
+    recorded = card.metadata or {}
+    if not card.base_model:
+        yield "The GGUF names no original on the Hub: give base_model=OWNER/NAME."
+    elif card.base_model_from:
+        yield (
+            f"Base model: {card.base_model}, from {card.base_model_from}; if the pruned model is "
+            "not that one, give base_model=OWNER/NAME."
+        )
+    if not card.licence:
+        yield "The GGUF states no licence: give licence=ID."
+    if "layers" not in recorded:
+        yield "No drop metadata: the card lacks its layers (metadata=FILE)."
+    if not recorded.get("evaluation") and not any(file.evaluation for file in card.files):
+        yield "No evaluation: the card says that nothing was measured."
 
 
 def _models(given: Sequence[Path]) -> tuple[list[Path], bool]:
-    """The models' (first) files, and whether a projector for pictures lies among them."""
+    """List the models' (first) files, and say whether a projector lies among them."""
     models, pictures = [], False
     for path in given:
         if not path.is_dir():
@@ -213,7 +230,7 @@ def _open(path: Path, evaluation: Mapping[str, Any] | None) -> _Opened:
 
 
 def _quantization(model: MoeModel) -> str:
-    """The name of ``general.file_type``; the commonest tensor type if it does not say."""
+    """Name ``general.file_type``; the commonest tensor type if it does not say."""
     number = model.metadata.get("general.file_type")
     for name, known in FILE_TYPES.items():
         if known == number:

@@ -39,15 +39,15 @@ _REPO_KEYS = (
 )
 
 
-def modelfile(path: Path) -> str:
-    """The name of a model's Modelfile beside it; empty if there is none."""
+def modelfile(path: Path) -> str | None:
+    """Find the name of a model's Modelfile beside it; None if there is none."""
     stem = path.name.removesuffix(".gguf")
     quantization = stem.removeprefix(result_stem(stem)).lstrip("-.")
     for name in (f"Modelfile-{quantization}", f"{stem}.Modelfile", "Modelfile"):
         target = path.with_name(name)
         if target.is_file() and (name != "Modelfile" or path.name in _text(target)):
             return name
-    return ""
+    return None
 
 
 def _text(path: Path) -> str:
@@ -58,7 +58,7 @@ def _text(path: Path) -> str:
 
 
 def metadata(given: Path | None, models: Sequence[Path]) -> dict[str, Any] | None:
-    """The drop metadata: as given, of one of the models, or the only one beside them."""
+    """Read the drop metadata: as given, of one of the models, or the only one beside them."""
     if given is None:
         candidates = [drop_metadata.metadata_path(path) for path in models]
         beside = sorted(models[0].parent.glob(f"*{drop_metadata.SUFFIX}"))
@@ -77,7 +77,7 @@ def metadata(given: Path | None, models: Sequence[Path]) -> dict[str, Any] | Non
 
 
 def recorded(gguf: GgufModel) -> dict[str, Any] | None:
-    """What a pruned file itself says, in the drop metadata's form: all but the layers."""
+    """Return what a pruned file itself says, in the drop metadata's form: all but the layers."""
     experts, keep = gguf.get(PROVENANCE + "source_experts"), gguf.get(PROVENANCE + "keep")
     if not isinstance(experts, int) or not isinstance(keep, int):
         return None
@@ -93,7 +93,7 @@ def recorded(gguf: GgufModel) -> dict[str, Any] | None:
 
 
 def evaluations(given: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, Any]]:
-    """Evaluations by model."""
+    """Read evaluations by model."""
     found: dict[Path, dict[str, Any]] = {}
     for path in models:
         beside = path.with_name(f"{stem_of(path)}{_EVALUATION}")
@@ -118,33 +118,36 @@ def _evaluation(path: Path) -> dict[str, Any]:
     return data
 
 
-def base_model(given: str, known: Mapping[str, Any]) -> tuple[str, str]:
-    """owner/name of the unpruned model, and the key that says so."""
+def base_model(given: str | None, known: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """Find owner/name of the unpruned model, and the key that says so."""
     if given:
         page = _HUB_PAGE.fullmatch(given)
         if page is None and not _PLAIN_ID.fullmatch(given):
             raise InputError(f"base_model={given}: is not OWNER/NAME on the Hub")
-        return (page[1] if page else given), ""
+        return (page[1] if page else given), None
     for key in _REPO_KEYS:
         value = str(known.get(key, "")).strip()
         page = _HUB_PAGE.fullmatch(value)
         if page or (key == _REPO_KEYS[0] and _PLAIN_ID.fullmatch(value)):
             return (page[1] if page else value), key
-    return "", ""
+    return None, None
 
 
-def licence(given: str, known: Mapping[str, Any]) -> tuple[str, str, str]:
-    """The Hub's license, license_name and license_link."""
-    name = given or str(known.get("general.license", "")).strip()
-    link = "" if given else str(known.get("general.license.link", "")).strip()
-    long = "" if given else str(known.get("general.license.name", "")).strip()
+def licence(
+    given: str | None, known: Mapping[str, Any]
+) -> tuple[str | None, str | None, str | None]:
+    """Find the Hub's license, license_name and license_link."""
+    name, long, link = given, None, None
+    if not given:
+        keys = ("general.license", "general.license.name", "general.license.link")
+        name, long, link = (str(known.get(key, "")).strip() or None for key in keys)
     if not name:
-        return ("other", long, link) if long else ("", "", "")
+        return ("other", long, link) if long else (None, None, None)
     if _LICENCE_ID.fullmatch(name) and name != "other":
-        return name, "", link
-    return "other", (long or (name if name != "other" else "")), link
+        return name, None, link
+    return "other", long or (name if name != "other" else None), link
 
 
 def languages(value: Any) -> tuple[str, ...]:
-    """Language codes, if the metadata lists any."""
+    """List language codes, if the metadata has any."""
     return tuple(str(item) for item in value) if isinstance(value, list) else ()

@@ -20,7 +20,7 @@ from ggprune.gguf_file import GgufModel, write_files
 from ggprune.model import describe, open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.publish import card_sources
-from ggprune.publish.card import Request, clean, gather, render, table
+from ggprune.publish.card import clean, gather, render, table
 from ggprune.rewrite import drop_metadata, plan_rewrite
 from tests.support.gguf_builder import Gguf, string
 from tests.support.tiny import write_tiny
@@ -113,7 +113,7 @@ def run(*arguments: object) -> tuple[int, str, str]:
 
 
 def test_what_was_pruned(release: Path, source: Path) -> None:
-    text = render(gather(Request([model_of(release)])))
+    text = render(gather([model_of(release)]))
     rows = {row[0]: row[1:] for row in cells(text)}
     assert rows["Experts a layer"] == ["16", "11 (-31.2%)"]
     assert rows["Experts used for a token"] == ["4", "4"]
@@ -135,7 +135,7 @@ def test_what_was_pruned(release: Path, source: Path) -> None:
 
 
 def test_the_layers(release: Path) -> None:
-    text = section(render(gather(Request([model_of(release)]))), "Retained output by layer")
+    text = section(render(gather([model_of(release)])), "Retained output by layer")
     assert cells(text)[-1] == ["L0", "99.02%", "L1", "75.00%"]
     assert "Worst: layer 1 at 75.00%; mean 87.01%." in text
 
@@ -146,7 +146,7 @@ def test_many_layers_fill_three_columns(release: Path) -> None:
     data["layers"] = {str(n): {"keep": [0], "retained": 0.9 + n / 1000} for n in range(31)}
     data["layers"]["31"] = {"keep": [0], "retained": None, "rule": "highest weights (MTP)"}
     path.write_text(json.dumps(data))
-    text = section(render(gather(Request([model_of(release)]))), "Retained output by layer")
+    text = section(render(gather([model_of(release)])), "Retained output by layer")
     rows = cells(text)[2:]
     assert len(rows) == 11
     assert rows[0] == ["L0", "90.00%", "L11", "91.10%", "L22", "92.20%"]
@@ -155,11 +155,11 @@ def test_many_layers_fill_three_columns(release: Path) -> None:
 
 
 def test_nothing_is_claimed_that_was_not_measured(release: Path) -> None:
-    text = render(gather(Request([model_of(release)])))
+    text = render(gather([model_of(release)]))
     assert "**Not measured.**" in section(text, "Evaluation")
     assert "Not measured: task benchmarks" in section(text, "Limits")
     (release / "Big-11e.expert_drop_metadata.json").unlink()
-    bare = render(gather(Request([model_of(release)])))
+    bare = render(gather([model_of(release)]))
     assert section(bare, "Retained output by layer").strip() == "Not measured."
     # The pruned file itself still says what it was made from.
     assert ["Experts a layer", "16", "11 (-31.2%)"] in cells(bare)
@@ -168,7 +168,7 @@ def test_nothing_is_claimed_that_was_not_measured(release: Path) -> None:
 
 
 def test_a_model_that_ggprune_did_not_make(source: Path) -> None:
-    text = render(gather(Request([source])))
+    text = render(gather([source]))
     assert ["Experts a layer", "not recorded", "16"] in cells(text)
     assert section(text, "How it was pruned").strip() == "Not recorded."
     assert "- Pruned from: not recorded" in text
@@ -176,7 +176,7 @@ def test_a_model_that_ggprune_did_not_make(source: Path) -> None:
 
 def test_the_evaluation_with_its_errors(release: Path) -> None:
     (release / "Big-11e-F32.evaluation.json").write_text(json.dumps(EVALUATION))
-    text = section(render(gather(Request([release]))), "Evaluation")
+    text = section(render(gather([release])), "Evaluation")
     assert cells(text)[2] == [
         "`Big-11e-F32.gguf`",
         "8.125 ± 0.250",
@@ -191,14 +191,14 @@ def test_the_evaluation_with_its_errors(release: Path) -> None:
     assert "What ggprune calls bad here" not in text, "layer 1 keeps 75 %, but that cost little"
     ruined = json.dumps(EVALUATION | {"kld_p99": 3.5})
     (release / "Big-11e-F32.evaluation.json").write_text(ruined)
-    text = section(render(gather(Request([release]))), "Evaluation")
+    text = section(render(gather([release])), "Evaluation")
     assert "What ggprune calls bad here" in text and "3.5 nats" in text
 
 
 def test_an_evaluation_in_the_drop_metadata(release: Path) -> None:
     path = release / "Big-11e.expert_drop_metadata.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"evaluation": EVALUATION}))
-    text = section(render(gather(Request([release]))), "Evaluation")
+    text = section(render(gather([release])), "Evaluation")
     assert "1.0462 ± 0.0031" in text and "**Not measured.**" not in text
 
 
@@ -210,7 +210,7 @@ def test_several_quantizations(release: Path, source: Path) -> None:
     (release / "mmproj-Big.gguf").write_bytes(b"GGUF")
     for name, kind in {"stats": "ggprune-stats", "matrix": "imatrix", "lora": "adapter"}.items():
         Gguf(keys=[("general.type", string(kind))]).write(release / f"{name}.gguf")
-    card = gather(Request([release]))
+    card = gather([release])
     assert [file.name for file in card.files] == ["Big-11e-F16.gguf", "Big-11e-F32.gguf"]
     text = render(card)
     assert "Not measured: `Big-11e-F32.gguf`." in text
@@ -220,8 +220,8 @@ def test_several_quantizations(release: Path, source: Path) -> None:
 
 
 def test_the_metadata_block(release: Path) -> None:
-    request = Request([release], base_model="google/gemma", licence="apache-2.0", repo="me/x")
-    data = block(render(gather(request)))
+    facts = {"base_model": "google/gemma", "licence": "apache-2.0", "repo": "me/x"}
+    data = block(render(gather([release], **facts)))
     assert data["base_model"] == "google/gemma"
     assert data["base_model_relation"] == "quantized"
     assert data["license"] == "apache-2.0"
@@ -229,13 +229,13 @@ def test_the_metadata_block(release: Path) -> None:
     assert data["pipeline_tag"] == "text-generation"
     assert {"gguf", "expert-pruning", "ggprune"} <= set(data["tags"])
     # Unknown: left out rather than guessed.
-    assert {"base_model", "license"}.isdisjoint(block(render(gather(Request([release])))))
+    assert {"base_model", "license"}.isdisjoint(block(render(gather([release]))))
 
 
 @pytest.mark.parametrize(
     ("known", "expected"),
     [
-        ({"general.license": "apache-2.0"}, ("apache-2.0", "", "")),
+        ({"general.license": "apache-2.0"}, ("apache-2.0", None, None)),
         (
             {
                 "general.license": "other",
@@ -244,18 +244,18 @@ def test_the_metadata_block(release: Path) -> None:
             },
             ("other", "x-1", "h"),
         ),
-        ({"general.license": "My Own: Terms"}, ("other", "My Own: Terms", "")),
-        ({}, ("", "", "")),
+        ({"general.license": "My Own: Terms"}, ("other", "My Own: Terms", None)),
+        ({}, (None, None, None)),
     ],
 )
-def test_licences(known: dict[str, str], expected: tuple[str, str, str]) -> None:
-    assert card_sources.licence("", known) == expected
+def test_licences(known: dict[str, str], expected: tuple[str | None, ...]) -> None:
+    assert card_sources.licence(None, known) == expected
 
 
 def test_base_models() -> None:
-    def found(**keys: str) -> tuple[str, str]:
+    def found(**keys: str) -> tuple[str | None, str | None]:
         named = {f"general.{name.replace('__', '.')}": value for name, value in keys.items()}
-        return card_sources.base_model("", named)
+        return card_sources.base_model(None, named)
 
     page = "https://huggingface.co/"
     assert found(repo_url=f"{page}a/b", base_model__0__repo_url=f"{page}c/d")[0] == "a/b"
@@ -263,7 +263,7 @@ def test_base_models() -> None:
     assert found(base_model__0__repo_url=f"{page}c/d") == ("c/d", "general.base_model.0.repo_url")
     # An owner's page is not a model.
     assert found(repo_url=f"{page}unsloth", base_model__0__repo_url=f"{page}c/d")[0] == "c/d"
-    assert found(url="https://example.org/a/b") == ("", "")
+    assert found(url="https://example.org/a/b") == (None, None)
 
 
 def test_hostile_names_stay_text(release: Path) -> None:
@@ -272,7 +272,7 @@ def test_hostile_names_stay_text(release: Path) -> None:
     data["source"]["name"] = "<script>x</script>\n# `Evil`"
     data["calibration"]["domains"] = {"a|b\n---": {"tokens": 1}}
     path.write_text(json.dumps(data))
-    text = render(gather(Request([release], licence="x: [y]\n---")))
+    text = render(gather([release], licence="x: [y]\n---"))
     assert "<script>" not in text and "\n# `Evil`" not in text
     assert ["a\\|b ---", "1"] in cells(text)
     assert block(text)["license_name"] == "x: [y]\n---"
@@ -285,11 +285,11 @@ def test_markdown_pieces() -> None:
 
 def test_how_to_run(release: Path) -> None:
     (release / "Modelfile-F32").write_text("FROM ./Big-11e-F32.gguf\n")
-    text = section(render(gather(Request([release], repo="me/x"))), "How to run")
+    text = section(render(gather([release], repo="me/x")), "How to run")
     assert "llama-server -hf me/x:F32" in text
     assert "ollama create big-11e -f Modelfile-F32" in text
     assert "ollama run hf.co/me/x:F32" in text
-    local = section(render(gather(Request([release]))), "How to run")
+    local = section(render(gather([release])), "How to run")
     assert "llama-server -m Big-11e-F32.gguf" in local
 
 
@@ -336,7 +336,7 @@ def test_bad_input(release: Path, source: Path, tmp_path: Path) -> None:
 def test_the_fixture(trained: Path) -> None:
     with open_model(trained).gguf:
         pass
-    assert "gemma4" in render(gather(Request([trained])))
+    assert "gemma4" in render(gather([trained]))
 
 
 def test_the_method_is_explained(release: Path) -> None:
@@ -349,7 +349,7 @@ def test_the_method_is_explained(release: Path) -> None:
         "mine": "were chosen by `mine`. In every layer",
     }.items():
         path.write_text(json.dumps(data | {"method": method}))
-        text = section(render(gather(Request([release]))), "How it was pruned")
+        text = section(render(gather([release])), "How it was pruned")
         assert said in text
 
 
@@ -360,7 +360,7 @@ def test_text_that_only_the_plan_records(release: Path) -> None:
     hashes = {"code": "c0de" * 16, "prose|": "9e" * 32}
     data |= {"calibration": None, "settings": {"seed": 7, "calibration": hashes}}
     path.write_text(json.dumps(data))
-    text = render(gather(Request([release])))
+    text = render(gather([release]))
     pruned = section(text, "How it was pruned")
     assert "not recorded" not in pruned
     assert cells(pruned)[0] == ["Calibration text", "SHA-256"]
@@ -373,4 +373,4 @@ def test_the_example_asks_for_no_more_context_than_there_is(release: Path) -> No
     with GgufModel(model_of(release)) as opened:
         length = opened.get("olmoe.context_length")
     assert length < 8192
-    assert f" -c {length}\n" in section(render(gather(Request([release]))), "How to run")
+    assert f" -c {length}\n" in section(render(gather([release])), "How to run")
