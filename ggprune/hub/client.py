@@ -147,7 +147,7 @@ class Hub:
         self._attempt(f"uploading {names} to {repo}", send)
 
     def stored(self, repo: Repo, names: Sequence[str]) -> dict[str, RemoteFile]:
-        """What the Hub has under these paths."""
+        """Ask what the Hub has under these paths."""
 
         def look(api: HfApi) -> list[RemoteFile]:
             found = api.get_paths_info(
@@ -222,7 +222,7 @@ def _bars() -> Iterator[None]:
 
 
 def metadata_block(fields: Mapping[str, Any]) -> str:
-    """A model card's metadata as YAML between ``---`` lines, made by huggingface_hub.
+    """Write a model card's metadata as YAML between ``---`` lines, made by huggingface_hub.
 
     Args:
         fields: the Hub's names (base_model, license, tags, ...); None is left out.
@@ -233,7 +233,7 @@ def metadata_block(fields: Mapping[str, Any]) -> str:
 
 
 def _downloads() -> Path:
-    """Where huggingface_hub keeps them."""
+    """Find where huggingface_hub keeps them."""
     from huggingface_hub import constants
 
     return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser()

@@ -58,7 +58,7 @@ def parse(reference: str) -> Reference | None:
 
 
 def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
-    """The local path of a model: downloaded if it is named by its place on the Hub.
+    """Find the local path of a model; download it if it is named by its place on the Hub.
 
     Args:
         reference: ``hf://owner/repo/file.gguf[@revision]``, ``owner/repo:Q4_K_M`` (as llama.cpp
@@ -85,7 +85,7 @@ def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
 
 
 def resolve_text(reference: str, *, hub: Hub | None = None) -> Path:
-    """The local path of a text file: ``hf://datasets/owner/repo/file.jsonl``, or a path.
+    """Find the local path of a text file: ``hf://datasets/owner/repo/file.jsonl``, or a path.
 
     Raises:
         HubError: it is not there, may not be read, or the connection keeps breaking.
@@ -98,7 +98,7 @@ def resolve_text(reference: str, *, hub: Hub | None = None) -> Path:
 
 
 def shards_of(file: str, files: Sequence[str], reference: str) -> list[str]:
-    """All shards of the model that ``file`` is (one of), in order.
+    """List all shards of the model that ``file`` is (one of), in order.
 
     Raises:
         HubError: a shard is missing from the repository.
@@ -117,7 +117,7 @@ def shards_of(file: str, files: Sequence[str], reference: str) -> list[str]:
 
 
 def with_tag(files: Sequence[str], tag: str) -> str | None:
-    """The model file that llama.cpp's ``owner/repo:TAG`` means, if any.
+    """Find the model file that llama.cpp's ``owner/repo:TAG`` means, if any.
 
     As in llama.cpp: the tag, in any case, followed by ``.`` or ``-`` in the path; not a sidecar;
     the first shard. Of several, one whose name ends with the tag is preferred, so that Q4_K_M is
@@ -154,7 +154,7 @@ def _listing(hub: Hub, found: Reference, reference: str) -> list[RemoteFile]:
 
 
 def _named(files: Sequence[str], found: Reference, reference: str) -> str:
-    """The file that is meant, among those of the repository."""
+    """Choose the file that is meant, among those of the repository."""
     file = found.file if found.file in files else None
     if found.tag:
         file = with_tag(files, found.tag)

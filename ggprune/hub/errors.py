@@ -29,7 +29,7 @@ LOGIN = "hf auth login  (or set HF_TOKEN)"
 
 
 def redacted(text: str, token: str | None = None) -> str:
-    """``text`` without tokens, credentials and the signatures of addresses.
+    """Return ``text`` without tokens, credentials and the signatures of addresses.
 
     Args:
         text: a message of somebody else's.
@@ -107,7 +107,7 @@ class Failure(HubError):
 
     @classmethod
     def _other(cls, error: Exception, action: str, names: set[str]) -> Failure | None:
-        """What came without an answer of the server."""
+        """Explain what came without an answer of the server."""
         if "HFValidationError" in names:
             return cls(f"{action}: {_first_line(error)}", remedy="A repository is OWNER/NAME.")
         if isinstance(error, OSError) and "Consistency check failed" in str(error):
@@ -126,7 +126,7 @@ class Failure(HubError):
 
     @classmethod
     def _answered(cls, response: object, action: str, names: set[str], token: bool) -> Failure:
-        """What an HTTP status means."""
+        """Explain an HTTP status."""
         status = int(getattr(response, "status_code", 0))
         headers = getattr(response, "headers", {})
         code = headers.get("X-Error-Code") or ""
@@ -143,7 +143,7 @@ class Failure(HubError):
 
 
 def _explain(status: int, code: str, names: set[str], token: bool) -> tuple[str, str]:
-    """What happened, and what to do about it."""
+    """Say what happened, and what to do about it."""
     if code == "GatedRepo" or "GatedRepoError" in names:
         ask = "Accept its conditions on its page on the Hub"
         return "it is gated", f"{ask}, then: {LOGIN}"
@@ -167,7 +167,7 @@ def _explain(status: int, code: str, names: set[str], token: bool) -> tuple[str,
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and what caused it."""
+    """Walk from the error to what caused it."""
     seen: set[int] = set()
     link: BaseException | None = error
     while link is not None and id(link) not in seen:
@@ -182,7 +182,7 @@ def _is_network(error: BaseException) -> bool:
 
 
 def _reason(chain: list[BaseException]) -> str:
-    """The innermost complaint, in a few words."""
+    """Quote the innermost complaint, in a few words."""
     for link in reversed(chain):
         if _is_network(link) and str(link).strip():
             return redacted(_first_line(link))[:120]

@@ -113,7 +113,7 @@ def evaluations(given: Sequence[Path], models: Sequence[Path]) -> dict[Path, dic
 
 
 def _evaluation(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = read_json(path, "what `ggprune evaluate BASE CANDIDATE --json` prints")
+    data: dict[str, Any] = read_json(path, "what `ggprune evaluate` prints as JSON")
     check_shape(data, _EVALUATED, f"{path}: is not an evaluation")
     return data
 

@@ -184,7 +184,7 @@ def _difference(file: LocalFile, found: RemoteFile | None) -> str:
 
 
 def _present(repo: Repo, hub: Hub) -> tuple[dict[str, RemoteFile], bool]:
-    """What the repository holds by path, and whether it has to be made."""
+    """List what the repository holds by path, and say whether it has to be made."""
     if not hub.exists(replace(repo, revision=None)):
         return {}, True
     if repo.revision and not hub.exists(repo):

@@ -19,6 +19,7 @@ from ggprune.errors import InputError
 from ggprune.evaluation.verdict import MIN_RETAINED, scale, verdict
 from ggprune.plan import Plan
 from ggprune.report import sections
+from ggprune.rewrite.drop_metadata import calibration_texts
 from ggprune.types import Json
 from ggprune.util import check_shape
 from ggprune.version import VERSION
@@ -143,7 +144,7 @@ def _plan_of(metadata: Mapping[str, Any]) -> Plan | None:
 def _provenance(given: ReportInput, plan: Plan | None, metadata: Mapping[str, Any]) -> Json:
     statistics = given.statistics
     calibration = metadata.get("calibration") or {}
-    texts = calibration.get("domains") or {}
+    texts = calibration_texts(metadata) or calibration_texts({"settings": plan and plan.settings})
     if statistics:
         texts = {d.name: {"tokens": d.tokens, "sha256": d.sha256} for d in statistics.domains}
     identity = statistics.identity if statistics else plan.identity if plan else None

@@ -95,8 +95,9 @@ def calibration_texts(metadata: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     domains = (metadata.get("calibration") or {}).get("domains")
     if domains:
         return dict(domains)
-    hashes = (metadata.get("settings") or {}).get("calibration") or {}
-    return {name: {"sha256": value} for name, value in hashes.items()}
+    hashes = (metadata.get("settings") or {}).get("calibration")
+    found = hashes if isinstance(hashes, Mapping) else {}
+    return {str(name): {"sha256": str(value)} for name, value in found.items()}
 
 
 def _calibration(statistics: Statistics | None) -> dict[str, Any] | None:

@@ -204,7 +204,7 @@ def _call(call: Any) -> str:
 
 
 def _conversation(row: Row, where: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
-    """The turns of a row and the keys they are of; no keys if it is no conversation."""
+    """Read the turns of a row, and name the keys they are of; none if it is no conversation."""
     system = next((key for key in _SYSTEM if isinstance(row.get(key), str)), "")
     start = (Message("system", row[system]),) if system and row[system].strip() else ()
     for key in _TURNS:
@@ -229,7 +229,7 @@ def _conversation(row: Row, where: str) -> tuple[tuple[Message, ...], tuple[str,
 def _pair(
     row: Row, question: str, context: str, given: Sequence[str], where: str
 ) -> tuple[Message, ...]:
-    """A question with what belongs to it, and its answer; each may be a list of turns itself."""
+    """Read a question with its context, and its answer; each may be a list of turns itself."""
     asked = _as_turns(row[question], "user", where)
     more = row.get(context) or ""
     if asked and more.strip():

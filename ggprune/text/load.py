@@ -86,7 +86,7 @@ def _read(path: Path) -> list[Document]:
 
 
 def _read_folder(folder: Path) -> Iterator[Document]:
-    """All text files below a folder in a fixed order; binary ones are passed over."""
+    """Read all text files below a folder in a fixed order; binary ones are passed over."""
     passed_over = []
     for path in sorted(folder.rglob("*")):
         hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
@@ -111,7 +111,7 @@ def _read_folder(folder: Path) -> Iterator[Document]:
 
 
 def _read_file(path: Path, text: str, *, of_folder: bool = False) -> list[Document]:
-    """A file's rows if its name says that it has any, else its text."""
+    """Read a file's rows if its name says that it has any, else its text."""
     suffix = path.suffix.lower()
     rows: Iterable[tuple[str, Any]] | None = None
     if suffix == ".parquet":

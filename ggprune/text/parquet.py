@@ -13,7 +13,7 @@ _BATCH = 256
 
 
 def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The rows of a file as dictionaries, a batch of them in memory at a time.
+    """Yield the rows of a file as dictionaries, a batch of them in memory at a time.
 
     Args:
         columns: read only these (a data set with pictures is large).
@@ -33,7 +33,7 @@ def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str,
 
 
 def count(path: Path) -> int:
-    """The number of rows."""
+    """Count the rows."""
     with _open(path) as file:
         return int(file.metadata.num_rows)
 

@@ -63,7 +63,7 @@ class Recipe:
 
 
 def _pair(question: str, answer: str) -> Callable[[Row], list[Message]]:
-    """A question and its answer from two fields."""
+    """Make a form of two fields: a question and its answer."""
 
     def form(row: Row) -> list[Message]:
         return [Message("user", str(row[question])), Message("assistant", str(row[answer]))]

@@ -1,4 +1,4 @@
-"""Published calibration mixes by name: ``--text @reap-agentic``.
+"""Published calibration mixes by name: ``@reap-agentic``.
 
 A recipe says of each part which data set, subset, split and fields it takes and how many rows;
 the rows come from the Hub. Which rows the authors took is not published, so these are drawn with
@@ -54,7 +54,7 @@ def load_recipe(name: str, *, hub: Hub | None = None) -> tuple[Source, ...]:
 
 
 def _chosen(name: str) -> tuple[Recipe, list[Part]]:
-    """The recipe and its parts, scaled to the number asked for."""
+    """Look up the recipe and its parts, scaled to the number asked for."""
     match = _NAME.fullmatch(name)
     recipe = RECIPES.get(match["name"]) if match else None
     if match is None or recipe is None:
@@ -74,7 +74,7 @@ def _chosen(name: str) -> tuple[Recipe, list[Part]]:
 
 
 def _documents(part: Part, hub: Hub) -> Iterator[Document]:
-    """The part's rows as conversations."""
+    """Read the part's rows as conversations."""
     files = _files(part, hub)
     wanted = part.skip + part.count
     paths: list[Path] = []
@@ -111,7 +111,7 @@ def _turns(part: Part, row: Row, number: int) -> tuple[Message, ...]:
 
 
 def _files(part: Part, hub: Hub) -> list[tuple[Repo, str]]:
-    """The part's files: JSON lines as uploaded, else Parquet as the Hub converts every set."""
+    """List the part's files: JSON lines as uploaded, else Parquet as the Hub converts every set."""
     plain = Repo(part.dataset, "dataset")
     names = [file.path for file in hub.files(plain)]
     found = [(plain, name) for name in names if _is_of(name, part, ".jsonl")]

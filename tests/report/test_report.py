@@ -225,6 +225,19 @@ def test_numbers_that_json_does_not_have() -> None:
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.parametrize("where", ["plan", "metadata"])
+def test_calibration_texts_that_only_the_plan_records(where: str, tmp_path: Path) -> None:
+    settings = {"calibration": {"code": "c0de"}}
+    plan = Plan(3, {0: LayerPlan((0, 1, 2))}, "reap", settings=settings)
+    given = ReportInput(plan=plan)
+    if where == "metadata":
+        layers = {"0": {"keep": [0, 1, 2]}}
+        given = ReportInput(metadata={"keep": 3, "layers": layers, "settings": settings})
+    report = write_report(tmp_path / "report.html", given)
+    assert report["provenance"]["calibration_texts"] == {"code": {"sha256": "c0de"}}
+    assert "c0de" in (tmp_path / "report.html").read_text()
+
+
 # --- the page, without a browser ---------------------------------------------------------------
 
 _NUMBERS = re.compile(r'<script type="application/json" id="numbers">(.*?)</script>', re.DOTALL)

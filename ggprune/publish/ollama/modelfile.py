@@ -236,7 +236,7 @@ def _merge_command(first: Path) -> str:
 
 
 def _family(facts: Facts, template: TemplateMode) -> Family | None:
-    """The family whose Go template is written, None where none is."""
+    """Choose the family whose Go template is written; None where none is."""
     if template == "none" or (template == "auto" and facts.jinja and not detect(facts.jinja)):
         return None
     family = family_of(facts.jinja, facts.known)

@@ -324,7 +324,7 @@ FAMILIES = (
 
 
 def family_of(jinja: str, vocabulary: Collection[str] = ()) -> Family | None:
-    """The family of a model by its chat template, or by its vocabulary if it has no template.
+    """Find the family of a model by its chat template, or by its vocabulary if it has no template.
 
     Args:
         jinja: ``tokenizer.chat_template``; empty where the GGUF has none.

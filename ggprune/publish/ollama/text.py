@@ -69,7 +69,7 @@ def _reads_back(form: str, value: str) -> bool:
 
 
 def _unquote(text: str) -> str | None:
-    """The value of a complete ``text``, None while its quotes are open."""
+    """Return the value of a complete ``text``; None while its quotes are open."""
     for mark in ('"""', '"'):
         if text.startswith(mark):
             closed = len(text) >= 2 * len(mark) and text.endswith(mark)
