@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 FIXTURE := $(ROOT)fixtures/gemma4-moe-tiny-Q8_0.gguf
 
-.PHONY: help demo test quick lint types docs bench evidence fuzz interrupts clean
+.PHONY: help demo test quick lint types docs bench evidence frontier fuzz interrupts clean
 
 help:
 	@echo "make demo      install, prune the model in fixtures/ from 64 to 48 experts, show the cost"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench     measure speed beside cp, llama.cpp and the gguf package"
 	@echo "make evidence  compare the ways to choose experts on unseen text"
 	@echo "make interrupts        send every command Ctrl-C at a hundred random moments"
+	@echo "make frontier  the best file of five sizes beside a grid of counts and types"
 	@echo "make fuzz      feed the header reader 100,000 damaged headers"
 	@echo "make prune requant release   batch work on models of yours: see the end of the Makefile"
 	@echo "make docs      write docs/cli.md from --help, and the tables of the other pages"
@@ -70,6 +71,9 @@ bench: $(BIN)/ggprune
 
 evidence: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python benchmarks/evidence.py
+
+frontier: $(BIN)/ggprune
+	cd $(ROOT) && $(BIN)/python benchmarks/frontier.py
 
 fuzz: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m tests.support.fuzz_header --count 100000

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,27 +13,32 @@ from typing import Any
 
 from ggprune.errors import InputError, VerificationError
 from ggprune.fitting import kinds
-from ggprune.fitting.measure import Score
+from ggprune.fitting.measure import Score, decode_speed
 from ggprune.fitting.predict import POWER
 from ggprune.fitting.space import Mix
 from ggprune.fitting.study import Study
 from ggprune.gguf_file import GgufModel, check_targets, tensor_type_name
 from ggprune.llama.options import QuantizeOptions
+from ggprune.model import open_model
+from ggprune.plan import LayerPlan, Plan
 from ggprune.quantization.quantize import Quantizer
 from ggprune.quantization.source import pruned_source
+from ggprune.rewrite import plan_rewrite, verify_bytes
 from ggprune.util import human_size
 
 log = logging.getLogger(__name__)
 
 #: llama-quantize's types that a single-type file is looked for among.
 FILE_TYPES = (
-    *("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_L", "Q3_K_M"),
-    *("IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XXS"),
+    *("Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_L", "Q3_K_M"),
+    *("IQ3_M", "Q3_K_S", "IQ3_XXS", "Q2_K", "IQ2_M", "IQ2_XS", "IQ2_XXS"),
 )
 #: Mixes measured on the search text for one size.
-_MIXES = 3
+_MIXES, _LATER_MIXES = 5, 2
 #: A difference of fewer standard errors is none.
 _NOISE = 2.0
+#: Other counts are measured if they are predicted to cost at most so many times as much.
+_PROMISING = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +131,9 @@ def fit(study: Study, limit: int) -> Fit:
     if study.space.size(smallest) > limit:
         raise _impossible(study, limit, smallest)
     study.survey()
-    study.refine(limit)
-    tried = _tried(study, limit)
+    first = not study.refined
+    study.refine(limit, len(study.space.groups) if first else 1)
+    tried = _tried(study, limit, _MIXES if first else _LATER_MIXES)
     rivals = _rivals(study, limit)
     best = _judged(study, min(tried, key=_searched))
     whole, single = (_judged(study, rival) if rival else None for rival in rivals)
@@ -157,36 +163,35 @@ def _impossible(study: Study, limit: int, smallest: Mix) -> InputError:
     )
 
 
-def _tried(study: Study, limit: int) -> list[Rated]:
-    """Solve, measure, learn how costs add up, solve again."""
-    power, keep, tried = POWER, None, dict[str, Rated]()
-    for step in range(_MIXES):
-        mix = study.best(limit, keep, power)
-        if mix is None:
-            break
-        score = study.measure(mix, f"mix {step + 1} for {human_size(limit)}")
-        rated = _rated(study, mix, power, name_of(study, mix))
+def _tried(study: Study, limit: int, most: int) -> list[Rated]:
+    """Solve, measure, learn how costs add up, solve again; then see what other counts would do."""
+    tried: dict[str, Rated] = {}
+    power, keeps = POWER, dict.fromkeys(study.counts)
+    mix = study.best(limit, None, power)
+    while mix is not None and len(tried) < most:
+        keeps.pop(mix.keep, None)
+        name = name_of(study, mix)
+        rated = _rated(study, mix, power, name)
+        score = study.measure(mix, f"mix {len(tried) + 1} for {human_size(limit)}")
         tried[mix.key] = replace(rated, search=score)
-        again = study.prediction().power_of(mix, score.kld_mean)
-        if study.best(limit, None, again) in [each.mix for each in tried.values()]:
-            # The same once more: see what the next best count would do.
-            keep = _next_count(study, limit, mix.keep, again)
-        power = again
-        if step and keep is None and mix.key in tried and len(tried) <= step:
-            break
+        power = study.prediction().power_of(mix, score.kld_mean)
+        mix = study.best(limit, None, power)
+        if mix is not None and mix.key in tried:
+            mix = _promising(study, limit, power, keeps, min(tried.values(), key=_searched))
     return list(tried.values())
 
 
-def _next_count(study: Study, limit: int, keep: int, power: float) -> int | None:
-    """Of the neighbouring counts, the one predicted to be better."""
-    counts = study.counts
-    at = counts.index(keep)
-    found = []
-    for count in counts[max(at - 2, 0) : at + 3]:
-        mix = study.best(limit, count, power) if count != keep else None
-        if mix is not None:
-            found.append((study.prediction(power).of(mix), count))
-    return min(found)[1] if found else None
+def _promising(
+    study: Study, limit: int, power: float, keeps: Iterable[int], best: Rated
+) -> Mix | None:
+    """The best with another count, if the prediction for it is nearly that good."""
+    others = [study.best(limit, keep, power) for keep in keeps]
+    prediction = study.prediction(power)
+    found = [(prediction.of(mix), mix.keep, mix) for mix in others if mix is not None]
+    if not found:
+        return None
+    cost, _, mix = min(found, key=lambda each: each[:2])
+    return mix if cost < _PROMISING * _searched(best) else None
 
 
 def _rivals(study: Study, limit: int) -> tuple[Rated | None, Rated | None]:
@@ -240,8 +245,26 @@ def main_type(study: Study, mix: Mix) -> str:
     return kinds.FILE_TYPE_OF.get(most, most)
 
 
-def write(study: Study, mix: Mix, output: Path, *, force: bool = False) -> Score:
-    """Write a file through llama.cpp's quantizer, check it and measure it on the held-out text.
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A file that was written.
+
+    Attributes:
+        score: on the held-out text.
+        compared: bytes found equal to those that were measured; 0 if the file itself was measured.
+        speed: tokens a second that it decodes.
+    """
+
+    score: Score
+    compared: int
+    speed: float
+
+
+def write(study: Study, mix: Mix, output: Path, *, force: bool = False) -> Written:
+    """Write a file through llama.cpp's quantizer, and see that it is the one that was measured.
+
+    Its bytes are compared with the shards that were measured; where the disk has no room for
+    both, the file itself is measured.
 
     Args:
         study: of the model.
@@ -252,11 +275,14 @@ def write(study: Study, mix: Mix, output: Path, *, force: bool = False) -> Score
     Raises:
         OutputError: it cannot be written.
         VerificationError: it is not what was asked for.
+        LlamaError: it does not load.
     """
     size = study.space.size(mix)
+    candidate: Path | None = study.shards.candidate(mix.options)
+    if shutil.disk_usage(output.absolute().parent).free < 2 * study.source.gguf.size:
+        study.shards.clear()
+        candidate = None
     check_targets([output], size, source=study.source.gguf, force=force)
-    study.shards.clear()
-    type_name = main_type(study, mix)
     folder = output.with_name(f".{output.name}.fit")
     with _folder(folder), _prepared(study, mix, folder) as (path, imatrix), GgufModel(path) as gguf:
         options = QuantizeOptions(
@@ -264,10 +290,30 @@ def write(study: Study, mix: Mix, output: Path, *, force: bool = False) -> Score
         )
         quantizer = Quantizer(gguf, options, folder, stem="result", imatrix_name=study.imatrix.name)
         with study.progress(quantizer.source_bytes, "writing", "B") as advance:
-            made = quantizer.run(type_name, force=True, progress=advance)
-        _verify(study, mix, made.paths[0])
+            made = quantizer.run(main_type(study, mix), force=True, progress=advance)
+        if made.size != size:
+            raise VerificationError(f"{output}: has {made.size} bytes, {size} were expected")
+        compared = _compared(study, mix, candidate, made.paths[0]) if candidate else 0
         os.replace(made.paths[0], output)
-    return study.judge.measure(f"{output.name} {size} {mix.key}", output, output.name)
+    if candidate:
+        score = study.measure(mix, name_of(study, mix), study.judge)
+    else:
+        score = study.judge.measure(f"{output.name} {mix.key}", output, output.name)
+    return Written(score, compared, decode_speed(output, study.run))
+
+
+def _compared(study: Study, mix: Mix, candidate: Path, result: Path) -> int:
+    every = LayerPlan(tuple(range(study.source.experts)))
+    plan = Plan(mix.keep, dict.fromkeys(study.source.moe_layers, every))
+    if mix.keep < study.source.experts:
+        plan = study.plan(mix.keep)
+    with open_model(candidate) as shards, GgufModel(result) as written:
+        types = {tensor.name: tensor.type for tensor in shards.gguf.tensors}
+        for tensor in written.tensors:
+            if tensor.type != types[tensor.name]:
+                name = tensor_type_name(tensor.type)
+                raise VerificationError(f"{result}: {tensor.name} is {name}, which was not asked")
+        return verify_bytes(shards, plan_rewrite(shards, plan, result).plan, written)
 
 
 @contextmanager
@@ -291,21 +337,3 @@ def _prepared(study: Study, mix: Mix, folder: Path) -> Iterator[tuple[Path, Path
     with pruned_source(plan, study.source.gguf.path, folder, imatrix=study.imatrix) as pruned:
         assert pruned.imatrix is not None
         yield pruned.path, pruned.imatrix
-
-
-def _verify(study: Study, mix: Mix, path: Path) -> None:
-    expected: Mapping[str, str] = {
-        tensor.name: kind
-        for group, option in zip(study.space.groups, mix.options, strict=True)
-        for tensor, kind in zip(group.tensors, option.types, strict=True)
-    }
-    with GgufModel(path) as result:
-        for tensor in result.tensors:
-            kind = tensor_type_name(tensor.type)
-            if expected.get(tensor.name, kind) != kind:
-                raise VerificationError(
-                    f"{path}: {tensor.name} is {kind}, not {expected[tensor.name]}"
-                )
-        size = study.space.size(mix)
-        if result.size != size:
-            raise VerificationError(f"{path}: has {result.size} bytes, {size} were expected")

@@ -12,8 +12,7 @@ from typing import Any
 from ggprune.calibration.settings import Settings
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting import kinds
-from ggprune.fitting.fit import Fit, fit, write
-from ggprune.fitting.measure import Score
+from ggprune.fitting.fit import Fit, Written, fit, write
 from ggprune.fitting.options import FitOptions
 from ggprune.fitting.study import Study, Texts
 from ggprune.llama.devices import physical_memory
@@ -112,13 +111,13 @@ class Fitted:
     Attributes:
         answer: see Fit.
         path: the file; None if none was to be written.
-        score: of the file, measured on the held-out text.
+        written: what is known of the file.
         numbers: what ``ggprune fit --json`` prints.
     """
 
     answer: Fit
     path: Path | None
-    score: Score | None
+    written: Written | None
     numbers: dict[str, Any]
 
 
@@ -160,21 +159,19 @@ def fit_model(
         answer = fit(study, limit)
         if dry_run:
             return Fitted(answer, None, None, answer.as_json(study))
-        score = write(study, answer.best.mix, target, force=force)
+        written = write(study, answer.best.mix, target, force=force)
         numbers = answer.as_json(study) | {
             "file": str(target),
-            "kld_mean": score.kld_mean,
-            "kld_se": score.kld_se,
-            "kld_p99": score.kld_p99,
-            "tokens": score.tokens,
+            "compared_bytes": written.compared,
+            "decode_tokens_per_second": written.speed,
         }
-        return Fitted(answer, target, score, numbers)
+        return Fitted(answer, target, written, numbers)
 
 
 def words_on(fitted: Fitted) -> list[str]:
     """What the terminal says: the file, and what it beat."""
     answer, best = fitted.answer, fitted.answer.best
-    score = fitted.score or best.judged
+    score = fitted.written.score if fitted.written else best.judged
     assert score is not None
     lines = [
         f"{best.name}",
@@ -190,6 +187,11 @@ def words_on(fitted: Fitted) -> list[str]:
                 f"beats {what}: {rival.name}, {human_size(rival.size)}, "
                 f"{rival.judged.kld_mean:.5f} ({times:.1f} times as much)"
             )
+    if fitted.written:
+        lines.append(
+            f"{human_size(fitted.written.compared)} equal what was measured; it loads and decodes "
+            f"{fitted.written.speed:.0f} tokens a second"
+        )
     if answer.note:
         lines.append(answer.note)
     experts = best.mix.keep

@@ -198,6 +198,11 @@ class Study(Closing):
         return bool(self._groups)
 
     @property
+    def refined(self) -> bool:
+        """Whether groups were measured in a second type."""
+        return len(self._groups) > len(self.space.groups)
+
+    @property
     def counts(self) -> tuple[int, ...]:
         """Numbers of experts that files are tried with, all first."""
         possible = self.source.counts.possible()
@@ -215,6 +220,7 @@ class Study(Closing):
     def survey(self) -> None:
         """Measure the base, missing experts, and every group in a first type."""
         space, base = self.space, self.space.base
+        self._recall()
         self.errors.estimate(self._wanted_errors(), self.progress)
         if self.reference is not self.source or any(map(_is_made, base.options)):
             self.measure(base, "all in the best type")
@@ -227,22 +233,42 @@ class Study(Closing):
             if option is not None:
                 self.measure_group(index, option)
 
-    def refine(self, limit: int) -> None:
-        """Measure every group in a second type: the one it would get in a file of this size."""
+    def refine(self, limit: int, most: int) -> None:
+        """Measure groups in a second type: that which they would get in a file of this size.
+
+        Args:
+            limit: bytes.
+            most: groups to measure; those that cost most come first.
+        """
         for share in (1.0, 0.85):
-            found = self.best(int(limit * share))
-            if found is None:
-                continue
-            for index, option in enumerate(found.options):
-                if option != self.space.options[index][0] and len(self._measured(index)) < 2:
-                    self.measure_group(index, option)
+            found, prediction = self.best(int(limit * share)), self.prediction()
+            wanted = []
+            for index, option in enumerate(found.options if found else ()):
+                known = {option.types for option in self.space.options[index][:1]}
+                known |= {types for i, types in self._groups if i == index}
+                if option.types not in known and (len(known) < 3 or most == 1):
+                    wanted.append((-prediction.group(index, option), index, option))
+            for _, index, option in sorted(wanted, key=lambda each: each[:2])[:most]:
+                self.measure_group(index, option)
+                most -= 1
+
+    def _recall(self) -> None:
+        """Take in what an earlier run measured of groups."""
+        for index, options in enumerate(self.space.options):
+            for option in options[1:]:
+                known = self.search.known(self._with(index, option).key)
+                if known is not None:
+                    self._groups[index, option.types] = known.kld_mean
+
+    def _with(self, index: int, option: Option) -> Mix:
+        options = list(self.space.base.options)
+        options[index] = option
+        return Mix(self.source.experts, tuple(options))
 
     def measure_group(self, index: int, option: Option) -> None:
         """Measure one group in a type, all others as in the base."""
-        options = list(self.space.base.options)
-        options[index] = option
-        what = f"{self.space.groups[index].name} in {option.kind}"
-        score = self.measure(Mix(self.source.experts, tuple(options)), what)
+        what = f"{self.space.groups[index].name} in {'/'.join(dict.fromkeys(option.types))}"
+        score = self.measure(self._with(index, option), what)
         self._groups[index, option.types] = score.kld_mean
 
     def measure(self, mix: Mix, what: str, meter: Meter | None = None) -> Score:
@@ -298,9 +324,6 @@ class Study(Closing):
                 mix = Mix(count, tuple(e[c] for e, c in zip(options, chosen, strict=True)))
                 found.append((prediction.of(mix), mix))
         return min(found, key=_cost)[1] if found else None
-
-    def _measured(self, index: int) -> list[tuple[str, ...]]:
-        return [types for i, types in self._groups if i == index]
 
     def _nearest(self, index: int, bits: float) -> Option | None:
         """The option of a group, other than the first, with about so many bits a weight."""
