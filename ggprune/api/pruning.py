@@ -13,7 +13,8 @@ from ggprune.api.inputs import Text, pairs_of, plan_of, request_of
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.choose import choose_plan
+from ggprune.choosing.check import check_request
+from ggprune.choosing.choose import choose_plan, is_measured
 from ggprune.choosing.count import known_count
 from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import InputError, OutputError
@@ -46,6 +47,8 @@ log = logging.getLogger(__name__)
 LOG_BYTES = 2 << 30
 #: Tokens of context to measure with, as llama-perplexity does by default.
 MEASURE_CTX = 512
+#: Part of the user's text that plans are compared on, where a method does that.
+SEARCH_SHARE = 0.2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,7 +132,8 @@ def prune(
         statistics: a statistics file to use instead of calibrating.
         text: what to calibrate on; none for the built-in prompts.
         eval_text: what to measure on; none for a part held out of ``text``.
-        search_text: what methods that measure plans measure them on; none for the built-in text.
+        search_text: what methods that measure plans measure them on; none for a part of ``text``
+            that is set aside, or the built-in text.
         settings: how to calibrate.
         options: how llama.cpp runs the model.
         mtp, split_max_size, force: see :func:`apply`.
@@ -149,7 +153,11 @@ def prune(
     wanted = request_of(request, asked) if given is None else None
     with open_model(model) as source:
         _check(source, given or wanted, writing)
-        reading = choose_text(pairs_of(text), pairs_of(eval_text))
+        search_sources = load_texts(pairs_of(search_text))
+        sets_aside = wanted is not None and is_measured(wanted) and not search_sources
+        reading = choose_text(
+            pairs_of(text), pairs_of(eval_text), search_share=SEARCH_SHARE if sets_aside else 0.0
+        )
         known = known_path = None
         if wanted is not None:
             run = Run(
@@ -159,12 +167,12 @@ def prune(
                 options,
                 progress,
             )
-            known, known_path = _statistics(run, statistics, writing)
+            known, known_path = _statistics(run, statistics, wanted, writing)
             resources = Resources(
                 model=source,
                 options=options,
                 sources=reading.calibration,
-                search_sources=load_texts(pairs_of(search_text)),
+                search_sources=search_sources or reading.search,
                 progress=progress,
             )
             given = choose_plan(known, wanted, resources)
@@ -304,7 +312,9 @@ def _check(
     return files
 
 
-def _statistics(run: Run, given: str | Path | None, writing: _Writing) -> tuple[Statistics, Path]:
+def _statistics(
+    run: Run, given: str | Path | None, wanted: Request, writing: _Writing
+) -> tuple[Statistics, Path]:
     """Take the statistics given, or those beside the result if they fit, or calibrate."""
     model = run.model
     if given is not None:
@@ -314,6 +324,8 @@ def _statistics(run: Run, given: str | Path | None, writing: _Writing) -> tuple[
     # They are of the source, whatever is kept of it.
     path = writing.target(model, model.experts).with_name(f"{model.gguf.stem}.stats.gguf")
     if not path.exists() or writing.force:
+        domains = [source.domain for source in run.sources]
+        check_request(wanted, model.moe_layers, model.counts, domains)
         return run.run_into(path, force=writing.force), path
     known = Statistics.load(path)
     if difference := run.difference(known):

@@ -16,6 +16,8 @@ from ggprune.errors import InputError
 from ggprune.types import Floats, Ints
 from ggprune.util import did_you_mean
 
+#: Blends that are no weights of one's own.
+NAMED = ("uniform", "maxmin")
 #: How fast weight moves to the domain served worst, at first.
 _STEP = 8.0
 #: How often in a row the minimum may fail to rise.
@@ -120,7 +122,7 @@ def parse_weights(text: str, domains: Sequence[str]) -> Floats:
     Raises:
         InputError: no such domain, or not a positive weight.
     """
-    weights, known = np.zeros(len(domains)), ("uniform", "maxmin", *domains)
+    weights, known = np.zeros(len(domains)), (*NAMED, *domains)
     for part in text.split(","):
         name, equals, value = part.strip().partition("=")
         if name not in domains:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.check import check_request
 from ggprune.choosing.count import count_retaining, known_count, notes_on
 from ggprune.choosing.methods import METHODS, Method, find
 from ggprune.choosing.protect import Protection
@@ -19,12 +20,11 @@ from ggprune.choosing.request import (
     Request,
     Resources,
 )
-from ggprune.choosing.rounds import check_rounds, decide_in_rounds
+from ggprune.choosing.rounds import decide_in_rounds
 from ggprune.choosing.scores import additive, choose_all, retained
 from ggprune.choosing.search.measuring import compare, decide_measured
 from ggprune.choosing.trust import find_trust
 from ggprune.choosing.weights import MTP_RULE, weight_scores
-from ggprune.errors import InputError
 from ggprune.model import MoeModel
 from ggprune.plan import LayerPlan, Plan
 
@@ -48,7 +48,8 @@ def choose_plan(
     resources = resources or Resources()
     method = find(request.method or default_method(statistics, request))
     request = replace(request, method=method.name)
-    _check(request, method, statistics)
+    domains = [domain.name for domain in statistics.domains]
+    check_request(request, statistics.layers, statistics.identity.counts, domains)
     rankings = rank(method, statistics, request, resources)
     if is_measured(request):
         decision = decide_measured(
@@ -116,13 +117,6 @@ def _candidates(
 ) -> dict[str, tuple[Method, str | None]]:
     """Methods to rank by, each with its blend."""
     if method.decide is None:
-        if request.blend and not method.additive:
-            names = ", ".join(name for name, other in METHODS.items() if other.additive)
-            raise InputError(
-                f"blend={request.blend}: scores by {method.name} are no sums over tokens, so "
-                "domains cannot be added up",
-                remedy=f"Use a method that is one: {names}.",
-            )
         return {method.name: (method, request.blend)}
     tried = [m for m in METHODS.values() if m.candidate]
     if not statistics.tells_routing:
@@ -145,12 +139,6 @@ def _finds_used(request: Request) -> bool:
     """Whether the number of experts a token uses is to be found."""
     by_itself = request.method is not None and find(request.method).finds_used
     return request.experts_used == "auto" or (request.experts_used is None and by_itself)
-
-
-def _check(request: Request, method: Method, statistics: Statistics) -> None:
-    if request.fixed_used is not None:
-        statistics.identity.counts.check_used(request.fixed_used)
-    check_rounds(request, method)
 
 
 def plan_of(

@@ -8,26 +8,14 @@ from dataclasses import replace
 import numpy as np
 
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.methods.method import METHODS, Method
+from ggprune.choosing.methods.method import Method
 from ggprune.choosing.ranking import Decision, Ranking
 from ggprune.choosing.request import Request, Resources
 from ggprune.choosing.rerun import calibrate_again
 from ggprune.choosing.scores import additive, marked
-from ggprune.errors import InputError
 from ggprune.evaluation.masking import MaskObserver
 
 log = logging.getLogger(__name__)
-
-
-def check_rounds(request: Request, method: Method) -> None:
-    """Raise InputError unless a method scores what a calibration gathers."""
-    if request.rounds > 1 and method.needs != "statistics":
-        names = sorted(name for name, other in METHODS.items() if other.needs == "statistics")
-        raise InputError(
-            f"rounds={request.rounds}: method={method.name} does not score what a calibration "
-            "gathers",
-            remedy=f"Use one of: {', '.join(names)}.",
-        )
 
 
 def decide_in_rounds(

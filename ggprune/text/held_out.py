@@ -13,10 +13,16 @@ from ggprune.text.load import load_or_builtin
 
 @dataclass(frozen=True, slots=True)
 class TextChoice:
-    """Which text calibration and verification run on."""
+    """Which text calibration, methods that measure plans, and verification run on.
+
+    Attributes:
+        calibration, held_out: disjoint parts.
+        search: disjoint from both; empty for the built-in search text.
+    """
 
     calibration: tuple[Source, ...]
     held_out: tuple[Source, ...]
+    search: tuple[Source, ...] = ()
 
 
 def choose_text(
@@ -24,25 +30,31 @@ def choose_text(
     held_out: Sequence[tuple[str, str]] = (),
     *,
     share: float = 0.1,
+    search_share: float = 0.0,
 ) -> TextChoice:
     """Choose the built-in text, or the user's with a part held out.
 
     A user's text is measured on what calibration does not see: the last tenth of each domain's
-    documents, or of its one document's lines.
+    documents, or of its one document's lines. What plans are compared on comes before it.
 
     Args:
         named: what to calibrate on, as (domain, path); none for the built-in prompts.
         held_out: what to measure on; none for the built-in answers, or a part of ``named``.
         share: of the text to hold out.
+        search_share: of what is left, to set aside for comparing plans.
 
     Raises:
         InputError: a text cannot be used, or there is nothing to hold out.
     """
     sources = load_or_builtin(named, CALIBRATION)
     if held_out or not named:
-        measured = load_or_builtin(held_out, HELD_OUT)
-        return TextChoice(sources, measured)
-    return hold_out(sources, share)
+        choice = TextChoice(sources, load_or_builtin(held_out, HELD_OUT))
+    else:
+        choice = hold_out(sources, share)
+    if not named or not search_share:
+        return choice
+    parts = hold_out(choice.calibration, search_share)
+    return TextChoice(parts.calibration, choice.held_out, parts.held_out)
 
 
 def hold_out(sources: Sequence[Source], share: float = 0.1) -> TextChoice:

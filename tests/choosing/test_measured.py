@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ggprune
 from ggprune.calibration.run import Run, Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
@@ -170,3 +171,32 @@ def test_parts_of_the_text_are_disjoint_and_hold_all_domains(resources: Resource
         assert sorted(fitting + validation) == list(range(len(meter.chunks)))
         for part in (fitting, validation):
             assert {meter.chunks[n].domain for n in part} == {"a", "b"}
+
+
+def test_auto_is_judged_on_a_part_of_the_users_text(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ggprune")
+    model = write_tiny(tmp_path / "m.gguf", "qwen3moe", keys={"context_length": 1024})
+    text = tmp_path / "words.txt"
+    letters = np.random.default_rng(7).choice(list("etaoin shrdlu \n"), 12_000)
+    text.write_text("".join(letters.tolist()))
+    pruned = ggprune.prune(
+        model,
+        tmp_path / "o.gguf",
+        keep=8,
+        method="auto",
+        search_minutes=0.05,
+        text={"words": text},
+        settings=ggprune.Settings(ctx=512, generate=0),
+        options=OPTIONS,
+        verify=False,
+    )
+    # The default and what others compare with are measured to the end.
+    assert {"cover", "reap"} <= set(pruned.plan.settings["search_kl"])
+    (judged,) = [note for note in caplog.messages if note.startswith("plans are measured on")]
+    assert judged.endswith("tokens of words")
+    assert pruned.statistics is not None
+    seen = pruned.statistics.domains[0].tokens
+    searched = int(judged.split()[4])
+    assert searched >= 512 and seen + searched < 12_000 * 0.9

@@ -188,6 +188,16 @@ def decide_measured(
             routing=statistics.shares,
             tokens_left=rate * 60 * request.search_minutes,
         )
+        names = ", ".join(dict.fromkeys(chunk.domain for chunk in meter.chunks))
+        kind = "" if resources.search_sources else "the built-in "
+        log.info(
+            "plans are measured on %d tokens of %s%s",
+            meter.evaluator.tokens,
+            kind,
+            f"conversations ({names}); search_text=NAME=PATH measures on your own"
+            if kind
+            else names,
+        )
         total = round(measuring.tokens_left)
         with meter.showing(resources.progress, total, "searching"):
             meter.use(request.fixed_used)

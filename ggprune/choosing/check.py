@@ -1,0 +1,68 @@
+"""What can be said of a request before anything is run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ggprune.choosing import blend
+from ggprune.choosing.count import check_rounding, known_count
+from ggprune.choosing.methods import METHODS, Method, find
+from ggprune.choosing.protect import Protection, parse_always_keep, parse_domains
+from ggprune.choosing.request import Request
+from ggprune.errors import InputError
+from ggprune.model import ExpertCounts
+
+
+def check_request(
+    request: Request,
+    layers: Sequence[int],
+    counts: ExpertCounts,
+    domains: Sequence[str],
+) -> None:
+    """Check everything in a request that the model's header and the names of texts decide.
+
+    Args:
+        request: what is asked for.
+        layers: block numbers with experts.
+        counts: of the model.
+        domains: names of the calibration texts.
+
+    Raises:
+        InputError: an impossible budget or number, an unknown method, domain, layer or expert, or
+            options that exclude each other.
+    """
+    check_rounding(request.budget)
+    method = find(request.method) if request.method else None
+    if request.fixed_used is not None:
+        counts.check_used(request.fixed_used)
+    forced = parse_always_keep(request.always_keep, layers, counts.experts)
+    parse_domains(request.protect_domains, domains)
+    if method is not None:
+        _check_combination(request, method)
+    if request.blend and request.blend not in blend.NAMED:
+        blend.parse_weights(request.blend, domains)
+    if request.budget.rule in ("keep", "ratio"):
+        keep = known_count(request.budget, counts, None)
+        assert keep is not None
+        Protection(tuple(layers), counts, forced, tuple(domains), {}).check_room(keep)
+
+
+def _check_combination(request: Request, method: Method) -> None:
+    """Raise InputError if the method cannot do what else is asked for."""
+    if request.rounds > 1 and method.needs != "statistics":
+        _refuse(
+            f"rounds={request.rounds}: method={method.name} does not score what a calibration "
+            "gathers",
+            [each for each in METHODS.values() if each.needs == "statistics"],
+        )
+    if request.blend and not method.additive and method.decide is None:
+        _refuse(
+            f"blend={request.blend}: scores by method={method.name} are no sums over tokens, so "
+            "domains cannot be added up",
+            [each for each in METHODS.values() if each.additive],
+        )
+
+
+def _refuse(problem: str, others: Sequence[Method]) -> None:
+    names = ", ".join(sorted(method.name for method in others))
+    raise InputError(problem, remedy=f"Methods that can: {names}.")
