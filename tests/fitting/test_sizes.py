@@ -84,6 +84,7 @@ def a_mix(space: Space, keep: int) -> Mix:
     return Mix(keep, tuple(options))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("case", CASES)
 def test_the_size_is_known_and_the_bytes_are_those_of_llama_quantize(
     case: str, tmp_path: Path
@@ -128,6 +129,7 @@ def by_hand(study: Any, mix: Mix, folder: Path) -> Path:
     return folder / "by-hand.gguf"
 
 
+@pytest.mark.process
 def test_a_source_in_shards(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "whole.gguf", "qwen3moe", seed=1)
     with GgufModel(path) as gguf:
@@ -146,6 +148,7 @@ def test_a_source_in_shards(tmp_path: Path) -> None:
     assert (tmp_path / "result.gguf").stat().st_size == study.space.size(mix)
 
 
+@pytest.mark.process
 def test_a_type_of_llama_quantize_has_its_size(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
     study = study_of(source, tmp_path, 16)
@@ -158,6 +161,7 @@ def test_a_type_of_llama_quantize_has_its_size(tmp_path: Path) -> None:
         assert study.space.size(study.space.of_file_type(type_name, 16)) == made.size
 
 
+@pytest.mark.process
 def test_shards_make_room_for_each_other(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
     study = study_of(source, tmp_path, 16)
