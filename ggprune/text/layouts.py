@@ -49,6 +49,9 @@ _ROLES = {role: role for role in ("system", "user", "assistant", "tool", "develo
     "observation": "tool",
     "ipython": "tool",
 }
+_KEYS = ("text", *_TURNS, *(question for question, _ in _PAIRS))
+_OF_TURN = ("role", "from", "content", "value", "tool_calls", "function_call")
+_MEDIA = re.compile("image|audio|video|sound|picture|file", re.IGNORECASE)
 #: Keys of a row or turn that say something about it and are no part of its text.
 _ABOUT = re.compile(
     r"(?:.*_)?(?:id|ids|idx|index|uuid|hash|sha\d*|url|link|path|file|name|source|dataset|subset|"
@@ -112,8 +115,7 @@ def read_rows(rows: Iterable[tuple[str, Any]], name: object) -> list[Document]:
 
 def has_layout(row: Any) -> bool:
     """Whether a value is a row of a known layout."""
-    keys = ("text", *_TURNS, *(question for question, _ in _PAIRS))
-    return isinstance(row, Mapping) and any(isinstance(row.get(key), str | list) for key in keys)
+    return isinstance(row, Mapping) and any(isinstance(row.get(key), str | list) for key in _KEYS)
 
 
 def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Document | None:
@@ -128,18 +130,20 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
         InputError: it has no known layout, or a turn is not one.
     """
     if not isinstance(row, Mapping):
-        raise InputError(f"{where}: expected an object, found {json.dumps(row)[:40]!r}")
-    turns, used = _conversation(row, where)
-    text = row.get("text")
+        raise InputError(f"{where}: expected an object, found {_short(row)}")
+    unused = {} if unused is None else unused
+    turns, used = _conversation(row, where, unused)
     if used:
         document = Document(messages=turns, where=where) if turns else None
-    elif isinstance(text, str) or (text is None and "text" in row):
-        used = ("text",)
-        document = Document(text=text, where=where) if text and text.strip() else None
-    elif not any(_holds_text(value) or isinstance(value, int | float) for value in row.values()):
+    elif isinstance(row.get("text"), str) and row["text"].strip():
+        document, used = Document(text=row["text"], where=where), ("text",)
+    elif _is_empty(row, where):
         return None
     else:
-        raise _unknown(row, where)
+        raise InputError(
+            f"{where}: has none of the known layouts; its keys are {', '.join(map(repr, row))}",
+            remedy=f"Known layouts: {LAYOUTS}. Plain text goes into a file that ends in .txt.",
+        )
     more = [key for key in row if key not in used and _is_text(key, row[key])]
     if more and turns and turns[-1].role == "user" and used[0] not in _TURNS:
         raise InputError(
@@ -147,15 +151,32 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
             f"{', '.join(map(repr, more))}",
             remedy=f"Remove what is not needed, or use one of these layouts: {LAYOUTS}.",
         )
-    if unused is not None:
-        unused.update(dict.fromkeys(more))
+    unused.update(dict.fromkeys(more))
     return document
 
 
-def read_turns(turns: Any, where: str) -> tuple[Message, ...]:
+def _is_empty(row: Row, where: str) -> bool:
+    """Whether a row has a known layout, or nothing at all, and no text."""
+    for question, answers in _PAIRS:
+        orphan = next((key for key in answers if question in row and _holds_text(row.get(key))), "")
+        if orphan and not _holds_text(row[question]):
+            raise InputError(f"{where}: has {orphan!r}, but {question!r} is empty")
+    known = [row[key] for key in _KEYS if key in row]
+    blank = [not value or (isinstance(value, str) and not value.strip()) for value in known]
+    return all(blank) and (bool(known) or not any(map(_holds, row.values())))
+
+
+def read_turns(
+    turns: Any, where: str, unused: dict[str, None] | None = None
+) -> tuple[Message, ...]:
     """Read the turns of a conversation; those without text are left out.
 
-    Tool calls become JSON text, pictures and sounds in a list of parts are left out.
+    Tool calls become JSON text; pictures and sounds in a list of parts are left out.
+
+    Args:
+        turns: a list, or the same as JSON.
+        where: names the row in messages.
+        unused: takes what is left out.
 
     Raises:
         InputError: one is no turn, or of an unknown role.
@@ -163,39 +184,45 @@ def read_turns(turns: Any, where: str) -> tuple[Message, ...]:
     if isinstance(turns, str):
         try:
             turns = json.loads(turns)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: its turns are text, but not JSON: {error}") from error
     if not isinstance(turns, Sequence) or isinstance(turns, str | bytes):
         raise InputError(f"{where}: its turns are not a list")
-    found = (_turn(turn, where) for turn in turns)
+    unused = {} if unused is None else unused
+    found = (_turn(turn, where, unused) for turn in turns)
     return tuple(message for message in found if message.content.strip())
 
 
-def _turn(turn: Any, where: str) -> Message:
+def _turn(turn: Any, where: str, unused: dict[str, None]) -> Message:
     named = turn if isinstance(turn, Mapping) else {}
     role = named.get("role", named.get("from"))
     known = _ROLES.get(role.lower()) if isinstance(role, str) else None
     said = named.get("content", named.get("value"))
+    calls = named.get("tool_calls") or named.get("function_call") or []
     given = any(key in named for key in ("content", "value", "tool_calls", "function_call"))
     if known is None or not given or not isinstance(said, str | list | type(None)):
         raise InputError(
             f'{where}: a turn needs "role" and "content" (or "from" and "value"), '
-            f"found {json.dumps(turn, default=str)[:60]}",
+            f"found {_short(turn)}",
             remedy=f"Roles: {', '.join(_ROLES)}.",
         )
-    parts = [said] if isinstance(said, str) else [_part(part, where) for part in said or ()]
-    calls = [named.get("function_call"), *(named.get("tool_calls") or ())]
-    parts += [_call(call) for call in calls if call]
+    parts = [said] if isinstance(said, str) else [_part(part, where, unused) for part in said or ()]
+    parts += [_call(call) for call in (calls if isinstance(calls, list) else [calls]) if call]
+    more = (key for key in named if key not in _OF_TURN and _is_text(key, named[key]))
+    unused.update((f"{key} of turns", None) for key in more)
     return Message(known, "\n".join(part for part in parts if part))
 
 
-def _part(part: Any, where: str) -> str:
-    text = part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else 0
-    if text is None:
-        return ""
-    if not isinstance(text, str):
-        raise InputError(f"{where}: {json.dumps(part)[:60]} is no part of a turn's content")
-    return text
+def _part(part: Any, where: str, unused: dict[str, None]) -> str:
+    named = part if isinstance(part, Mapping) else {"text": part}
+    text = named.get("text")
+    if isinstance(text, str):
+        return text
+    kind = str(named.get("type", ""))
+    if text is not None or not _MEDIA.search(kind):
+        raise InputError(f"{where}: {_short(part)} is no part of a turn's content")
+    unused[f"{kind} of turns"] = None
+    return ""
 
 
 def _call(call: Any) -> str:
@@ -203,26 +230,28 @@ def _call(call: Any) -> str:
     return called if isinstance(called, str) else json.dumps(called, ensure_ascii=False)
 
 
-def _conversation(row: Row, where: str) -> tuple[tuple[Message, ...], tuple[str, ...]]:
+def _conversation(
+    row: Row, where: str, unused: dict[str, None]
+) -> tuple[tuple[Message, ...], tuple[str, ...]]:
     """Read the turns of a row, and name the keys they are of; none if it is no conversation."""
     system = next((key for key in _SYSTEM if isinstance(row.get(key), str)), "")
     start = (Message("system", row[system]),) if system and row[system].strip() else ()
     for key in _TURNS:
-        if key in row and (isinstance(row[key], list | str) or row[key] is None):
-            turns = read_turns(row[key] or [], where)
+        if isinstance(row.get(key), list | str) and row[key]:
+            turns = read_turns(row[key], where, unused)
             if turns and turns[0].role == "system":
                 start = ()
             return (*start, *turns) if turns else (), (key, system)
     for with_answer in (True, False):
         for question, answers in _PAIRS:
             given = [key for key in answers if _holds_text(row.get(key))]
-            if question not in row or bool(given) is not with_answer:
+            if not _holds_text(row.get(question)) or bool(given) is not with_answer:
                 continue
             if len(given) > 1:
                 raise InputError(f"{where}: has {' and '.join(map(repr, given))}: which answers?")
             context = next((key for key in _CONTEXT if isinstance(row.get(key), str)), "")
             turns = _pair(row, question, context, given, where)
-            return (*start, *turns) if turns else (), (question, system, context, *answers)
+            return (*start, *turns), (question, system, context, *answers)
     return (), ()
 
 
@@ -238,8 +267,6 @@ def _pair(
             first, last = last, first
         asked = (*asked[:-1], Message(asked[-1].role, f"{first}\n\n{last}"))
     answer = _as_turns(row[given[0]], "assistant", where) if given else ()
-    if answer and not asked:
-        raise InputError(f"{where}: has {given[0]!r}, but {question!r} is empty")
     return (*asked, *answer)
 
 
@@ -259,9 +286,9 @@ def _is_text(key: str, value: Any) -> bool:
     return _holds_text(value) and not _ABOUT.fullmatch(key)
 
 
-def _unknown(row: Row, where: str) -> InputError:
-    keys = ", ".join(repr(key) for key in row)
-    return InputError(
-        f"{where}: has none of the known layouts; its keys are {keys}",
-        remedy=f"Known layouts: {LAYOUTS}. Plain text goes into a file whose name ends in .txt.",
-    )
+def _holds(value: Any) -> bool:
+    return _holds_text(value) or isinstance(value, int | float)
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, default=str, ensure_ascii=False)[:60]

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 #: Files whose lines (or array items) are rows.
 _LINES = (".jsonl", ".ndjson")
+#: How gzip, zip, zstd, bzip2 and xz files begin.
+_PACKED = (b"\x1f\x8b", b"PK", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7z")
 #: Tables; read as rows if their header is that of a known layout, as text otherwise.
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
@@ -76,9 +78,14 @@ def _read(path: Path) -> list[Document]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
+        packed = error.object.startswith(
+            (b"\x1f\x8b", b"PK", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7z")
+        )
+        known = "utf-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
+        convert = f"Convert it, for instance: iconv -f {known} -t utf-8 FILE"
         raise InputError(
             f"{path}: is not UTF-8 text (byte {error.start})",
-            remedy="Convert it, for instance: iconv -f latin1 -t utf-8 FILE",
+            remedy="Unpack it: it is compressed." if packed else convert,
         ) from error
     if not text.strip():
         raise InputError(f"{path}: is empty")
@@ -121,10 +128,23 @@ def _read_file(path: Path, text: str, *, of_folder: bool = False) -> list[Docume
     elif suffix in _LINES or (suffix == ".json" and (not of_folder or _has_rows(text))):
         rows = json_rows(text, path)
     elif suffix in _DELIMITERS:
-        table = list(csv.DictReader(io.StringIO(text), delimiter=_DELIMITERS[suffix]))
-        if table and has_layout(table[0]):
-            rows = ((f"row {number}", row) for number, row in enumerate(table, start=1))
+        table = csv.DictReader(io.StringIO(text), delimiter=_DELIMITERS[suffix])
+        if has_layout(dict.fromkeys(table.fieldnames or (), "")):
+            rows = _table_rows(table, path)
     return [Document(text=text, where=str(path))] if rows is None else read_rows(rows, path)
+
+
+def _table_rows(table: csv.DictReader[str], path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        for number, row in enumerate(table, start=1):
+            if None in row:
+                raise InputError(
+                    f"{path} row {number}: has more cells than the header",
+                    remedy="Put texts with commas or line breaks in double quotes.",
+                )
+            yield f"row {number}", row
+    except csv.Error as error:
+        raise InputError(f"{path}: {error}") from error
 
 
 def _has_rows(text: str) -> bool:

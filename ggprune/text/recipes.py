@@ -89,25 +89,25 @@ def _documents(part: Part, hub: Hub) -> Iterator[Document]:
     taken = set(order[part.skip : wanted])
     if len(taken) < part.count:
         log.info("%s: has %d of the %d rows", part, len(taken), part.count)
-    number = 0
-    for path in paths:
-        for row in _rows(path, part):
-            if number in taken:
-                yield Document(messages=_turns(part, row, number), where=f"{part} row {number}")
-            number += 1
+    rows = (row for path in paths for row in _rows(path, part))
+    empty = 0
+    for number, row in enumerate(rows):
+        turns = _turns(part, row, number) if number in taken else ()
+        empty += number in taken and not turns
+        if turns:
+            yield Document(messages=turns, where=f"{part} row {number}")
+    if empty:
+        log.info("%s: %d empty rows skipped", part, empty)
 
 
 def _turns(part: Part, row: Row, number: int) -> tuple[Message, ...]:
     try:
-        turns = tuple(part.form(row))
+        return tuple(turn for turn in part.form(row) if turn.content.strip())
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(
             f"{part} row {number}: is not as expected: {type(error).__name__}: {error}",
             remedy="The data set may have changed; give its file as text=NAME=hf://datasets/…",
         ) from error
-    if not turns:
-        raise InputError(f"{part} row {number}: has no text")
-    return turns
 
 
 def _files(part: Part, hub: Hub) -> list[tuple[Repo, str]]:
@@ -153,7 +153,7 @@ def _is_of(name: str, part: Part, suffix: str) -> bool:
 def _count(path: Path) -> int:
     if path.suffix == ".parquet":
         return parquet.count(path)
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8-sig") as stream:
         return sum(bool(line.strip()) for line in stream)
 
 
@@ -161,7 +161,7 @@ def _rows(path: Path, part: Part) -> Iterator[Row]:
     if path.suffix == ".parquet":
         yield from parquet.rows(path, part.fields)
         return
-    with path.open(encoding="utf-8") as stream:
+    with path.open(encoding="utf-8-sig") as stream:
         for line in stream:
             if line.strip():
                 yield json.loads(line)

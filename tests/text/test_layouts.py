@@ -62,6 +62,8 @@ SYSTEM = ("system", "Be brief.")
         ),
         ({"problem": "hi", "solution": "hello", "answer": "h", "level": 3}, HI),
         ({"problem": "hi", "answer": "hello"}, HI),
+        ({"prompt": None, "instruction": "hi", "output": "hello"}, HI),
+        ({"messages": [], "question": "hi", "answer": "hello"}, HI),
         ({"query": "hi", "response": "hello"}, HI),
         (
             {
@@ -118,7 +120,7 @@ SYSTEM = ("system", "Be brief.")
                     {
                         "role": "user",
                         "content": [
-                            {"type": "image", "url": "x.png"},
+                            {"type": "image_url", "image_url": {"url": "x.png"}},
                             {"type": "text", "text": "What"},
                             "is it?",
                         ],
@@ -165,6 +167,10 @@ def test_each_layout(tmp_path: Path, row: dict[str, Any], expected: list[tuple[s
         ({"messages": [{"role": "king", "content": "x"}]}, "Roles: system, user"),
         ({"messages": [{"role": "user", "content": 7}]}, '"role" and "content"'),
         ({"messages": [{"role": "user", "content": [7]}]}, "no part of a turn"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "tool_result", "content": "x"}]}]},
+            "no part of a turn",
+        ),
         ({"conversations": [{"from": "human", "text": "x"}]}, '"from" and "value"'),
         ({"conversations": [["human", "x"]]}, '"from" and "value"'),
         (["a"], "expected an object"),
@@ -202,6 +208,43 @@ def test_text_that_is_not_used_is_named(tmp_path: Path, caplog: pytest.LogCaptur
     row = {"prompt": "hi", "completion": "hello", "thoughts": "hm", "id": "x", "tools": [{}]}
     assert turns(read(tmp_path, row, row)[1]) == HI
     assert caplog.messages == [f"{tmp_path / 'rows.jsonl'}: not used: 'thoughts', 'tools'"]
+
+
+def test_what_turns_leave_out_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "ggprune")
+    said = [{"type": "text", "text": "hello"}, {"type": "image", "path": "x.png"}]
+    turn = {"role": "assistant", "content": said, "reasoning_content": "hm", "name": "bot"}
+    asked = {"role": "user", "content": "hi"}
+    assert turns(read(tmp_path, {"messages": [asked, turn]})[0]) == HI
+    assert caplog.messages == [
+        f"{tmp_path / 'rows.jsonl'}: not used: 'image of turns', 'reasoning_content of turns'"
+    ]
+
+
+def test_text_beside_empty_turns_is_read(tmp_path: Path) -> None:
+    assert read(tmp_path, {"messages": [], "text": "hello"})[0].text == "hello"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message", "remedy"),
+    [
+        ("a.csv", b"prompt,completion\nhi,hello, you\n", "row 1: has more cells", "double quotes"),
+        ("a.csv", b"prompt,completion\nhi," + b"x" * 200_000, "a.csv: field larger", ""),
+        ("a.jsonl.gz", b"\x1f\x8b\x08\x00\xff", "is not UTF-8", "compressed"),
+        ("a.txt", "hé".encode("utf-16"), "is not UTF-8", "iconv -f utf-16"),
+        ("a.txt", "hé".encode("latin1"), "is not UTF-8", "iconv -f latin1"),
+        ("a.jsonl", b"[" * 100_000, "line 1: invalid JSON", ""),
+        ("a.json", b'{"messages": ' + b"[" * 100_000, "line 1: invalid JSON", ""),
+    ],
+    ids=str,
+)
+def test_files_that_cannot_be_read(
+    tmp_path: Path, name: str, content: bytes, message: str, remedy: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        load(tmp_path / name)
+    assert remedy in caught.value.remedy
 
 
 ROWS = [

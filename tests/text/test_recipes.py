@@ -172,6 +172,18 @@ def test_a_number_of_rows(hub: HubServer, two_parts: None) -> None:
     assert [len(source.documents) for source in sources] == [2, 2, 1]
 
 
+def test_empty_rows_are_skipped_with_a_note(
+    hub: HubServer, two_parts: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ggprune")
+    empty = [{"instruction": "", "output": " ", "other": 0}]
+    hub.add("o/a", {"train.jsonl": jsonl(empty * 7)}, kind="dataset")
+    hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
+    sources = load_recipe("@tiny")
+    assert [len(source.documents) for source in sources] == [0, 0, 2]
+    assert "o/a(train): 4 empty rows skipped" in caplog.messages
+
+
 def test_too_few_rows_are_noted(
     hub: HubServer, two_parts: None, caplog: pytest.LogCaptureFixture
 ) -> None:
