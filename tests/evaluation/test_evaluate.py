@@ -325,7 +325,8 @@ def test_candidate_knows_its_calibration(base: Path, pruned: Path, tmp_path: Pat
     seen, unseen = Source("a", (Document(text="seen"),)), Source("b", (Document(text="new"),))
     record = {"calibration": {"domains": {"a": {"tokens": 1, "sha256": f"0+{seen.sha256}"}}}}
     plan = random_plan(model, 8)
-    Plan(8, plan.layers, settings=record).save(tmp_path / "plan.json")
+    stated = {"calibration": {"a": f"0+{seen.sha256}"}}
+    Plan(8, plan.layers, settings=stated).save(tmp_path / "plan.json")
     assert Candidate.load(tmp_path / "plan.json").calibrated_on([seen, unseen]) == ["a"]
     beside = pruned.with_name("pruned.expert_drop_metadata.json")
     beside.write_text(json.dumps({**record, "layers": {"0": {"retained": 0.5}}}))
