@@ -78,9 +78,7 @@ def _read(path: Path) -> list[Document]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        packed = error.object.startswith(
-            (b"\x1f\x8b", b"PK", b"\x28\xb5\x2f\xfd", b"BZh", b"\xfd7z")
-        )
+        packed = error.object.startswith(_PACKED)
         known = "utf-16" if error.object.startswith((b"\xff\xfe", b"\xfe\xff")) else "latin1"
         convert = f"Convert it, for instance: iconv -f {known} -t utf-8 FILE"
         raise InputError(
