@@ -31,10 +31,9 @@ from pathlib import Path
 import numpy as np
 from generated import Shape, Type, generate
 
-from ggprune.calibration.checkpoint import Chunk
 from ggprune.calibration.observers import RoutingObserver
-from ggprune.calibration.run import Run, Settings
-from ggprune.calibration.sequences import replay
+from ggprune.calibration.run import Run, replay
+from ggprune.calibration.sequences import TokenSequence
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
@@ -50,7 +49,7 @@ class Receiving(RoutingObserver):
         return name != f"ffn_moe_weighted-{self._last}"
 
 
-def prefill(context: LlamaContext, chunk: Chunk, logits: str) -> None:
+def prefill(context: LlamaContext, chunk: TokenSequence, logits: str) -> None:
     """Read a chunk as llama-imatrix does."""
     context.clear()
     for at in range(0, len(chunk.tokens), context.n_batch):
@@ -63,27 +62,26 @@ class Bench:
 
     def __init__(self, model: MoeModel, options: RunOptions, tokens: int) -> None:
         self.llama = LlamaModel(model.gguf.path, options)
-        ids = np.random.default_rng(1).integers(3, self.llama.n_vocab, tokens).tolist()
-        self.chunks = [Chunk(0, tuple(ids[i : i + CHUNK])) for i in range(0, tokens, CHUNK)]
+        ids = np.random.default_rng(1).integers(3, self.llama.n_vocab, tokens, np.int32)
+        self.chunks = [TokenSequence(0, ids[i : i + CHUNK]) for i in range(0, tokens, CHUNK)]
         architecture = model.architecture
         watched = (architecture, model.moe_layers, model.experts)
         self.observer, self.receiving = RoutingObserver(*watched, every=1), Receiving(*watched)
-        run = Run(model, (), Settings(), options, None)  # type: ignore[arg-type]
-        keep = run._keeps_rows(self.llama, self.observer)
+        keep = Run(model, (), options=options).keeps_rows(self.llama, self.observer)
         plain = LlamaContext(self.llama, n_ctx=CHUNK)
         observing, nodes = (
             LlamaContext(self.llama, n_ctx=CHUNK, observers=[each], keep_rows=keep)
             for each in (self.observer, self.receiving)
         )
         self.contexts = (plain, observing, nodes)
-        self.ways: dict[str, Callable[[Chunk], None]] = {
+        self.ways: dict[str, Callable[[TokenSequence], None]] = {
             "last": lambda chunk: prefill(plain, chunk, "last"),
             "all": lambda chunk: prefill(plain, chunk, "all"),
             "calibrate": lambda chunk: self._replay(observing, chunk),
             "nodes": lambda chunk: self._replay(nodes, chunk),
         }
 
-    def _replay(self, context: LlamaContext, chunk: Chunk) -> None:
+    def _replay(self, context: LlamaContext, chunk: TokenSequence) -> None:
         replay(context, [chunk])
         self.observer.shares()
         self.observer.take()

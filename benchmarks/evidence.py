@@ -25,7 +25,8 @@ from typing import Any
 import numpy as np
 from evidence_report import write_report
 
-from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan, plan_of, rank
 from ggprune.choosing.methods import METHODS, find
@@ -219,7 +220,7 @@ class Evidence:
         print(f"keep {keep}  {name:24} KL {kl:.4f}", file=sys.stderr, flush=True)
 
     def _measure(self, evaluator: Evaluator, plan: Plan) -> dict[str, Any]:
-        found = evaluator.plan(plan)
+        found = evaluator.measure_plan(plan)
         row: dict[str, Any] = _numbers(found.total)
         row["domains"] = {name: _numbers(metrics) for name, metrics in found.domains.items()}
         # By chunk, so that plans can be compared in pairs.

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 from generated import Shape, Type, generate
 
-from ggprune.calibration.checkpoint import Chunk
 from ggprune.calibration.observers import RoutingObserver
-from ggprune.calibration.sequences import replay
+from ggprune.calibration.run import replay
+from ggprune.calibration.sequences import TokenSequence
 from ggprune.calibration.statistics import ExpertSums
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel
@@ -48,13 +48,13 @@ class Calibration:
         self.observer = RoutingObserver(model.architecture, model.moe_layers, model.experts)
         self.llama = LlamaModel(path, RunOptions(threads=1))
         self.context = LlamaContext(self.llama, n_ctx=CHUNK, observers=[self.observer])
-        self.ids = np.random.default_rng(1).integers(3, self.llama.n_vocab, CHUNK).tolist()
+        self.ids = np.random.default_rng(1).integers(3, self.llama.n_vocab, CHUNK, np.int32)
 
     def run(self, chunks: int) -> float:
         """CPU seconds for so many chunks."""
         start = time.process_time()
         for _ in range(chunks):
-            replay(self.context, [Chunk(0, tuple(self.ids))])
+            replay(self.context, [TokenSequence(0, self.ids)])
             self.total.add(self.observer.take())
         return time.process_time() - start
 

@@ -10,12 +10,13 @@ explained by the share lost, layer by layer, and by the dropped experts' gates.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.calibration.extra_observers import RoutingRecorder
+from ggprune.calibration.observers import RoutingRecorder
 from ggprune.calibration.routing import Shares
 from ggprune.choosing.cover import cover_scores
 from ggprune.choosing.scores import choose_all
@@ -24,13 +25,32 @@ from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import open_model
+from ggprune.model.architectures import Architecture
 from ggprune.text.load import load_texts
+from ggprune.types import Ints32
 
 FIXTURES = Path(__file__).parent.parent / "fixtures"
 EXCHANGED = 0.25
 BINS = 10
 
 Floats = npt.NDArray[np.float64]
+
+
+class GateRecorder(RoutingRecorder):
+    """Keeps the gates too."""
+
+    def __init__(self, architecture: Architecture, layers: Sequence[int]) -> None:
+        super().__init__(architecture, layers)
+        self._kept_gates: list[list[Floats]] = [[] for _ in layers]
+
+    def take_gates(self) -> Floats:
+        gates = np.stack([np.concatenate(parts) for parts in self._kept_gates], axis=1)
+        self._kept_gates = [[] for _ in self.rows]
+        return gates
+
+    def add(self, layer: int, chosen: Ints32, gates: Floats, contributions: Floats) -> None:
+        super().add(layer, chosen, gates, contributions)
+        self._kept_gates[self.rows[layer]].append(gates)
 
 
 def explained(features: Floats, kl: Floats) -> float:
@@ -62,7 +82,7 @@ def main() -> None:
     model, options = open_model(args.model), RunOptions()
     sources = load_texts((path.stem, str(path)) for path in sorted(args.texts.glob("*.txt")))
     random = np.random.default_rng(0)
-    recorder = RoutingRecorder(model.architecture, model.moe_layers)
+    recorder = GateRecorder(model.architecture, model.moe_layers)
     with MaskedMeter(args.model, options, model.moe_layers, sources) as meter:
         meter.start()
         chunks = meter.parts()[0][: args.chunks]
@@ -74,8 +94,8 @@ def main() -> None:
             for chunk in chunks:
                 context.clear()
                 context.decode([Tokens(0, 0, meter.chunks[chunk].tokens.tolist())])
-                routing.append(recorder.take())
-        shares = [Shares.of(each.experts, each.contributions) for each in routing]
+                routing.append((*recorder.take(), recorder.take_gates()))
+        shares = [Shares.of(experts, parts) for experts, parts, _ in routing]
         centre = cover_scores(Shares.joined(shares), args.keep, model.experts)
 
         def choose(scores: Floats) -> npt.NDArray[np.int64]:
@@ -83,16 +103,16 @@ def main() -> None:
 
         noise = search.spread_for(centre, choose, EXCHANGED, random)
         kl, share, gate = [], [], []
-        for chunk, told, part in zip(chunks, routing, shares, strict=True):
+        for chunk, (experts, _, weights), part in zip(chunks, routing, shares, strict=True):
             at = meter.chunks[chunk].scored - 1
             for _ in range(args.plans):
                 kept = choose(search.drawn(centre, noise, random))
                 dropped = np.ones((len(kept), model.experts))
                 np.put_along_axis(dropped, kept, 0, axis=1)
-                lost = dropped[np.arange(len(kept))[:, None], told.experts[at].astype(int)]
+                lost = dropped[np.arange(len(kept))[:, None], experts[at].astype(int)]
                 kl.append(meter.token_kl(kept, chunk))
                 share.append((lost * part.shares[at]).sum(axis=2))
-                gates = told.gates[at]
+                gates = weights[at]
                 gate.append((lost * gates / gates.sum(axis=2, keepdims=True)).sum(axis=2))
     shape = (len(chunks), args.plans, -1)
     divergence = np.array(kl).reshape(shape)

@@ -29,6 +29,7 @@ from ggprune.errors import InputError as InputError
 from ggprune.errors import Interrupted as Interrupted
 from ggprune.errors import LlamaError as LlamaError
 from ggprune.errors import MismatchError as MismatchError
+from ggprune.errors import NonFiniteError as NonFiniteError
 from ggprune.errors import OutputError as OutputError
 from ggprune.errors import UnsupportedModelError as UnsupportedModelError
 from ggprune.errors import VerificationError as VerificationError

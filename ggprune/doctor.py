@@ -172,6 +172,7 @@ def _neighbours() -> Iterator[Finding]:
 def _fit(path: Path) -> Iterator[Finding]:
     from ggprune.llama.devices import Kind, fit, offload_devices
     from ggprune.llama.hardware import free_memory
+    from ggprune.llama.options import RunOptions
     from ggprune.model import open_model
 
     model = open_model(path)
@@ -195,7 +196,7 @@ def _fit(path: Path) -> Iterator[Finding]:
                 "instead: its statistics fit this file.",
             )
         elif gpus:
-            placed = fit(model.gguf, gpus, ubatch=512)
+            placed = fit(model.gguf, gpus, RunOptions())
             where = "all layers on the GPU"
             if placed.gpu_layers is not None:
                 where = f"{placed.gpu_layers} layers on the GPU"

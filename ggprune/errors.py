@@ -59,6 +59,16 @@ class LlamaError(GgpruneError):
     exit_code = 7
 
 
+class NonFiniteError(LlamaError):
+    """llama.cpp computed values that are not finite: running the model again gives the same."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(
+            message,
+            remedy="The model file is damaged, or its quantization is; try another one.",
+        )
+
+
 class VerificationError(GgpruneError):
     """The written file does not hold what it should."""
 

@@ -33,7 +33,11 @@ class Progress(Protocol):
 @contextmanager
 def no_progress(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
     """Show nothing."""
-    yield lambda _: None
+    yield no_advance
+
+
+def no_advance(done: int) -> None:
+    """Count nothing."""
 
 
 def option(

@@ -105,11 +105,10 @@ def evaluate(
         name = str(candidate.path)
         _warn_of_calibration_text(candidate.calibration, measured, name)
         passes = 1 if measured.base_is_known else 2
-        with progress(passes * measured.tokens, "evaluating", "tok") as done:
-            measured.progress = done
+        with progress(passes * measured.tokens, "evaluating", "tok") as advance:
             if candidate.plan is not None:
-                return measured.plan(candidate.plan, name)
-            return measured.model(candidate.path)
+                return measured.measure_plan(candidate.plan, name, advance=advance)
+            return measured.measure_file(candidate.path, advance=advance)
 
 
 def sweep(
@@ -163,10 +162,15 @@ def sweep(
             "texts": {source.domain: source.sha256 for source in measured.sources},
             "seed": seed,
         }
-        with progress(passes * measured.tokens, "sweeping", "tok") as done:
-            measured.progress = done
+        with progress(passes * measured.tokens, "sweeping", "tok") as advance:
             return sweeps.sweep(
-                measured, plan, counts, names, tolerance=tolerance, settings=settings
+                measured,
+                plan,
+                counts,
+                names,
+                tolerance=tolerance,
+                settings=settings,
+                advance=advance,
             )
 
 

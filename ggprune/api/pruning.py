@@ -393,10 +393,9 @@ def _measure(
         most = min(most, settings.max_tokens or most)
         with (
             Evaluator(model.gguf.path, options, held_out, n_ctx=ctx, max_tokens=most) as measured,
-            progress(2 * measured.tokens, "measuring", "tok") as done,
+            progress(2 * measured.tokens, "measuring", "tok") as advance,
         ):
-            measured.progress = done
-            return measured.model(result).as_json()
+            return measured.measure_file(result, advance=advance).as_json()
     except InputError as error:
         # Too little text to measure on is no reason to lose the result.
         log.info("not measured: %s", error.message)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.errors import LlamaError
+from ggprune.errors import NonFiniteError
 from ggprune.interrupts import interrupts
 from ggprune.llama.callback import Observer
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
+from ggprune.types import Advance, Ints32, no_advance
 
 #: Candidates that a temperature above 0 draws from; the tail beyond them is noise.
 _TOP_K = 64
@@ -40,21 +41,21 @@ class _Slot:
     """A prompt being answered: the cache's sequence, and what is still to be computed."""
 
     index: int
-    pending: list[int]
+    pending: Sequence[int] | Ints32
     position: int = 0
     answer: list[int] = field(default_factory=list)
 
 
 def generate(
     model: LlamaModel,
-    prompts: Sequence[Sequence[int]],
+    prompts: Sequence[Sequence[int] | Ints32],
     *,
     max_tokens: int,
     parallel: int = 8,
     sampling: Sampling | None = None,
     streams: Sequence[int] | None = None,
     observers: Sequence[Observer] = (),
-    progress: Callable[[int], object] = lambda _: None,
+    advance: Advance = no_advance,
 ) -> list[list[int]]:
     """Continue every prompt until the model ends its answer or ``max_tokens`` are reached.
 
@@ -68,14 +69,14 @@ def generate(
         sampling: greedy if not given.
         streams: the stream of random numbers each prompt draws from; by default its index.
         observers: to watch or mask while generating.
-        progress: called with the number of tokens just generated.
+        advance: called with the number of tokens just generated.
 
     Returns:
         Token ids of each answer in the order of the prompts; the token that ended it, if one did,
         is the last one.
 
     Raises:
-        LlamaError: llama.cpp cannot compute, or computes logits that are not finite.
+        LlamaError: llama.cpp cannot compute; a NonFiniteError if logits are not finite.
     """
     if not prompts or max_tokens < 1:
         return [[] for _ in prompts]
@@ -95,7 +96,7 @@ def generate(
             for number, slot in enumerate(slots):
                 if slot is None and waiting:
                     index = waiting.pop()
-                    slots[number] = _Slot(index, list(prompts[index]))
+                    slots[number] = _Slot(index, prompts[index])
             parts, finished = _next_batch(slots, context.n_batch)
             if not parts:
                 return answers
@@ -106,7 +107,7 @@ def generate(
                 token = _pick(context.logits(row), sampling, draws[slot.index])
                 slot.answer.append(token)
                 slot.pending = [token]
-                progress(1)
+                advance(1)
                 if model.ends_generation(token) or len(slot.answer) >= max_tokens:
                     answers[slot.index] = slot.answer
                     context.forget(number)
@@ -123,13 +124,13 @@ def _next_batch(
     parts: list[Tokens] = []
     finished: list[tuple[int, int]] = []
     used = 0
-    running = [(n, slot) for n, slot in enumerate(slots) if slot is not None and slot.pending]
+    running = [(n, slot) for n, slot in enumerate(slots) if slot is not None and len(slot.pending)]
     for number, slot in sorted(running, key=lambda item: len(item[1].pending)):
         take = slot.pending[: room - used]
-        if not take:
+        if used == room:
             break
         slot.pending = slot.pending[len(take) :]
-        last = not slot.pending
+        last = len(slot.pending) == 0
         parts.append(Tokens(number, slot.position, take, "last" if last else "none"))
         slot.position += len(take)
         used += len(take)
@@ -142,10 +143,7 @@ def _pick(logits: npt.NDArray[np.float32], sampling: Sampling, draw: np.random.G
     """Choose the next token."""
     best = int(np.argmax(logits))
     if not np.isfinite(logits[best]):
-        raise LlamaError(
-            "the model computes logits that are not finite",
-            remedy="The file is damaged, or its quantization is; try another one.",
-        )
+        raise NonFiniteError("the model computes logits that are not finite")
     if sampling.temperature <= 0:
         return best
     count = min(sampling.top_k, len(logits))

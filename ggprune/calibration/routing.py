@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +33,7 @@ class Shares:
     def of(
         cls, experts: npt.NDArray[np.integer], contributions: npt.NDArray[np.floating]
     ) -> Shares:
-        """From g‖f‖; both [tokens, layers, used]."""
+        """Compute them from experts and g‖f‖, [tokens, layers, used] each."""
         squares = contributions.astype(np.float64) ** 2
         totals = squares.sum(axis=-1, keepdims=True)
         even = np.full_like(squares, 1 / squares.shape[-1])
@@ -40,8 +41,18 @@ class Shares:
         return cls(experts.astype(np.int16), shares.astype(np.float16))
 
     @classmethod
+    def kept(cls, arrays: Mapping[str, Any], layers: int) -> Shares | None:
+        """Take those of a file, if it has them; raises ValueError if they have another shape."""
+        experts, shares = arrays["experts"], arrays["shares"]
+        if experts is None or shares is None:
+            return None
+        if experts.shape != shares.shape or experts.ndim != 3 or experts.shape[1] != layers:
+            raise ValueError(f"shares of the shapes {experts.shape} and {shares.shape}")
+        return cls(experts, shares)
+
+    @classmethod
     def joined(cls, parts: Sequence[Shares]) -> Shares:
-        """One text after the other."""
+        """Put texts one after the other."""
         return cls(
             np.concatenate([part.experts for part in parts]),
             np.concatenate([part.shares for part in parts]),
@@ -51,11 +62,11 @@ class Shares:
         return len(self.experts)
 
     def at(self, tokens: npt.NDArray[np.integer]) -> Shares:
-        """Of some of the tokens."""
+        """Return the shares of the given tokens."""
         return Shares(self.experts[tokens], self.shares[tokens])
 
     def sums(self, experts: int) -> npt.NDArray[np.float64]:
-        """Σ of shares over tokens, [layers, experts]."""
+        """Sum shares over tokens, [layers, experts]."""
         rows = range(self.experts.shape[1])
         return np.array(
             [
@@ -66,7 +77,7 @@ class Shares:
 
 
 def stride(tokens: int, layers: int, used: int, runs: int = 1) -> int:
-    """Every how many-th token is kept, so that all runs together stay within KEPT_BYTES.
+    """Return of every how many tokens one is kept, so that all runs stay within KEPT_BYTES.
 
     Args:
         tokens: of this run.

@@ -1,17 +1,42 @@
-"""Calibration text as sequences of tokens: what each pass of the model reads."""
+"""Calibration text as sequences of tokens: cut to the context, packed into contexts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import itertools
+import sys
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from dataclasses import dataclass, replace
+from typing import Protocol, TypeVar
 
-from ggprune.calibration.checkpoint import Chunk
+import numpy as np
+
 from ggprune.interrupts import interrupts
-from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
+from ggprune.llama.session import LlamaModel
 from ggprune.text import chat
 from ggprune.text.documents import Source
+from ggprune.types import Ints32
+
+#: Sequences in one context: enough to fill batches with short prompts.
+SEQUENCES = 32
 
 
-def sequences(
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenSequence:
+    """What a model reads in one go.
+
+    Attributes:
+        domain: index of the text it comes from.
+        tokens: their ids, [n].
+        stream: of a prompt that the model has still to answer, the stream of random numbers that
+            its answer is drawn with; None: complete.
+    """
+
+    domain: int
+    tokens: Ints32
+    stream: int | None = None
+
+
+def cut(
     llama: LlamaModel,
     template: chat.ChatTemplate | None,
     sources: Sequence[Source],
@@ -19,7 +44,7 @@ def sequences(
     ctx: int,
     max_tokens: int | None,
     generate: int,
-) -> list[Chunk]:
+) -> list[TokenSequence]:
     """Tokenize and cut all texts.
 
     Conversations that await an answer keep room for ``generate`` tokens; one too long for that is
@@ -30,71 +55,81 @@ def sequences(
         template: of the chat.
         sources: text by domain.
         ctx: most tokens in a sequence.
-        max_tokens: of each domain, answers included.
+        max_tokens: of each domain, answers included; None takes all.
         generate: tokens the model adds to a prompt.
     """
-    chunks: list[Chunk] = []
+    found: list[TokenSequence] = []
     answer = generate if template else 0
     for index, source in enumerate(sources):
-        room = max_tokens
+        room = sys.maxsize if max_tokens is None else max_tokens
         for document in source.documents:
             interrupts.check()
-            tokens = chat.tokenize(llama, template, document)
-            fits = len(tokens) + answer <= min(ctx, ctx if room is None else room)
-            if document.awaits_answer and answer and tokens and fits:
-                added = [Chunk(index, tuple(tokens), stream=len(chunks))]
-                taken = len(tokens) + answer
-            else:
-                added = list(_within(_cut(index, tokens, ctx, llama), room))
-                taken = sum(len(chunk.tokens) for chunk in added)
-            chunks += added
-            room = room if room is None else room - taken
-    return chunks
+            tokens = np.array(chat.tokenize(llama, template, document), np.int32)
+            fits = len(tokens) + answer <= min(ctx, room)
+            if document.awaits_answer and answer and len(tokens) and fits:
+                found.append(TokenSequence(index, tokens, stream=len(found)))
+                room -= len(tokens) + answer
+                continue
+            for piece in _pieces(tokens, ctx, llama):
+                if len(kept := piece[:room]):
+                    found.append(TokenSequence(index, kept))
+                    room -= len(kept)
+    return found
 
 
-def _within(chunks: Iterable[Chunk], room: int | None) -> Iterator[Chunk]:
-    """The chunks that fit into ``room`` tokens, the last one shortened."""
-    for chunk in chunks:
-        kept = chunk if room is None else Chunk(chunk.domain, chunk.tokens[:room])
-        if not kept.tokens:
-            return
-        yield kept
-        room = room if room is None else room - len(kept.tokens)
+def _pieces(tokens: Ints32, ctx: int, llama: LlamaModel) -> Iterator[Ints32]:
+    """Consecutive pieces of at most ``ctx`` tokens, nothing repeated, nothing skipped.
 
-
-def _cut(domain: int, tokens: list[int], ctx: int, llama: LlamaModel) -> Iterator[Chunk]:
-    """Consecutive chunks of at most ``ctx`` tokens, nothing repeated, nothing skipped.
-
-    Each chunk after the first starts with BOS too where the model wants one: without it the first
-    token of a chunk would take over its part (attention sink) with outlying activations.
+    Each piece after the first starts with BOS too where the model wants one: without it the first
+    token of a piece would take over its part (attention sink) with outlying activations.
     """
-    if not tokens:
+    if len(tokens) == 0 or not llama.adds_bos or tokens[0] != llama.bos:
+        yield from (tokens[at : at + ctx] for at in range(0, len(tokens), ctx))
         return
-    if not llama.adds_bos or tokens[0] != llama.bos:
-        for at in range(0, len(tokens), ctx):
-            yield Chunk(domain, tuple(tokens[at : at + ctx]))
-        return
-    body, step = tokens[1:], ctx - 1
-    for at in range(0, max(len(body), 1), step):
-        yield Chunk(domain, (llama.bos, *body[at : at + step]))
+    for at in range(1, max(len(tokens), 2), ctx - 1):
+        yield np.concatenate((tokens[:1], tokens[at : at + ctx - 1]))
 
 
-def replay(context: LlamaContext, group: Sequence[Chunk]) -> None:
-    """Run chunks through the model as parallel sequences, in full batches."""
-    context.clear()
-    # Asking for a token's logits is what takes it through the last layer, elsewhere.
-    logits = "none" if context.keeps_rows else "all"
-    parts: list[Tokens] = []
-    used = 0
-    for sequence, chunk in enumerate(group):
-        at = 0
-        while at < len(chunk.tokens):
-            take = chunk.tokens[at : at + context.n_batch - used]
-            parts.append(Tokens(sequence, at, take, logits))
-            at += len(take)
-            used += len(take)
-            if used == context.n_batch:
-                context.decode(parts)
-                parts, used = [], 0
-    if parts:
-        context.decode(parts)
+class _HasTokens(Protocol):
+    @property
+    def tokens(self) -> Sized: ...
+
+
+T = TypeVar("T", bound=_HasTokens)
+
+
+def packed(sequences: Iterable[T], capacity: int, most: int) -> Iterator[list[T]]:
+    """Yield consecutive sequences in groups that fit into a context; a longer one is alone.
+
+    Args:
+        sequences: in the order in which they are run.
+        capacity: tokens of a context.
+        most: sequences of a context.
+    """
+    group: list[T] = []
+    filled = 0
+    for sequence in sequences:
+        size = len(sequence.tokens)
+        if group and (filled + size > capacity or len(group) == most):
+            yield group
+            group, filled = [], 0
+        group.append(sequence)
+        filled += size
+    if group:
+        yield group
+
+
+def grouped(sequences: Sequence[TokenSequence], capacity: int) -> Iterator[list[TokenSequence]]:
+    """Yield groups that share a context: of one domain, since a batch may reorder its tokens."""
+    for _, same in itertools.groupby(sorted(sequences, key=_domain), key=_domain):
+        yield from packed(same, capacity, SEQUENCES)
+
+
+def _domain(sequence: TokenSequence) -> int:
+    return sequence.domain
+
+
+def answered(sequence: TokenSequence, answer: Sequence[int]) -> TokenSequence:
+    """Put a prompt and the model's answer together."""
+    tokens = np.concatenate((sequence.tokens, np.array(answer, np.int32)))
+    return replace(sequence, tokens=tokens, stream=None)

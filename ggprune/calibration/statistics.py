@@ -1,28 +1,28 @@
 """What was observed of each expert: sums and counts, by domain, in a file of their own.
 
-Only sums, counts and maxima are kept, never means, so merging two runs is addition. The file is
-a GGUF file: any reader of the format can open it.
+Only sums, counts and maxima are kept, never means, so merging two runs is addition.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.calibration import statistics_file
 from ggprune.calibration.routing import Shares
-from ggprune.errors import GgpruneError, InputError
-from ggprune.gguf_file import replacing
+from ggprune.calibration.statistics_file import Arrays
+from ggprune.errors import InputError
 from ggprune.model import Identity
 from ggprune.types import Floats, Ints
 
-FILE_TYPE = "ggprune-stats"
 _VERSION = 1
 _PREFIX = "ggprune.stats"
 
@@ -54,13 +54,22 @@ class ExpertSums:
 
     @classmethod
     def zeros(cls, layers: int, experts: int) -> ExpertSums:
-        """No tokens yet."""
+        """Return the sums of no tokens."""
         shape = (layers, experts)
         return cls(
             np.zeros(layers, np.int64),
             np.zeros(shape, np.int64),
             *(np.zeros(shape, np.float64) for _ in range(5)),
         )
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any], layers: int, experts: int) -> ExpertSums:
+        """Take the sums of a file; raises ValueError if one is not there or has another shape."""
+        for name in FIELDS:
+            wanted = (layers, experts) if name != "tokens" else (layers,)
+            if (found := np.shape(arrays[name])) != wanted:
+                raise ValueError(f"{name} has the shape {found}, expected {wanted}")
+        return cls(*(arrays[name] for name in FIELDS))
 
     def add(self, other: ExpertSums) -> None:
         """Add what was observed elsewhere."""
@@ -72,7 +81,7 @@ class ExpertSums:
                 mine += theirs
 
     def copy(self) -> ExpertSums:
-        """An independent copy."""
+        """Return an independent copy."""
         return ExpertSums(*(getattr(self, name).copy() for name in FIELDS))
 
 
@@ -99,10 +108,17 @@ class Domain:
     sums: ExpertSums
     shares: Shares | None = None
 
+    def arrays(self) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+        """Yield all arrays by name, in the order of the file."""
+        for name in FIELDS:
+            yield name, getattr(self.sums, name)
+        for name in SHARES if self.shares is not None else ():
+            yield name, getattr(self.shares, name)
+
 
 @dataclass(frozen=True, slots=True)
 class Statistics:
-    """Everything calibration found out.
+    """What calibration observed.
 
     Attributes:
         identity: of the model observed.
@@ -126,7 +142,7 @@ class Statistics:
 
     @property
     def shares(self) -> Shares | None:
-        """Of the tokens of all domains; None if a domain has none."""
+        """The routing of tokens of all domains; None if a domain has none."""
         if not self.tells_routing:
             return None
         return Shares.joined([d.shares for d in self.domains if d.shares is not None])
@@ -137,7 +153,7 @@ class Statistics:
         return bool(self.domains) and all(d.shares is not None for d in self.domains)
 
     def domain(self, name: str) -> Domain:
-        """The domain of this name.
+        """Return the domain of this name.
 
         Raises:
             InputError: there is none; names those that exist.
@@ -148,11 +164,11 @@ class Statistics:
         known = ", ".join(domain.name for domain in self.domains)
         raise InputError(
             f"the statistics have no domain {name!r}; they have: {known}",
-            remedy="Calibrate with --text NAME=PATH to add a domain.",
+            remedy=f"Calibrate with text={name}=PATH to add a domain.",
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The form that ``ggprune stats --json`` prints."""
+        """Return what ``ggprune stats --json`` prints."""
         total = self.total
         return {
             "model": asdict(self.identity),
@@ -164,143 +180,90 @@ class Statistics:
             },
         }
 
-    def save(self, path: Path, extra: Mapping[str, npt.NDArray[Any]] | None = None) -> None:
+    def save(self, path: Path, others: Arrays = MappingProxyType({})) -> None:
         """Write the statistics file, whole or not at all.
 
         Args:
             path: its name.
-            extra: other tensors to keep in it (a checkpoint's).
+            others: other arrays to keep in it (a checkpoint's).
 
         Raises:
             OutputError: it cannot be written.
         """
-        with replacing(path) as part:
-            _write(self, part, extra or {})
+        values = {
+            f"{_PREFIX}.version": _VERSION,
+            **{f"{_PREFIX}.model.{name}": value for name, value in asdict(self.identity).items()},
+            f"{_PREFIX}.layers": list(self.layers),
+            f"{_PREFIX}.settings": json.dumps(dict(self.settings), sort_keys=True),
+            f"{_PREFIX}.domains": [domain.name for domain in self.domains],
+            f"{_PREFIX}.texts": [domain.sha256 for domain in self.domains],
+            f"{_PREFIX}.tokens": [domain.tokens for domain in self.domains],
+            f"{_PREFIX}.sha256": self._digest(others),
+        }
+        arrays = {
+            f"domain.{index}.{name}": array
+            for index, domain in enumerate(self.domains)
+            for name, array in domain.arrays()
+        }
+        statistics_file.write(path, self.identity.architecture, values, {**arrays, **others})
 
     @classmethod
-    def load(cls, path: Path, extra: dict[str, npt.NDArray[Any]] | None = None) -> Statistics:
+    def load(cls, path: Path) -> Statistics:
         """Read a statistics file.
-
-        Args:
-            path: its name.
-            extra: filled with the tensors that are not the statistics' own.
 
         Raises:
             InputError: it is missing, or not a (sound) statistics file.
         """
-        return _read(path, extra)
+        return cls.load_with_others(path)[0]
 
+    @classmethod
+    def load_with_others(cls, path: Path) -> tuple[Statistics, Arrays]:
+        """Read a statistics file, and the other arrays that were kept in it; see load."""
+        values, arrays = statistics_file.read(path)
+        others = {n: array for n, array in arrays.items() if not n.startswith("domain.")}
+        try:
+            statistics = cls._of(values, arrays)
+            if values[f"{_PREFIX}.sha256"] != statistics._digest(others):
+                raise ValueError("its content is not what was written")
+        except (KeyError, ValueError, TypeError, IndexError) as error:
+            raise statistics_file.damaged(path, error) from error
+        return statistics, others
 
-def _write(statistics: Statistics, path: Path, extra: Mapping[str, npt.NDArray[Any]]) -> None:
-    import gguf
+    def _digest(self, others: Arrays) -> str:
+        """SHA-256 of everything that the file holds, to recognise a damaged one."""
+        digest = hashlib.sha256()
+        texts = [[domain.name, domain.sha256, domain.tokens] for domain in self.domains]
+        facts = [asdict(self.identity), self.layers, dict(self.settings), texts]
+        digest.update(json.dumps(facts, sort_keys=True).encode())
+        for domain in self.domains:
+            for _, array in domain.arrays():
+                digest.update(array.tobytes())
+        for name in sorted(others):
+            digest.update(name.encode() + others[name].tobytes())
+        return digest.hexdigest()
 
-    writer = gguf.GGUFWriter(path, statistics.identity.architecture)
-    writer.add_type(FILE_TYPE)
-    writer.add_uint32(f"{_PREFIX}.version", _VERSION)
-    for name, value in asdict(statistics.identity).items():
-        add = writer.add_string if isinstance(value, str) else writer.add_uint32
-        add(f"{_PREFIX}.model.{name}", value)
-    writer.add_array(f"{_PREFIX}.layers", list(statistics.layers))
-    writer.add_string(f"{_PREFIX}.settings", json.dumps(dict(statistics.settings), sort_keys=True))
-    writer.add_array(f"{_PREFIX}.domains", [domain.name for domain in statistics.domains])
-    writer.add_array(f"{_PREFIX}.texts", [domain.sha256 for domain in statistics.domains])
-    writer.add_array(f"{_PREFIX}.tokens", [domain.tokens for domain in statistics.domains])
-    for index, domain in enumerate(statistics.domains):
-        for name in FIELDS:
-            writer.add_tensor(f"domain.{index}.{name}", getattr(domain.sums, name))
-        if domain.shares is not None:
-            for name in SHARES:
-                writer.add_tensor(f"domain.{index}.{name}", getattr(domain.shares, name))
-    for name, array in extra.items():
-        writer.add_tensor(name, array)
-    writer.add_string(f"{_PREFIX}.sha256", _digest(statistics, extra))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def _digest(statistics: Statistics, extra: Mapping[str, npt.NDArray[Any]]) -> str:
-    """SHA-256 of everything that the file holds, to recognise a damaged one."""
-    digest = hashlib.sha256()
-    texts = [[domain.name, domain.sha256, domain.tokens] for domain in statistics.domains]
-    facts = [asdict(statistics.identity), statistics.layers, dict(statistics.settings), texts]
-    digest.update(json.dumps(facts, sort_keys=True).encode())
-    for domain in statistics.domains:
-        for name in FIELDS:
-            digest.update(getattr(domain.sums, name).tobytes())
-        if domain.shares is not None:
-            for name in SHARES:
-                digest.update(getattr(domain.shares, name).tobytes())
-    for name in sorted(extra):
-        digest.update(name.encode() + extra[name].tobytes())
-    return digest.hexdigest()
-
-
-def _read(path: Path, extra: dict[str, npt.NDArray[Any]] | None) -> Statistics:
-    import gguf
-
-    from ggprune.gguf_file import GgufFile
-
-    # Our own reader first: it has the clear messages for what is not a GGUF file.
-    with GgufFile(path) as file:
-        kind = file.get("general.type")
-        if kind != FILE_TYPE:
+    @classmethod
+    def _of(cls, values: Mapping[str, Any], arrays: Arrays) -> Statistics:
+        version = values[f"{_PREFIX}.version"]
+        if version != _VERSION:
             raise InputError(
-                f"{path}: is not a statistics file (general.type is {kind!r})",
-                remedy=f"Make one: ggprune calibrate MODEL -o {path.name}",
+                f"statistics of version {version}, this ggprune reads {_VERSION}",
+                remedy="Calibrate again, or use a newer ggprune.",
             )
-    try:
-        reader = gguf.GGUFReader(path)
-        values = {name: field.contents() for name, field in reader.fields.items()}
-        tensors = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
-        others = {n: t for n, t in tensors.items() if not n.startswith("domain.")}
-        if extra is not None:
-            extra.update(others)
-        statistics = _from_file(values, tensors)
-        if values[f"{_PREFIX}.sha256"] != _digest(statistics, others):
-            raise ValueError("its content is not what was written")
-        return statistics
-    except GgpruneError:
-        raise
-    except (KeyError, ValueError, TypeError, IndexError) as error:
-        raise InputError(
-            f"{path}: damaged statistics file: {error}", remedy="Calibrate again."
-        ) from error
-
-
-def _from_file(values: Mapping[str, Any], tensors: Mapping[str, npt.NDArray[Any]]) -> Statistics:
-    version = values[f"{_PREFIX}.version"]
-    if version != _VERSION:
-        raise InputError(
-            f"statistics of version {version}, this ggprune reads {_VERSION}",
-            remedy="Calibrate again, or use a newer ggprune.",
-        )
-    fields = Identity.__dataclass_fields__
-    # Empty strings are left out by the gguf package's writer.
-    model = {name: values.get(f"{_PREFIX}.model.{name}", "") for name in fields}
-    identity = Identity(**model)
-    layers = tuple(values[f"{_PREFIX}.layers"])
-    domains = []
-    for index, name in enumerate(values[f"{_PREFIX}.domains"]):
-        arrays = {each: tensors[f"domain.{index}.{each}"] for each in FIELDS}
-        for each, array in arrays.items():
-            wanted = (len(layers), identity.experts) if each != "tokens" else (len(layers),)
-            if array.shape != wanted:
-                raise ValueError(f"{each} has the shape {array.shape}, expected {wanted}")
-        tokens = values[f"{_PREFIX}.tokens"][index]
-        sha256 = values[f"{_PREFIX}.texts"][index]
-        shares = _shares(tensors, index, len(layers))
-        domains.append(Domain(name, int(tokens), sha256, ExpertSums(**arrays), shares))
-    settings = json.loads(values[f"{_PREFIX}.settings"])
-    return Statistics(identity, layers, tuple(domains), settings)
-
-
-def _shares(tensors: Mapping[str, npt.NDArray[Any]], index: int, layers: int) -> Shares | None:
-    found = [tensors.get(f"domain.{index}.{name}") for name in SHARES]
-    experts, shares = found
-    if experts is None or shares is None:
-        return None
-    if experts.shape != shares.shape or experts.ndim != 3 or experts.shape[1] != layers:
-        raise ValueError(f"shares of the shapes {experts.shape} and {shares.shape}")
-    return Shares(experts, shares)
+        fields = Identity.__dataclass_fields__
+        identity = Identity(**{name: values.get(f"{_PREFIX}.model.{name}", "") for name in fields})
+        layers = tuple(values[f"{_PREFIX}.layers"])
+        columns = (values[f"{_PREFIX}.{name}"] for name in ("domains", "tokens", "texts"))
+        domains = []
+        for index, (name, tokens, sha256) in enumerate(zip(*columns, strict=True)):
+            own = {each: arrays.get(f"domain.{index}.{each}") for each in (*FIELDS, *SHARES)}
+            domains.append(
+                Domain(
+                    name,
+                    int(tokens),
+                    sha256,
+                    ExpertSums.of(own, len(layers), identity.experts),
+                    Shares.kept(own, len(layers)),
+                )
+            )
+        return cls(identity, layers, tuple(domains), json.loads(values[f"{_PREFIX}.settings"]))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.request import Resources
 from ggprune.errors import InputError

@@ -28,7 +28,7 @@ from ggprune.plan import Plan
 from ggprune.text import chat
 from ggprune.text.builtin import HELD_OUT, builtin_texts
 from ggprune.text.documents import Source
-from ggprune.types import Advance
+from ggprune.types import Advance, no_advance
 from ggprune.util import Closing
 
 _TOKENS_KEY = "tokenizer.ggml.tokens"
@@ -71,7 +71,6 @@ class Evaluator(Closing):
         max_tokens: of each domain.
         scored_from: see chunks.chunks_of.
         cache: folder for base log-probabilities; None for one that is removed at the end.
-        progress: called with the number of tokens just computed.
 
     Attributes:
         description: of the base model.
@@ -91,10 +90,8 @@ class Evaluator(Closing):
         max_tokens: int | None = None,
         scored_from: int | None = None,
         cache: Path | None = None,
-        progress: Advance = lambda _: None,
     ) -> None:
         self.options = options
-        self.progress = progress
         self.sources = tuple(sources if sources is not None else builtin_texts(HELD_OUT))
         self.description: Model = describe(path)
         self._llama: LlamaModel | None = None
@@ -130,7 +127,7 @@ class Evaluator(Closing):
 
     @property
     def tokens(self) -> int:
-        """Tokens in one pass over the text: what ``progress`` counts to."""
+        """Tokens in one pass over the text: what ``advance`` counts to."""
         return sum(len(chunk.tokens) for chunk in self.chunks)
 
     @property
@@ -143,12 +140,15 @@ class Evaluator(Closing):
         """Whether the base's log-probabilities need no pass."""
         return self._known_base() is not None
 
-    def base(self) -> BaseLog:
-        """Log-probabilities of the base model: from the cache, or computed.
+    def base(self, advance: Advance = no_advance) -> BaseLog:
+        """Return log-probabilities of the base model: from the cache, or computed.
+
+        Args:
+            advance: called with the number of tokens just computed.
 
         Raises:
             OutputError: there is no room for them.
-            LlamaError: logits are not finite.
+            NonFiniteError: logits are not finite.
         """
         known = self._known_base()
         if known is not None:
@@ -160,7 +160,7 @@ class Evaluator(Closing):
             self._cache.writing(path, header, self.scored, self.n_vocab) as log,
             self._context(self._loaded()) as context,
         ):
-            steps = scored_logits(context, self.chunks, self.n_ctx, self.progress)
+            steps = scored_logits(context, self.chunks, self.n_ctx, advance)
             for first, targets, logits in steps:
                 record(logits, targets, log, first, self._pool)
             log.flush()
@@ -168,77 +168,99 @@ class Evaluator(Closing):
         assert self._base is not None
         return self._base
 
-    def plan(self, plan: Plan, name: str = "the plan") -> Evaluation:
-        """Evaluate a plan by masking.
+    def measure_plan(
+        self, plan: Plan, name: str = "the plan", *, advance: Advance = no_advance
+    ) -> Evaluation:
+        """Measure a plan by masking.
+
+        Args:
+            plan: for the base model, any quantization of it.
+            name: of the plan, for people.
+            advance: called with the number of tokens just computed.
 
         Raises:
             MismatchError, InputError: it is not for this model; see Plan.for_model.
         """
         complete = plan.for_model(self.description.prunable(), name)
-        return self.mask(dropped_by(complete), name, experts_used=complete.experts_used)
+        used = complete.experts_used
+        return self.measure_mask(dropped_by(complete), name, experts_used=used, advance=advance)
 
-    def mask(
-        self, dropped: Dropped, name: str = "mask", *, experts_used: int | None = None
+    def measure_mask(
+        self,
+        dropped: Dropped,
+        name: str = "mask",
+        *,
+        experts_used: int | None = None,
+        advance: Advance = no_advance,
     ) -> Evaluation:
-        """Evaluate the model without some experts; see evaluate_mask."""
-        return self._evaluation(self.evaluate_mask(dropped, experts_used=experts_used), name)
+        """Measure the base model without some experts; arguments are those of score_mask."""
+        scores = self.score_mask(dropped, experts_used=experts_used, advance=advance)
+        return self._evaluation(scores, name)
 
-    def evaluate_mask(
+    def score_mask(
         self,
         dropped: Dropped,
         chunks: Sequence[int] | None = None,
         *,
         experts_used: int | None = None,
+        advance: Advance = no_advance,
     ) -> TokenScores:
-        """Score the model without some experts, for searching: model and context stay.
+        """Score the base model without some experts, for searching: model and context stay.
 
         Args:
             dropped: experts by layer.
             chunks: indices into :attr:`chunks`, all by default; tokens come in this order.
             experts_used: for each token, None for as many as the model says; the model is loaded
                 again when this changes.
+            advance: called with the number of tokens just computed.
         """
-        base = self.base()
+        base = self.base(advance)
         llama = self._loaded(experts_used)
         if self._masked is None:
             mask = MaskObserver(self.description.prunable())
             self._masked = mask, self._context(llama, mask)
         mask, context = self._masked
         mask.set_plan(dropped)
-        return self._scores(context, base, range(len(self.chunks)) if chunks is None else chunks)
+        chosen = range(len(self.chunks)) if chunks is None else chunks
+        return self._scores(context, base, chosen, advance)
 
     def chunk_slice(self, chunk: int) -> slice:
         """Where a chunk's tokens are in the scores of a whole pass."""
         return slice(self._offsets[chunk], self._offsets[chunk + 1])
 
-    def model(self, path: Path, dropped: Dropped | None = None) -> Evaluation:
-        """Evaluate another model file; the base is unloaded, so that only one is in memory.
+    def measure_file(
+        self, path: Path, dropped: Dropped | None = None, *, advance: Advance = no_advance
+    ) -> Evaluation:
+        """Measure another model file; the base is unloaded, so that only one is in memory.
 
         Args:
             path: of the same vocabulary.
             dropped: experts of it to mask, by layer: it is measured as the file without them.
+            advance: called with the number of tokens just computed.
 
         Raises:
             MismatchError: its vocabulary is another.
         """
         self._check_vocabulary(path)
-        base = self.base()
+        base = self.base(advance)
         self._unload()
         masks = [MaskObserver(self.description.prunable(), dropped)] if dropped else []
         with (
             LlamaModel(path, self.options) as candidate,
             self._context(candidate, *masks) as context,
         ):
-            scores = self._scores(context, base, range(len(self.chunks)))
+            scores = self._scores(context, base, range(len(self.chunks)), advance)
         return self._evaluation(scores, str(path))
 
-    def _scores(self, context: LlamaContext, base: BaseLog, chosen: Sequence[int]) -> TokenScores:
+    def _scores(
+        self, context: LlamaContext, base: BaseLog, chosen: Sequence[int], advance: Advance
+    ) -> TokenScores:
         rows = np.concatenate([np.arange(*self._span(index)) for index in chosen])
         chunks = [self.chunks[index] for index in chosen]
         out = TokenScores.empty(len(rows))
         # Held back: threads work on the context's memory, which an exception would free.
         with interrupts:
-            for first, targets, logits in scored_logits(context, chunks, self.n_ctx, self.progress):
+            for first, targets, logits in scored_logits(context, chunks, self.n_ctx, advance):
                 part = slice(first, first + len(targets))
                 compare(logits, targets, base, rows[part], out.part(part), self._pool)
         return out

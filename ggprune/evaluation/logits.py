@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from ggprune.calibration.packing import packed
+from ggprune.calibration.sequences import packed
 from ggprune.evaluation.chunks import Chunk
 from ggprune.evaluation.logprobs import Logits
 from ggprune.llama.session import LlamaContext, Tokens
-from ggprune.types import Advance, Ints32
+from ggprune.types import Advance, Ints32, no_advance
 
 #: Sequences decoded together. llama.cpp allows 256; more than a few only spread the cache.
 SEQUENCES = 16
@@ -21,7 +21,7 @@ def scored_logits(
     context: LlamaContext,
     chunks: Sequence[Chunk],
     n_ctx: int,
-    progress: Advance = lambda _: None,
+    advance: Advance = no_advance,
 ) -> Iterator[tuple[int, Ints32, Logits]]:
     """Decode chunks and yield the logits that predict scored tokens, a batch at a time.
 
@@ -31,7 +31,7 @@ def scored_logits(
         context: for at least ``n_ctx`` tokens and SEQUENCES sequences.
         chunks: what to run, in this order.
         n_ctx: most tokens in the cache at once.
-        progress: called with the number of tokens just computed.
+        advance: called with the number of tokens just computed.
 
     Yields:
         The number of scored tokens before this batch, the tokens to predict [k], and their logits
@@ -44,7 +44,7 @@ def scored_logits(
         within = 0
         for batch in _batches(group, context.n_batch):
             context.decode(batch)
-            progress(sum(len(part.ids) for part in batch))
+            advance(sum(len(part.ids) for part in batch))
             count = sum(len(part.ids) for part in batch if part.logits == "all")
             if count:
                 yield done + within, targets[within : within + count], context.all_logits(count)
@@ -60,7 +60,7 @@ def _batches(group: Sequence[Chunk], n_batch: int) -> Iterator[list[Tokens]]:
         for start, stop, wanted in _runs(chunk):
             while start < stop:
                 end = min(stop, start + room)
-                ids = chunk.tokens[start:end].tolist()
+                ids = chunk.tokens[start:end]
                 batch.append(Tokens(sequence, start, ids, "all" if wanted else "none"))
                 room -= end - start
                 start = end

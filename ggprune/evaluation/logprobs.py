@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.errors import LlamaError
+from ggprune.errors import NonFiniteError
 from ggprune.system import reserve
 from ggprune.types import Floats, Ints32
 
@@ -151,7 +151,7 @@ def record(
         pool: threads to share the work.
 
     Raises:
-        LlamaError: logits are not finite.
+        NonFiniteError: logits are not finite.
     """
 
     def block(part: slice) -> None:
@@ -191,7 +191,7 @@ def compare(
         pool: threads to share the work.
 
     Raises:
-        LlamaError: logits are not finite.
+        NonFiniteError: logits are not finite.
     """
 
     def block(part: slice) -> None:
@@ -238,10 +238,7 @@ def _inverse(scale: Logits) -> Logits:
 
 def _check_finite(top: Logits, total: Logits) -> None:
     if not (np.isfinite(top).all() and np.isfinite(total).all()):
-        raise LlamaError(
-            "the model computes logits that are not finite (NaN or infinite)",
-            remedy="The model file is damaged, or its quantization is; try another one.",
-        )
+        raise NonFiniteError("the model computes logits that are not finite (NaN or infinite)")
 
 
 def _for_blocks(

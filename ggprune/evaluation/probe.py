@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from ggprune.model.architectures import ARCHITECTURES
 from ggprune.text import chat
 from ggprune.text.builtin import PROBES, builtin_file
 from ggprune.text.documents import Document, Message
+from ggprune.types import Advance, no_advance
 
 FORMAT = "ggprune-probe"
 _VERSION = 1
@@ -107,7 +108,7 @@ def answer_all(
     max_tokens: int,
     parallel: int,
     observers: Sequence[Observer] = (),
-    progress: Callable[[int], object] = lambda _: None,
+    advance: Advance = no_advance,
 ) -> dict[str, list[Answer]]:
     """Let a model answer every probe in every mode, many at a time.
 
@@ -118,7 +119,7 @@ def answer_all(
         max_tokens: of each answer.
         parallel: sequences at the same time.
         observers: a mask.
-        progress: called with the number of tokens just generated.
+        advance: called with the number of tokens just generated.
     """
     with GgufModel(model.path) as gguf:
         template = chat.template_of(model, gguf.get("tokenizer.chat_template"))
@@ -132,7 +133,7 @@ def answer_all(
             parallel=parallel,
             sampling=sampling,
             observers=observers,
-            progress=progress,
+            advance=advance,
         )
         found[mode] = [
             measure(model, ids, expect_json=probe.expect_json)

@@ -59,8 +59,8 @@ def compare_answers(
     chosen = {name: every[name] for name in modes}
     settings: dict[str, Any] = {"max_tokens": max_tokens, "parallel": parallel}
     most = 2 * len(chosen) * len(probes) * max_tokens
-    with progress(most, "generating at most", "tok") as done:
-        ask = partial(answer_all, probes=probes, modes=chosen, progress=done, **settings)
+    with progress(most, "generating at most", "tok") as advance:
+        ask = partial(answer_all, probes=probes, modes=chosen, advance=advance, **settings)
         both = _both(model, candidate, plan, options, ask)
     names = model.gguf.path.name, candidate.path.name
     return side_by_side(probes, *both, names=names, settings=settings, modes=chosen)

@@ -11,6 +11,7 @@ from typing import Any
 from ggprune.evaluation.evaluator import Evaluation, Evaluator
 from ggprune.plan import Plan
 from ggprune.rewrite import result_size
+from ggprune.types import Advance, no_advance
 
 FORMAT = "ggprune-sweep"
 _VERSION = 1
@@ -165,7 +166,7 @@ def sweep(
     *,
     tolerance: Tolerance | None = None,
     settings: dict[str, Any] | None = None,
-    each: Callable[[Point], object] = lambda _: None,
+    advance: Advance = no_advance,
 ) -> Sweep:
     """Measure plans for several counts: one pass over the text each, and one for the base.
 
@@ -176,7 +177,7 @@ def sweep(
         methods: ways of choosing.
         tolerance: what the user accepts.
         settings: to record.
-        each: called with every point as it is known.
+        advance: called with the number of tokens just computed.
 
     Raises:
         InputError, MismatchError: a count or a method is impossible, or the statistics behind
@@ -197,10 +198,9 @@ def sweep(
             plan.keep,
             result_size(model, plan.keep, method=plan.method, experts_used=plan.experts_used),
             worst[1] if worst else None,
-            evaluator.plan(plan, f"{plan.keep} experts by {method}"),
+            evaluator.measure_plan(plan, f"{plan.keep} experts by {method}", advance=advance),
         )
         points.append(point)
-        each(point)
     return Sweep(
         model.gguf.path.name, model.experts, tuple(points), tolerance or Tolerance(), settings or {}
     )

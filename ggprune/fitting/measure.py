@@ -137,8 +137,7 @@ class Meter:
             return known
         self.reference()
         with self._progress(self._evaluator.tokens, f"measuring {what}", "tok") as advance:
-            self._evaluator.progress = advance
-            evaluation = self._evaluator.model(path, dropped)
+            evaluation = self._evaluator.measure_file(path, dropped, advance=advance)
         self.passes += 1
         key = f"{self._text} {key}"
         np.save(self._journal.tokens_of(key), evaluation.scores.kld.astype(np.float32))
@@ -153,8 +152,7 @@ class Meter:
             with self._progress(
                 self._evaluator.tokens, "measuring the reference", "tok"
             ) as advance:
-                self._evaluator.progress = advance
-                self._evaluator.base()
+                self._evaluator.base(advance)
             self.passes += 1
 
     def difference(self, one: str, other: str) -> tuple[float, float]:

@@ -12,7 +12,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.request import Budget, Request, Resources

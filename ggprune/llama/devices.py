@@ -107,40 +107,7 @@ def buffer_types() -> dict[str, int]:
     return {ggml["ggml_backend_buft_name"](each).decode(): each for each in found if each}
 
 
-@dataclass(frozen=True, slots=True)
-class Offload:
-    """Where layers and tensors go.
-
-    Attributes:
-        gpu_layers: layers on devices, the last ones first; None: all that fits.
-        cpu_moe: keep the experts of all layers on the CPU.
-        n_cpu_moe: keep the experts of the first so many layers on the CPU.
-        override_tensor: ``PATTERN=BUFFER``, a regular expression for names of tensors.
-        split_mode: over several devices: none, layer, row or tensor.
-        tensor_split: share of each device.
-        main_gpu: for ``none`` and ``row``.
-    """
-
-    gpu_layers: int | None = None
-    cpu_moe: bool = False
-    n_cpu_moe: int = 0
-    override_tensor: tuple[str, ...] = ()
-    split_mode: str = "layer"
-    tensor_split: tuple[float, ...] = ()
-    main_gpu: int = 0
-
-    @classmethod
-    def of(cls, options: RunOptions) -> Offload:
-        """What the user decided of it."""
-        return cls(**{name: getattr(options, name) for name in cls.__slots__})
-
-    @property
-    def is_automatic(self) -> bool:
-        """Whether the user left it all to what fits."""
-        return self == Offload()
-
-
-def apply(offload: Offload, gguf: GgufModel, params: Any) -> list[Any]:
+def apply(options: RunOptions, gguf: GgufModel, params: Any) -> list[Any]:
     """Put the placement into ``llama_model_params``.
 
     Returns:
@@ -149,14 +116,14 @@ def apply(offload: Offload, gguf: GgufModel, params: Any) -> list[Any]:
     Raises:
         InputError: a pattern, a buffer or a split that cannot be.
     """
-    params.n_gpu_layers = -1 if offload.gpu_layers is None else offload.gpu_layers
-    params.split_mode = SPLIT_MODES.index(offload.split_mode)
-    params.main_gpu = offload.main_gpu
+    params.n_gpu_layers = -1 if options.gpu_layers is None else options.gpu_layers
+    params.split_mode = SPLIT_MODES.index(options.split_mode)
+    params.main_gpu = options.main_gpu
     kept: list[Any] = []
-    if offload.tensor_split:
-        kept.append(_split(offload.tensor_split))
+    if options.tensor_split:
+        kept.append(_split(options.tensor_split))
         params.tensor_split = ctypes.cast(kept[-1], ctypes.POINTER(ctypes.c_float))
-    overrides = _overrides(offload, gguf)
+    overrides = _overrides(options, gguf)
     if overrides:
         array = (BufferOverride * (len(overrides) + 1))(*overrides)
         kept.append(array)
@@ -168,18 +135,18 @@ def _split(shares: Sequence[float]) -> Any:
     most = int(library().api.llama_max_devices())
     if len(shares) > most or min(shares) < 0 or sum(shares) <= 0:
         raise InputError(
-            f"--tensor-split {','.join(f'{share:g}' for share in shares)}: needs at most {most} "
+            f"tensor_split={','.join(f'{share:g}' for share in shares)}: needs at most {most} "
             "shares, none below 0 and one above"
         )
     return (ctypes.c_float * most)(*shares)
 
 
-def _overrides(offload: Offload, gguf: GgufModel) -> list[BufferOverride]:
+def _overrides(options: RunOptions, gguf: GgufModel) -> list[BufferOverride]:
     cpu = library().ggml["ggml_backend_cpu_buffer_type"]()
-    found = [_override(text, gguf) for text in offload.override_tensor]
-    if offload.cpu_moe:
+    found = [_override(text, gguf) for text in options.override_tensor]
+    if options.cpu_moe:
         found.append(BufferOverride(EXPERTS.encode(), cpu))
-    for layer in range(offload.n_cpu_moe):
+    for layer in range(options.n_cpu_moe):
         found.append(BufferOverride(rf"blk\.{layer}{EXPERTS}".encode(), cpu))
     return found
 
@@ -189,22 +156,22 @@ def _override(text: str, gguf: GgufModel) -> BufferOverride:
     there = buffer_types()
     if not pattern or buffer not in there:
         raise InputError(
-            f"--override-tensor {text}: there is no buffer {buffer!r}",
+            f"override_tensor={text}: there is no buffer {buffer!r}",
             remedy=f"Write PATTERN=BUFFER with one of these buffers: {', '.join(there)}",
         )
     try:
         matching = any(re.search(pattern, tensor.name) for tensor in gguf.tensors)
     except re.error as error:
-        raise InputError(f"--override-tensor {text}: not a regular expression: {error}") from error
+        raise InputError(f"override_tensor={text}: not a regular expression: {error}") from error
     if not matching:
         raise InputError(
-            f"--override-tensor {text}: no tensor of {gguf.path} matches {pattern!r}",
+            f"override_tensor={text}: no tensor of {gguf.path} matches {pattern!r}",
             remedy=rf"For instance 'blk\.(0|1|2)\.ffn_.*_exps={next(iter(there))}'.",
         )
     return BufferOverride(pattern.encode(), there[buffer])
 
 
-def fit(gguf: GgufModel, available: Sequence[Device], *, ubatch: int) -> Offload:
+def fit(gguf: GgufModel, available: Sequence[Device], options: RunOptions) -> RunOptions:
     """Decide what goes on devices: all layers; as few layers' experts as need be stay on the CPU.
 
     Experts are most of a mixture-of-experts model, and of each only a few work on a token, so
@@ -213,28 +180,28 @@ def fit(gguf: GgufModel, available: Sequence[Device], *, ubatch: int) -> Offload
     Args:
         gguf: the model.
         available: devices in llama.cpp's order.
-        ubatch: tokens computed at once; the logits of all have to fit too.
+        options: that leave it open; the logits of a ubatch have to fit too.
     """
     if not available:
-        return Offload(gpu_layers=0)
-    room = [_room(device, gguf, ubatch) for device in available]
+        return replace(options, gpu_layers=0)
+    room = [_room(device, gguf, options.ubatch) for device in available]
     layers = _layer_bytes(gguf)
     for count in range(len(layers) + 1):
         sizes = [each.all if number >= count else each.dense for number, each in enumerate(layers)]
         split = _assigned([*sizes, _output_bytes(gguf)], room)
         if split is not None:
-            return _placed(Offload(n_cpu_moe=count), split)
+            return _placed(replace(options, n_cpu_moe=count), split)
     for first in range(1, len(layers) + 1):
         sizes = [each.dense for each in layers[first:]]
         split = _assigned([*sizes, _output_bytes(gguf)], room)
         if split is not None:
-            on_device = Offload(gpu_layers=len(sizes) + 1, n_cpu_moe=len(layers))
+            on_device = replace(options, gpu_layers=len(sizes) + 1, n_cpu_moe=len(layers))
             return _placed(on_device, split)
-    return Offload(gpu_layers=0)
+    return replace(options, gpu_layers=0)
 
 
-def _placed(offload: Offload, split: Sequence[int]) -> Offload:
-    return replace(offload, tensor_split=tuple(map(float, split))) if len(split) > 1 else offload
+def _placed(options: RunOptions, split: Sequence[int]) -> RunOptions:
+    return replace(options, tensor_split=tuple(map(float, split))) if len(split) > 1 else options
 
 
 @dataclass(slots=True)

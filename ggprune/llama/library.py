@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,31 @@ from typing import Any
 from ggprune.errors import LlamaError
 from ggprune.interrupts import interrupts
 from ggprune.llama.symbols import OPTIONAL, SYMBOLS
+
+#: Values of ``enum ggml_log_level``.
+_WARN, _ERROR = 3, 4
+
+_AGAIN = (
+    "The file is damaged, or made for another version of llama.cpp: compare its checksum, "
+    "download or convert it again."
+)
+#: What helps where llama.cpp's reason matches.
+_REMEDIES = (
+    (
+        "(unknown|unsupported) model architecture|unknown pre-tokenizer",
+        "This llama-cpp-python does not know it yet: see whether a newer ggprune does.",
+    ),
+    (
+        "allocat|out of memory|could not reserve|[mM]alloc",
+        "Not enough memory: try a smaller ctx or ubatch, fewer gpu_layers, or cpu_moe=True.",
+    ),
+    ("[sS]plit file|GGUF split|number of splits", "Name the first shard; all lie beside it."),
+    ("requires? flash_attn", "Pass flash_attn=on."),
+    ("cache types?", "Choose other types of the cache: cache_type_k=f16 and cache_type_v=f16."),
+    ("main_gpu", "Choose another GPU: `ggprune doctor` lists them."),
+    ("(missing|number of|invalid) tensor|tensors? .*(shape|data|found|bounds)|dupli", _AGAIN),
+    ("key .*(not found|wrong)|wrong array|corrupt|read|magic|GGUF", _AGAIN),
+)
 
 #: Byte offsets within ``struct ggml_tensor`` on 64-bit machines (ggml 0.25), checked at start.
 TENSOR_TYPE = 0
@@ -73,10 +99,25 @@ class Library:
         self._check_layout()
         api.llama_backend_init()
 
-    @property
-    def last_error(self) -> str:
-        """What llama.cpp last complained about, in its own words."""
-        return self._log.last_error
+    def begin(self) -> None:
+        """Forget complaints of earlier calls: what is logged from now on is of the next one."""
+        self._log.begin()
+
+    def failure(
+        self, what: str, otherwise: str = "Pass verbose=True to see all that llama.cpp says."
+    ) -> LlamaError:
+        """Return the error to raise after a call failed: llama.cpp's own reason, and what helps.
+
+        Args:
+            what: file and call, such as "model.gguf: llama.cpp cannot load this model".
+            otherwise: the remedy where the reason is none of the usual ones.
+        """
+        reason = self._log.reason
+        helps = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, reason))
+        return LlamaError(
+            f"{what}: {reason or 'it gives no reason'}",
+            remedy=next(helps, otherwise),
+        )
 
     @contextmanager
     def listening(self) -> Iterator[list[str]]:
@@ -123,14 +164,26 @@ class Library:
 
 
 class LogCatcher:
-    """Keeps llama.cpp's log off the terminal, and its last complaint at hand."""
+    """Keeps llama.cpp's log off the terminal, and its complaints at hand."""
 
     def __init__(self, api: Any) -> None:
         self.passing = False
-        self.last_error = ""
+        self._errors: list[str] = []
+        self._warning = ""
         self.listeners: list[list[str]] = []
         self._api = api
         self._callback = api.llama_log_callback(self._receive)
+        self.install()
+
+    @property
+    def reason(self) -> str:
+        """The first error that says more than that it failed, or the last warning."""
+        telling = [line for line in self._errors if not line.startswith("failed to load model")]
+        return next(iter(telling or self._errors), self._warning)
+
+    def begin(self) -> None:
+        """Forget what was said before."""
+        self._errors, self._warning = [], ""
         self.install()
 
     def install(self) -> None:
@@ -139,8 +192,12 @@ class LogCatcher:
 
     def _receive(self, level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", "replace")
-        if level in (2, 3) and line.strip():
-            self.last_error = line.strip()
+        # llama.cpp names the function first.
+        said = re.sub(r"^[\w:~<>]+: ", "", line.strip())
+        if level == _ERROR and said:
+            self._errors.append(said)
+        elif level == _WARN and said:
+            self._warning = said
         for lines in self.listeners:
             lines.append(line)
         if self.passing:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ggprune.errors import InputError, LlamaError
+from ggprune.errors import InputError
 from ggprune.llama.library import library
 from ggprune.llama.options import CACHE_TYPES
 from ggprune.model import MoeModel
@@ -94,15 +94,13 @@ def check_loads(path: Path) -> None:
 
 def _load_empty(path: Path, complaint: str) -> Any:
     api: Any = library().api
+    library().begin()
     parameters = api.llama_model_default_params()
     parameters.no_alloc, parameters.use_extra_bufts = True, False
     parameters.load_mode = _READ_NOTHING
     handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
     if not handle:
-        raise LlamaError(
-            f"{path}: {complaint}: {library().last_error}",
-            remedy="Run with -v to see all that llama.cpp says.",
-        )
+        raise library().failure(f"{path}: {complaint}")
     return handle
 
 
@@ -118,10 +116,10 @@ def _dry_run(model: MoeModel, use: Use) -> None:
         wanted.swa_full = False
         context = api.llama_init_from_model(handle, wanted)
         if not context:
-            raise LlamaError(
+            raise library().failure(
                 f"{model.gguf.path}: llama.cpp refuses a context of {use.context} tokens with "
-                f"{use.kv_type}: {library().last_error}",
-                remedy="Give another context or kv_type.",
+                f"{use.kv_type}",
+                "Give another context or kv_type.",
             )
         api.llama_free(context)
     finally:

@@ -64,9 +64,22 @@ class RunOptions:
     verbose: bool = option(False, "Show llama.cpp's log too.")
 
     @property
+    def is_placed_automatically(self) -> bool:
+        """Whether the user left it to what fits where layers and tensors go."""
+        return all(getattr(self, name) == getattr(_DEFAULTS, name) for name in _PLACEMENT)
+
+    @property
     def n_threads(self) -> int:
         """Threads to use, at least one."""
         return self.threads or cores()
+
+
+_DEFAULTS = RunOptions()
+#: Fields that say where layers and tensors go.
+_PLACEMENT = (
+    *("gpu_layers", "cpu_moe", "n_cpu_moe", "override_tensor"),
+    *("split_mode", "tensor_split", "main_gpu"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from ggprune.llama.overrides import kv_overrides
 from ggprune.llama.rpc import add_servers
 from ggprune.llama.safety import extra_buffers_work
 from ggprune.llama.symbols import KEEP_ROWS
+from ggprune.types import Ints32
 from ggprune.util import Closing
 
 _LOAD_NO_MMAP = 0
@@ -66,15 +67,13 @@ class LlamaModel(Closing):
         # Kept, as the placement is. False ends loading.
         self._progress = self._api.llama_progress_callback(lambda *_: not interrupts.arrived)
         params.progress_callback = self._progress
+        library().begin()
         with interrupts:
             self._handle = self._api.llama_model_load_from_file(os.fsencode(path), params)
             if not self._handle:
                 interrupts.check()
         if not self._handle:
-            raise LlamaError(
-                f"{path}: llama.cpp cannot load this model: {library().last_error}",
-                remedy="Run with -v to see all that llama.cpp says.",
-            )
+            raise library().failure(f"{path}: llama.cpp cannot load this model")
         self.vocab = self._api.llama_model_get_vocab(self._handle)
 
     def close(self) -> None:
@@ -93,11 +92,6 @@ class LlamaModel(Closing):
     def n_vocab(self) -> int:
         """Tokens in the vocabulary."""
         return int(self._api.llama_vocab_n_tokens(self.vocab))
-
-    @property
-    def trained_context(self) -> int:
-        """The context length the model was trained with."""
-        return int(self._api.llama_model_n_ctx_train(self._handle))
 
     @property
     def adds_bos(self) -> bool:
@@ -165,11 +159,10 @@ def can_keep_rows() -> bool:
 def _place(path: Path, options: RunOptions, params: Any) -> list[Any]:
     """Decide where tensors go; returns memory that must live as long as the model."""
     add_servers(options.rpc)
-    offload = devices.Offload.of(options)
     with GgufModel(path) as gguf:
-        if offload.is_automatic:
-            offload = devices.fit(gguf, devices.offload_devices(), ubatch=options.ubatch)
-        return devices.apply(offload, gguf, params)
+        if options.is_placed_automatically:
+            options = devices.fit(gguf, devices.offload_devices(), options)
+        return devices.apply(options, gguf, params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +178,7 @@ class Tokens:
 
     sequence: int
     start: int
-    ids: Sequence[int]
+    ids: Sequence[int] | Ints32
     logits: str = "all"
 
 
@@ -239,15 +232,22 @@ class LlamaContext(Closing):
         # Asked before every node, which also lets Python notice a signal. True ends the decode.
         self._abort = self._api.ggml_abort_callback(lambda _: interrupts.arrived)
         params.abort_callback = self._abort
+        library().begin()
         with interrupts:
             self._handle = self._api.llama_init_from_model(model.handle, params)
         if not self._handle:
-            raise LlamaError(
-                f"{model.path}: llama.cpp cannot make a context of {n_ctx} tokens: "
-                f"{library().last_error}",
-                remedy="Try a smaller --ctx or --ubatch.",
+            raise library().failure(
+                f"{model.path}: llama.cpp cannot make a context of {n_ctx} tokens"
             )
         self._batch = self._api.llama_batch_init(self.n_batch, 0, 1)
+        self._tokens, self._positions, self._wanted, counts = (
+            np.ctypeslib.as_array(column, shape=(self.n_batch,))
+            for column in (
+                *(self._batch.token, self._batch.pos),
+                *(self._batch.logits, self._batch.n_seq_id),
+            )
+        )
+        counts[:] = 1
         if keep_rows:
             library().ggml[KEEP_ROWS](self._handle, True, False)
 
@@ -281,16 +281,16 @@ class LlamaContext(Closing):
         """
         self._fill(parts)
         self._dispatcher.begin()
+        library().begin()
         with interrupts:
             interrupts.check()
             status = self._api.llama_decode(self._handle, self._batch)
             interrupts.check()
         self._dispatcher.raise_pending()
         if status != 0:
-            raise LlamaError(
+            raise library().failure(
                 f"{self.model.path}: llama.cpp stopped with {status} while computing "
-                f"{self._batch.n_tokens} tokens: {library().last_error}",
-                remedy="Try a smaller --ctx or --ubatch, or run with -v.",
+                f"{self._batch.n_tokens} tokens"
             )
 
     def logits(self, index: int) -> npt.NDArray[np.float32]:
@@ -306,17 +306,18 @@ class LlamaContext(Closing):
         return np.ctypeslib.as_array(pointer, shape=(count, self.model.n_vocab))
 
     def _fill(self, parts: Sequence[Tokens]) -> None:
-        batch, index = self._batch, 0
         if sum(len(part.ids) for part in parts) > self.n_batch:
             raise ValueError(f"more than {self.n_batch} tokens in a batch")
+        batch, at = self._batch, 0
         for part in parts:
-            last = len(part.ids) - 1
-            for offset, token in enumerate(part.ids):
-                batch.token[index] = token
-                batch.pos[index] = part.start + offset
-                batch.n_seq_id[index] = 1
+            count = len(part.ids)
+            here = slice(at, at + count)
+            self._tokens[here] = part.ids
+            self._positions[here] = range(part.start, part.start + count)
+            self._wanted[here] = part.logits == "all"
+            if count and part.logits == "last":
+                self._wanted[at + count - 1] = True
+            for index in range(at, at + count):
                 batch.seq_id[index][0] = part.sequence
-                wanted = part.logits == "all" or (part.logits == "last" and offset == last)
-                batch.logits[index] = wanted
-                index += 1
-        batch.n_tokens = index
+            at += count
+        batch.n_tokens = at

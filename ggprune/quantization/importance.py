@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.errors import InputError, LlamaError
+from ggprune.errors import InputError, LlamaError, NonFiniteError
 from ggprune.llama.library import OP_MUL_MAT, OP_MUL_MAT_ID
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
@@ -200,10 +200,7 @@ class ImatrixObserver:
 
     def _check(self, weight: str, squares: npt.NDArray[Any]) -> None:
         if not np.isfinite(squares).all():
-            raise LlamaError(
-                f"{weight}: its inputs are not finite",
-                remedy="The model file is damaged, or its quantization is; try another one.",
-            )
+            raise NonFiniteError(f"{weight}: its inputs are not finite")
 
 
 def gather(

@@ -9,15 +9,25 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import gguf
 import numpy as np
 import pytest
 
 from ggprune.calibration import run as calibrate
 from ggprune.calibration.checkpoint import Checkpoint
 from ggprune.calibration.merge import merge
-from ggprune.calibration.run import Run, Settings, partial_path
+from ggprune.calibration.resume import partial_path
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import FIELDS, Statistics
-from ggprune.errors import InputError, Interrupted, LlamaError, MismatchError, OutputError
+from ggprune.errors import (
+    InputError,
+    Interrupted,
+    LlamaError,
+    MismatchError,
+    NonFiniteError,
+    OutputError,
+)
 from ggprune.llama.callback import Observer
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaModel
@@ -90,13 +100,12 @@ def run(
     partial: Path | None = None,
     progress: object = silent,
     options: RunOptions = OPTIONS,
-    said: list[str] | None = None,
+    seconds: float = 60.0,
     **settings: object,
 ) -> Statistics:
     chosen = Settings(**{"ctx": 96, "generate": 0, **settings})
-    say = (said if said is not None else []).append
-    how = (chosen, options, progress, partial)
-    return Run(open_model(path), sources, *how, observers=observers, say=say).run()
+    how = (chosen, options, progress, observers, seconds)
+    return Run(open_model(path), sources, *how).run(partial)
 
 
 def assert_same(found: Statistics, wanted: Statistics, tolerance: float = 0.0) -> None:
@@ -148,13 +157,13 @@ def test_packed_equals_one_by_one(
 ) -> None:
     path = write_tiny(tmp_path / "m.gguf", architecture)
     packed = run(path)
-    monkeypatch.setattr("ggprune.calibration.checkpoint.SEQUENCES", 1)
+    monkeypatch.setattr("ggprune.calibration.sequences.SEQUENCES", 1)
     assert_same(packed, run(path), 1e-4)
 
 
 def test_rows_are_kept_without_logits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = run(path)
-    monkeypatch.setattr(Run, "_keeps_rows", lambda *_: False)
+    monkeypatch.setattr(Run, "keeps_rows", lambda *_: False)
     assert_same(run(path), kept, 1e-6)
 
 
@@ -237,13 +246,15 @@ def test_max_tokens_holds_for_prompts_and_answers(
     assert found.domains[1].tokens >= 70
 
 
-def test_a_model_larger_than_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    run(path, sources=[SHORT], said=said)
-    assert said == []
+def test_a_model_larger_than_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ggprune")
+    run(path, sources=[SHORT])
+    assert caplog.messages == []
     monkeypatch.setattr(calibrate, "physical_memory", lambda: path.stat().st_size - 1)
-    run(path, sources=[SHORT], said=said)
-    assert "larger than this machine's memory" in said[0] and "--ubatch" in said[0]
+    run(path, sources=[SHORT])
+    assert "larger than this machine's memory" in caplog.text and "larger ubatch" in caplog.text
 
 
 def test_without_text(path: Path) -> None:
@@ -259,17 +270,30 @@ def test_an_error_keeps_what_was_gathered(path: Path, tmp_path: Path) -> None:
     assert_same(run(path, partial=partial), run(path))
 
 
+def test_a_model_that_computes_nonsense_is_not_to_be_continued(tmp_path: Path) -> None:
+    """It would stop at the same place."""
+    path, partial = write_tiny(tmp_path / "m.gguf", "qwen2moe"), tmp_path / "s.partial"
+    reader = gguf.GGUFReader(path, "r+")
+    tensor = next(t for t in reader.tensors if t.name == "blk.1.ffn_down_exps.weight")
+    tensor.data[:] = np.inf
+    reader.data.flush()
+    with pytest.raises(NonFiniteError) as caught:
+        run(path, partial=partial)
+    assert "continues" not in caught.value.remedy and not partial.exists()
+
+
 def test_a_full_disk_does_not_end_the_run(
-    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     def full(self: Checkpoint, _: Path) -> None:
         raise OutputError("the disk is full")
 
     monkeypatch.setattr(Checkpoint, "save", full)
-    monkeypatch.setattr(calibrate, "_CHECKPOINT_SECONDS", 0.0)
-    said: list[str] = []
-    assert_same(run(path, partial=tmp_path / "s.partial", said=said), run(path))
-    assert "the disk is full" in said[0]
+    assert_same(run(path, partial=tmp_path / "s.partial", seconds=0), run(path))
+    assert "the disk is full" in caplog.messages[0]
 
 
 def test_another_run_is_refused_with_what_differs(path: Path, tmp_path: Path) -> None:
@@ -302,7 +326,7 @@ def test_shards_merged_equal_the_whole(path: Path, count: int) -> None:
 
 
 def test_more_shards_than_text(path: Path) -> None:
-    with pytest.raises(InputError, match="shard 9 of 9 is empty: the text has 8 sequences"):
+    with pytest.raises(InputError, match="shard=9/9: is empty, the text has 8 sequences"):
         run(path, sources=[PROMPTS, Source("two", SHORT.documents[:2])], shard=(9, 9))
 
 

@@ -9,55 +9,65 @@ import gguf
 import numpy as np
 import pytest
 
-from ggprune.calibration.checkpoint import SEQUENCES, Checkpoint, Chunk
+from ggprune.calibration.checkpoint import Checkpoint
+from ggprune.calibration.resume import check_same_run
+from ggprune.calibration.sequences import SEQUENCES, TokenSequence
 from ggprune.calibration.statistics import FIELDS, Domain, ExpertSums, Statistics
-from ggprune.errors import InputError, MismatchError
+from ggprune.errors import InputError, LlamaError, MismatchError
 from ggprune.model import Identity
 
 IDENTITY = Identity("qwen3moe", 2, 4, 2, tokenizer="t", router="r", name="Model")
 
 
-def ones(group: Sequence[Chunk]) -> ExpertSums:
+def ones(group: Sequence[TokenSequence]) -> ExpertSums:
     sums = ExpertSums.zeros(2, 4)
     for name in FIELDS:
         getattr(sums, name)[:] = 1
-    sums.tokens[:] = sum(len(chunk.tokens) for chunk in group)
+    sums.tokens[:] = sum(len(each.tokens) for each in group)
     return sums
 
 
-def checkpoint(*chunks: Chunk, capacity: int = 8) -> Checkpoint:
+def sequence(domain: int, tokens: Sequence[int], *, stream: int | None = None) -> TokenSequence:
+    return TokenSequence(domain, np.array(tokens, np.int32), stream)
+
+
+def checkpoint(*sequences: TokenSequence, capacity: int = 8) -> Checkpoint:
     domains = tuple(Domain(name, 0, name, ExpertSums.zeros(2, 4)) for name in ("a", "b"))
-    return Checkpoint(Statistics(IDENTITY, (0, 1), domains, {"ctx": 8}), chunks, 0, capacity)
+    return Checkpoint(Statistics(IDENTITY, (0, 1), domains, {"ctx": 8}), sequences, capacity)
+
+
+def written(state: Checkpoint) -> list[tuple[int, list[int], int | None]]:
+    return [(each.domain, each.tokens.tolist(), each.stream) for each in state.sequences]
 
 
 MIXED = (
-    Chunk(0, (1, 2, 3)),
-    Chunk(1, (4,)),
-    Chunk(0, (5, 6, 7, 8)),
-    Chunk(0, (9, 10)),
-    Chunk(1, (11,)),
+    sequence(0, (1, 2, 3)),
+    sequence(1, (4,)),
+    sequence(0, (5, 6, 7, 8)),
+    sequence(0, (9, 10)),
+    sequence(1, (11,)),
 )
 
 
 def test_groups_are_of_one_domain_and_fit() -> None:
     found = checkpoint(*MIXED).groups
-    assert [[chunk.tokens for chunk in group] for group in found] == [
+    assert [[tuple(each.tokens) for each in group] for group in found] == [
         [(1, 2, 3), (5, 6, 7, 8)],
         [(9, 10)],
         [(4,), (11,)],
     ]
-    many = checkpoint(*[Chunk(0, (1,))] * (SEQUENCES + 1), capacity=1000).groups
+    many = checkpoint(*[sequence(0, (1,))] * (SEQUENCES + 1), capacity=1000).groups
     assert [len(group) for group in many] == [SEQUENCES, 1]
 
 
 def test_saved_and_loaded(tmp_path: Path) -> None:
-    state = checkpoint(*MIXED, Chunk(1, (12,), stream=3))
+    state = checkpoint(*MIXED, sequence(1, (12,), stream=3))
     state.answer({5: [13, 14]})
-    assert state.unanswered == [] and state.chunks[5].tokens == (12, 13, 14)
+    assert state.unanswered == [] and written(state)[5] == (1, [12, 13, 14], None)
     state.finish(state.groups[0], ones(state.groups[0]))
     state.save(tmp_path / "c")
     again = Checkpoint.load(tmp_path / "c")
-    assert again.chunks == state.chunks
+    assert written(again) == written(state)
     assert (again.done, again.capacity, again.tokens_done, again.tokens) == (1, 8, 7, 14)
     assert [d.tokens for d in again.statistics.domains] == [7, 0]
     assert (again.statistics.domains[0].sums.count == 1).all()
@@ -68,10 +78,12 @@ def test_saved_and_loaded(tmp_path: Path) -> None:
 
 
 def test_prompts_that_await_an_answer_are_kept(tmp_path: Path) -> None:
-    state = checkpoint(Chunk(0, (1, 2), stream=0), Chunk(0, (3,)), Chunk(1, (4,), stream=7))
+    state = checkpoint(
+        sequence(0, (1, 2), stream=0), sequence(0, (3,)), sequence(1, (4,), stream=7)
+    )
     state.save(tmp_path / "c")
     again = Checkpoint.load(tmp_path / "c")
-    assert again.unanswered == [0, 2] and again.chunks[2].stream == 7
+    assert again.unanswered == [0, 2] and again.sequences[2].stream == 7
 
 
 def test_sums_and_progress_change_at_once() -> None:
@@ -122,21 +134,37 @@ def test_finished_statistics_are_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_what_differs_is_named() -> None:
-    state = checkpoint(*MIXED)
+    statistics = checkpoint(*MIXED).statistics
     texts = {"a": "a", "b": "b"}
-    state.check_same(IDENTITY, {"ctx": 8}, texts, "c")
+
+    def check(settings: dict[str, str | int], texts: dict[str, str]) -> None:
+        check_same_run(statistics, IDENTITY, settings, texts, "c")
+
+    check({"ctx": 8}, texts)
     with pytest.raises(MismatchError, match="c: was made with ctx 8, now it is 16") as caught:
-        state.check_same(IDENTITY, {"ctx": 16}, texts, "c")
+        check({"ctx": 16}, texts)
     assert "remove c to start again" in caught.value.remedy
     with pytest.raises(MismatchError, match="shard not set, now it is 1/2"):
-        state.check_same(IDENTITY, {"ctx": 8, "shard": "1/2"}, texts, "c")
+        check({"ctx": 8, "shard": "1/2"}, texts)
     with pytest.raises(MismatchError, match="the text of 'b' differs"):
-        state.check_same(IDENTITY, {"ctx": 8}, {"a": "a", "b": "changed"}, "c")
+        check({"ctx": 8}, {"a": "a", "b": "changed"})
+
+
+def test_a_group_counts_only_if_every_layer_saw_every_token() -> None:
+    state = checkpoint(*MIXED)
+    sums = ones(state.groups[0])
+    sums.tokens[1] = 6
+    with pytest.raises(LlamaError, match="observed for 6 of 7 tokens"):
+        state.finish(state.groups[0], sums)
+    assert state.tokens_done == 0
+    state.finish(state.groups[0], ones(state.groups[0]))
+    with pytest.raises(LlamaError, match="observed for 7 of 11 tokens"):
+        state.check_complete()
 
 
 def test_large_checkpoints_are_quick(tmp_path: Path) -> None:
     """A long run has millions of tokens; each minute they are written."""
     tokens = tuple(np.random.default_rng(0).integers(0, 10**5, 2000).tolist())
-    state = checkpoint(*[Chunk(0, tokens)] * 100, capacity=2000)
+    state = checkpoint(*[sequence(0, tokens)] * 100, capacity=2000)
     state.save(tmp_path / "c")
-    assert Checkpoint.load(tmp_path / "c").chunks == state.chunks
+    assert written(Checkpoint.load(tmp_path / "c")) == written(state)

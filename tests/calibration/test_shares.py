@@ -9,7 +9,8 @@ import pytest
 
 from ggprune.calibration.merge import merge
 from ggprune.calibration.routing import KEPT_BYTES, Shares, stride
-from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ggprune.calibration.extra_observers import turned
-from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.observers import turned
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.methods.shapley import shapley

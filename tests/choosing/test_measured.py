@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import ggprune
-from ggprune.calibration.run import Run, Settings
+from ggprune.calibration.run import Run
+from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.request import Budget, Request, Resources
@@ -62,7 +63,9 @@ def kl_of(resources: Resources, plan: Plan) -> float:
     with Evaluator(
         resources.model.gguf.path, OPTIONS, SEARCH, n_ctx=CHUNK, scored_from=64
     ) as evaluator:
-        return evaluator.mask(dropped_by(plan), experts_used=plan.experts_used).total.kld_mean
+        return evaluator.measure_mask(
+            dropped_by(plan), experts_used=plan.experts_used
+        ).total.kld_mean
 
 
 def asked(method: str, **budget: float) -> Request:

@@ -88,7 +88,7 @@ def test_against_float64(base: Path, pruned: Path) -> None:
     kld = (p * (log_p - log_q) * (log_p > -16)).sum(axis=1)
     assert p[log_p <= -16].sum() < 1e-6, "nothing to speak of is left out"
     with evaluator(base) as measured:
-        found = measured.model(pruned).as_json()
+        found = measured.measure_file(pruned).as_json()
     n = len(targets)
     assert found["tokens"] == n > 290
     assert found["base"]["ppl"] == pytest.approx(math.exp(nll_p.mean()), rel=1e-3)
@@ -141,13 +141,13 @@ def test_base_is_computed_once(base: Path, tmp_path: Path, monkeypatch: pytest.M
     model = open_model(base)
     with evaluator(base, cache=tmp_path / "cache") as measured:
         assert not measured.base_is_known
-        first = measured.plan(random_plan(model, 8)).as_json()
+        first = measured.measure_plan(random_plan(model, 8)).as_json()
     (file,) = (tmp_path / "cache").iterdir()
     assert file.name.startswith("base-") and file.suffix == ".logprobs"
     monkeypatch.setattr("ggprune.evaluation.evaluator.record", None)  # Would raise if it were used.
     with evaluator(base, cache=tmp_path / "cache") as measured:
         assert measured.base_is_known
-        assert measured.plan(random_plan(model, 8)).as_json() == first
+        assert measured.measure_plan(random_plan(model, 8)).as_json() == first
     with evaluator(base, cache=tmp_path / "cache", n_ctx=32) as measured:
         assert not measured.base_is_known, "other chunks, another file"
     other = write_tiny(tmp_path / "base.gguf", "qwen3moe", seed=1)
@@ -158,12 +158,12 @@ def test_base_is_computed_once(base: Path, tmp_path: Path, monkeypatch: pytest.M
 @pytest.mark.llama
 def test_damaged_cache_is_computed_again(base: Path, tmp_path: Path) -> None:
     with evaluator(base, cache=tmp_path) as measured:
-        before = measured.mask({0: [1]}).as_json()
+        before = measured.measure_mask({0: [1]}).as_json()
     (file,) = tmp_path.iterdir()
     file.write_bytes(file.read_bytes()[:-1])
     with evaluator(base, cache=tmp_path) as measured:
         assert not measured.base_is_known
-        assert measured.mask({0: [1]}).as_json() == before
+        assert measured.measure_mask({0: [1]}).as_json() == before
 
 
 @pytest.mark.llama
@@ -172,10 +172,10 @@ def test_interrupted_base_leaves_no_file(base: Path, tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with (
-        evaluator(base, cache=tmp_path, progress=interrupt) as measured,
+        evaluator(base, cache=tmp_path) as measured,
         pytest.raises(KeyboardInterrupt),
     ):
-        measured.base()
+        measured.base(interrupt)
     assert not list(tmp_path.iterdir())
 
 
@@ -191,12 +191,12 @@ def test_no_room_for_the_cache(base: Path, tmp_path: Path) -> None:
 def test_masks_on_some_chunks(base: Path) -> None:
     dropped = {0: [1, 2, 3, 4], 1: [5, 6]}
     with evaluator(base) as measured:
-        whole = measured.mask(dropped)
+        whole = measured.measure_mask(dropped)
         order = [5, 0, 7]
-        part = measured.evaluate_mask(dropped, order)
+        part = measured.score_mask(dropped, order)
         expected = np.concatenate([whole.scores.kld[measured.chunk_slice(i)] for i in order])
         assert part.kld == pytest.approx(expected, abs=1e-5)
-        assert measured.evaluate_mask({}, order).kld.max() < 1e-5
+        assert measured.score_mask({}, order).kld.max() < 1e-5
 
 
 @pytest.mark.llama
@@ -204,7 +204,7 @@ def test_identity_changes_nothing(base: Path) -> None:
     with evaluator(base) as measured:
         model = measured.description
         plan = Plan(16, {layer: LayerPlan(tuple(range(16))) for layer in model.moe_layers})
-        found = measured.plan(plan)
+        found = measured.measure_plan(plan)
     assert found.total.ppl_ratio == 1 and found.total.top1_agreement == 1
     assert abs(found.total.kld_mean) < 1e-6 and found.total.overlap > 0.9999
     assert not verdict(evaluation=found.as_json(), keep=16, retained={0: 1.0})
@@ -218,7 +218,7 @@ def test_domains_add_up(base: Path) -> None:
     ]
     with Evaluator(base, OPTIONS, sources, n_ctx=TOKENS, max_tokens=240) as measured:
         assert [chunk.domain for chunk in measured.chunks] == ["one"] * 5 + ["two"] * 5
-        found = measured.mask({0: [1, 2, 3, 4, 5]}).as_json()
+        found = measured.measure_mask({0: [1, 2, 3, 4, 5]}).as_json()
     one, two = found["domains"]["one"], found["domains"]["two"]
     assert list(found) == [*KEYS, "domains"] and list(one) == KEYS
     assert found["tokens"] == one["tokens"] + two["tokens"]
@@ -286,7 +286,7 @@ def test_plan_for_another_model(base: Path, tmp_path: Path) -> None:
     other = open_model(write_tiny(tmp_path / "o.gguf", "qwen3moe", seed=1))
     plan = random_plan(other, 8).for_model(other)
     with evaluator(base) as measured, pytest.raises(MismatchError, match="router"):
-        measured.plan(plan)
+        measured.measure_plan(plan)
 
 
 @pytest.mark.llama
@@ -296,7 +296,7 @@ def test_other_vocabulary(base: Path, tmp_path: Path) -> None:
     assert data.count(b"<extra_280>") == 1
     other.write_bytes(data.replace(b"<extra_280>", b"<other_280>"))
     with evaluator(base) as measured, pytest.raises(MismatchError, match="vocabular"):
-        measured.model(other)
+        measured.measure_file(other)
 
 
 @pytest.mark.llama
@@ -311,7 +311,7 @@ def test_nan(base: Path, tmp_path: Path, side: str) -> None:
         evaluator(damaged if side == "base" else base) as measured,
         pytest.raises(LlamaError, match="not finite"),
     ):
-        measured.model(damaged)
+        measured.measure_file(damaged)
 
 
 def test_mean_and_error() -> None:

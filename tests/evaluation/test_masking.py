@@ -51,8 +51,8 @@ def test_using_fewer_experts_alone(tmp_path: Path) -> None:
         plan = Plan(model.experts, dict.fromkeys(model.moe_layers, every), experts_used=2)
         rewrite = plan_rewrite(model, plan, tmp_path / "fewer.gguf")
         write_files(rewrite.files, model.gguf)
-        fewer, again = evaluator.plan(plan), evaluator.mask({})
-        written = evaluator.model(tmp_path / "fewer.gguf")
+        fewer, again = evaluator.measure_plan(plan), evaluator.measure_mask({})
+        written = evaluator.measure_file(tmp_path / "fewer.gguf")
     assert fewer.total.kld_mean == pytest.approx(written.total.kld_mean, rel=1e-4)
     assert fewer.total.kld_mean > 1e-4 > again.total.kld_mean
 
@@ -73,7 +73,7 @@ def check_mask_equals_file(
         plan = replace(random_plan(model, keep), experts_used=used)
         rewrite = plan_rewrite(model, plan, pruned)
         write_files(rewrite.files, model.gguf)
-        masked, written = evaluator.plan(plan), evaluator.model(pruned)
+        masked, written = evaluator.measure_plan(plan), evaluator.measure_file(pruned)
     assert masked.total.kld_mean > 5 * noise, "the plan must matter for this to say anything"
     difference = np.abs(masked.scores.kld - written.scores.kld)
     assert difference.mean() < noise * masked.total.kld_mean

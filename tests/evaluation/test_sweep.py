@@ -85,7 +85,7 @@ def test_sweep(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     statistics = calibrated(path, TEXT)
     counted = []
-    with Evaluator(path, OPTIONS, SOURCES, n_ctx=64, progress=counted.append) as measured:
+    with Evaluator(path, OPTIONS, SOURCES, n_ctx=64) as measured:
         passes = measured.tokens
         curve = sweep(
             measured,
@@ -93,10 +93,12 @@ def test_sweep(tmp_path: Path) -> None:
             [14, 6, 10, 8, 12, 7, 13, 9],
             ["contribution"],
             tolerance=Tolerance(max_kld=1e9, max_ppl_ratio=1e9),
+            advance=counted.append,
         )
         assert sum(counted) == 9 * passes, "eight counts and the base: nine passes"
         keep = curve.points[3].keep
-        alone = measured.plan(planned(statistics, keep, "contribution"))
+        one = planned(statistics, keep, "contribution")
+        alone = measured.measure_plan(one, advance=counted.append)
         with pytest.raises(InputError, match="keep=3"):
             sweep(measured, lambda _, keep: planned(statistics, keep), [14, 3], ["reap"])
         assert sum(counted) == 10 * passes, "nothing is measured before every plan is known"
@@ -231,8 +233,8 @@ def test_plan_with_the_best_experts_dropped(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     statistics = calibrated(path, TEXT)
     with Evaluator(path, OPTIONS, SOURCES, n_ctx=64) as measured:
-        good = measured.plan(planned(statistics, 8, "contribution")).total
-        bad = measured.plan(ruined(statistics, 8)).total
+        good = measured.measure_plan(planned(statistics, 8, "contribution")).total
+        bad = measured.measure_plan(ruined(statistics, 8)).total
     assert bad.kld_mean > 1.5 * good.kld_mean
     plan = ruined(statistics, 8)
     shares = {layer: each.retained for layer, each in plan.layers.items()}
@@ -243,8 +245,8 @@ def test_plan_with_the_best_experts_dropped(tmp_path: Path) -> None:
 def test_random_plan_is_not_the_identity(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     with Evaluator(path, OPTIONS, SOURCES, n_ctx=64) as measured:
-        same = measured.plan(identity(calibrated(path, TEXT)))
-        other = measured.plan(random_plan(measured.description, 8))
+        same = measured.measure_plan(identity(calibrated(path, TEXT)))
+        other = measured.measure_plan(random_plan(measured.description, 8))
     assert same.total.kld_mean < 1e-6 < other.total.kld_mean
 
 
@@ -266,7 +268,7 @@ def test_ruined_plan_is_flagged_by_every_gate(trained: Path, ruin: dict[str, Pla
     with Evaluator(trained, OPTIONS, sources, n_ctx=512, max_tokens=600) as measured:
         for name, plan in ruin.items():
             shares = {layer: each.retained for layer, each in plan.layers.items()}
-            evaluation = measured.plan(plan).as_json()
+            evaluation = measured.measure_plan(plan).as_json()
             found[name] = verdict(evaluation=evaluation, keep=plan.keep, retained=shares)
     assert found["identity"] == []
     gates = {finding.gate for finding in found["ruined"]}

@@ -22,7 +22,7 @@ from ggprune.errors import InputError, LlamaError
 from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
 from ggprune.llama.callback import layer_node
-from ggprune.llama.devices import Device, Kind, Offload
+from ggprune.llama.devices import Device, Kind
 from ggprune.llama.library import others_running
 from ggprune.llama.options import CACHE_TYPES, RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
@@ -173,7 +173,7 @@ def test_overrides_name_the_buffers_there_are(path: Path) -> None:
         LlamaModel(path, RunOptions(override_tensor=("experts=CPU",)))
     with pytest.raises(InputError, match="not a regular expression"):
         LlamaModel(path, RunOptions(override_tensor=("(=CPU",)))
-    with pytest.raises(InputError, match="--tensor-split"):
+    with pytest.raises(InputError, match="tensor_split=0,0"):
         LlamaModel(path, RunOptions(tensor_split=(0.0, 0.0)))
 
 
@@ -195,7 +195,7 @@ class Placed:
     """What is on each device by llama.cpp's rules (load_tensors in src/llama-model.cpp)."""
 
     gguf: GgufModel
-    offload: Offload
+    offload: RunOptions
 
     def bytes_on(self, count: int) -> list[int]:
         layers = self.gguf.get(f"{self.gguf.get('general.architecture')}.block_count")
@@ -221,10 +221,10 @@ def cards(*free: int) -> list[Device]:
     return [Device(0, f"CUDA{i}", "", Kind.GPU, each, 1 << 50) for i, each in enumerate(free)]
 
 
-def fitted(gguf: GgufModel, monkeypatch: pytest.MonkeyPatch, *free: int) -> Offload:
+def fitted(gguf: GgufModel, monkeypatch: pytest.MonkeyPatch, *free: int) -> RunOptions:
     monkeypatch.setattr(devices, "_MARGIN", 0)
     monkeypatch.setattr(devices, "_CACHE_TOKENS", 0)
-    offload = devices.fit(gguf, cards(*free), ubatch=0)
+    offload = devices.fit(gguf, cards(*free), RunOptions(ubatch=0))
     for room, used in zip(free, Placed(gguf, offload).bytes_on(len(free)), strict=True):
         assert used <= room
     return offload
@@ -234,13 +234,13 @@ def test_what_fits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with GgufModel(path) as gguf:
         total = sum(tensor.nbytes for tensor in gguf.tensors)
         experts = sum(tensor.nbytes for tensor in gguf.tensors if "_exps" in tensor.name)
-        assert devices.fit(gguf, [], ubatch=512) == Offload(gpu_layers=0)
-        assert fitted(gguf, monkeypatch, total) == Offload()
+        assert devices.fit(gguf, [], RunOptions()) == RunOptions(gpu_layers=0)
+        assert fitted(gguf, monkeypatch, total) == RunOptions(ubatch=0)
         some = fitted(gguf, monkeypatch, total - experts // 2)
         assert some.gpu_layers is None and 0 < some.n_cpu_moe < 5
         few = fitted(gguf, monkeypatch, (total - experts) // 2)
         assert few.gpu_layers is not None and few.n_cpu_moe == 5
-        assert fitted(gguf, monkeypatch, 0) == Offload(gpu_layers=0)
+        assert fitted(gguf, monkeypatch, 0) == RunOptions(gpu_layers=0, ubatch=0)
         # Less room never puts more on the card.
         sizes = [
             sum(Placed(gguf, fitted(gguf, monkeypatch, room)).bytes_on(1))
@@ -263,7 +263,7 @@ def test_what_fits_on_several(
 def test_memory_that_a_device_does_not_tell(path: Path) -> None:
     unknown = Device(0, "NPU", "", Kind.GPU, 0, 0)
     with GgufModel(path) as gguf:
-        assert devices.fit(gguf, [unknown], ubatch=512) == Offload()
+        assert devices.fit(gguf, [unknown], RunOptions()) == RunOptions()
 
 
 @pytest.mark.llama

@@ -5,6 +5,7 @@ The child writes a checkpoint after every step, and a line to standard output wh
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from typing import Any
@@ -27,10 +28,11 @@ def _abort() -> None:
 
 
 def _main(node: str, count: str, then: str, *arguments: str) -> None:
-    from ggprune.calibration import observers, run
+    from ggprune.api import stages
+    from ggprune.calibration import observers
     from ggprune.cli import main
 
-    run._CHECKPOINT_SECONDS = 0.0
+    stages.Run = functools.partial(stages.Run, checkpoint_seconds=0.0)  # type: ignore[assignment,misc]
     receive = observers.RoutingObserver.receive
     seen, after = 0, int(count)
 

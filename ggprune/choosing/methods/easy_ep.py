@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ggprune.calibration.extra_observers import ChangeObserver
+from ggprune.calibration.observers import ChangeObserver
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.methods.method import Method, register
 from ggprune.choosing.request import Request, Resources

@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.calibration.extra_observers import RoutingRecorder
+from ggprune.calibration.observers import RoutingRecorder
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.methods.method import Method, register
 from ggprune.choosing.request import Request, Resources
@@ -54,7 +54,7 @@ def _score(statistics: Statistics, request: Request, resources: Resources) -> Sc
     for domain in statistics.domains:
         text = text_of_domain(resources, domain.name)
         calibrate_again(what, statistics, resources, recorder, text)
-        parts.append(recorder.take().experts)
+        parts.append(recorder.take()[0])
     chosen = np.concatenate(parts)
     rows = [shapley(chosen[:, row], model.experts) for row in range(len(statistics.layers))]
     return Scores(total=np.array(rows))

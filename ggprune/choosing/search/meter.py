@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ggprune.calibration.extra_observers import RoutingRecorder
+from ggprune.calibration.observers import RoutingRecorder
 from ggprune.calibration.routing import Shares
 from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluator import Evaluator
@@ -22,7 +22,7 @@ from ggprune.gguf_file import write_text
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.text.documents import Source
-from ggprune.types import Floats, Ints, Progress, no_progress
+from ggprune.types import Advance, Floats, Ints, Progress, no_advance, no_progress
 from ggprune.util import Closing
 
 #: Tokens of a chunk. Short ones give more of them to compare plans on.
@@ -78,6 +78,7 @@ class MaskedMeter(Closing):
         self._known: dict[str, list[Any]] = {}
         self._read_journal()
         self._asked: set[str] = set()
+        self._advance: Advance = no_advance
 
     def close(self) -> None:
         """Free the model."""
@@ -86,18 +87,18 @@ class MaskedMeter(Closing):
     def start(self, progress: Progress = no_progress) -> float:
         """Compute the base's probabilities, and return how many tokens a second plans take."""
         with self.showing(progress, self.evaluator.tokens, "base model"):
-            self.evaluator.base()
+            self.evaluator.base(self._advance)
             trial = range(min(_TRIAL, len(self.chunks)))
-            self.evaluator.evaluate_mask({}, trial[:1])
+            self.evaluator.score_mask({}, trial[:1], advance=self._advance)
             before = time.monotonic()
-            self.evaluator.evaluate_mask({}, trial)
+            self.evaluator.score_mask({}, trial, advance=self._advance)
         tokens = sum(len(self.chunks[chunk].tokens) for chunk in trial)
         return tokens / max(time.monotonic() - before, 1e-3)
 
     @contextmanager
     def showing(self, progress: Progress, total: int, what: str) -> Iterator[None]:
         """Show what is computed in the meantime on a progress bar of ``total`` tokens."""
-        with progress(total, what, "tok") as self.evaluator.progress:
+        with progress(total, what, "tok") as self._advance:
             yield
 
     @property
@@ -161,8 +162,7 @@ class MaskedMeter(Closing):
                 context.clear()
                 _decode(context, chunk.tokens.tolist())
                 # The token before a scored one is where the prediction is made.
-                routing = recorder.take()
-                return Shares.of(routing.experts, routing.contributions).at(chunk.scored - 1)
+                return Shares.of(*recorder.take()).at(chunk.scored - 1)
 
             yield of
 
@@ -198,7 +198,9 @@ class MaskedMeter(Closing):
             layer: sorted(set(experts) - set(row.tolist()))
             for layer, row in zip(self._layers, kept, strict=True)
         }
-        return self.evaluator.evaluate_mask(dropped, chunks, experts_used=self.experts_used)
+        return self.evaluator.score_mask(
+            dropped, chunks, experts_used=self.experts_used, advance=self._advance
+        )
 
     def _plan(self, kept: Ints) -> str:
         """Name a plan in the journal."""

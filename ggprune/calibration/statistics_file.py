@@ -1,0 +1,79 @@
+"""The form of a statistics file: values and arrays in a GGUF file, which any reader can open."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ggprune.errors import GgpruneError, InputError
+from ggprune.gguf_file import GgufFile, replacing
+
+FILE_TYPE = "ggprune-stats"
+
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+
+def write(path: Path, architecture: str, values: Mapping[str, Any], arrays: Arrays) -> None:
+    """Write the file, whole or not at all.
+
+    Args:
+        path: its name.
+        architecture: of the model, as GGUF files name it.
+        values: texts, whole numbers and lists of one of them, by key.
+        arrays: by name.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import gguf
+
+    with replacing(path) as part:
+        writer = gguf.GGUFWriter(part, architecture)
+        writer.add_type(FILE_TYPE)
+        for key, value in values.items():
+            if isinstance(value, str):
+                writer.add_string(key, value)
+            elif isinstance(value, int):
+                writer.add_uint32(key, value)
+            else:
+                writer.add_array(key, value)
+        for name, array in arrays.items():
+            writer.add_tensor(name, array)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
+    """Read values and arrays; the gguf package's writer has left empty texts out.
+
+    Raises:
+        InputError: it is missing, not a statistics file, or damaged.
+        FormatError: it is not a GGUF file.
+    """
+    import gguf
+
+    # Our own reader first: it has the clear messages for what is not a GGUF file.
+    with GgufFile(path) as file:
+        kind = file.get("general.type")
+    if kind != FILE_TYPE:
+        raise InputError(
+            f"{path}: is not a statistics file (general.type is {kind!r})",
+            remedy=f"Make one: ggprune calibrate MODEL -o {path.name}",
+        )
+    try:
+        reader = gguf.GGUFReader(path)
+        values = {name: field.contents() for name, field in reader.fields.items()}
+        return values, {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    except (KeyError, ValueError, TypeError, IndexError) as error:
+        raise damaged(path, error) from error
+
+
+def damaged(path: Path, error: Exception) -> GgpruneError:
+    """Return what to raise for a file that does not hold what it should."""
+    return InputError(f"{path}: damaged statistics file: {error}", remedy="Calibrate again.")
