@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: models, texts, cards, publishing."""
+"""The Hugging Face Hub: addresses, downloads, and the connection that publishing uses too."""

@@ -15,8 +15,9 @@ from click.testing import CliRunner
 
 from ggprune.cli.model_argument import MODEL
 from ggprune.errors import GgpruneError, HubError
+from ggprune.hub.addresses import parse
 from ggprune.hub.client import output_folder
-from ggprune.hub.download import parse, resolve_model, resolve_text, with_tag
+from ggprune.hub.download import resolve_model, resolve_text, with_tag
 from ggprune.hub.errors import redacted
 from ggprune.hub.files import LocalFile, Repo
 from ggprune.publish import upload
