@@ -141,7 +141,7 @@ def _named_identity(parts: Sequence[_Part]) -> Identity:
 
 
 def _domains(parts: Sequence[_Part]) -> tuple[Domain, ...]:
-    """Merged domains, in the order of the first part that has each (by shard, then by text)."""
+    """Merge domains, in the order of the first part that has each (by shard, then by text)."""
     ordered = sorted(parts, key=lambda part: (part.run, sorted(part.shards)))
     by_name: dict[str, list[Domain]] = {}
     for part in ordered:

@@ -262,7 +262,7 @@ class Run:
         return {source.domain: source.sha256 for source in self.sources}
 
     def _file_size(self) -> int:
-        """An upper bound of the bytes of the statistics file, without the header."""
+        """Give an upper bound of the bytes of the statistics file, without the header."""
         a_domain = len(self.model.moe_layers) * (self.model.experts * len(PER_EXPERT) + 1) * 8
         return a_domain * len(self.sources) + KEPT_BYTES
 

@@ -78,7 +78,7 @@ class Job:
 
 
 def jobs(settings: Settings) -> tuple[Job, ...]:
-    """What is run for each model."""
+    """Return what is run for each model."""
     subjects = tuple(f"mmlu_{subject}_generative" for subject in MMLU)
     return (
         Job("gpqa", ("gpqa_diamond_cot_zeroshot",), None, None),
@@ -119,7 +119,7 @@ def harness_command(side: str, job: Job, folder: Path, settings: Settings) -> li
 
 
 def script(base: Path, candidate: Path, folder: Path, settings: Settings) -> str:
-    """A shell script that runs everything, one model after the other."""
+    """Write a shell script that runs everything, one model after the other."""
     lines = [
         "#!/bin/sh",
         "# Written by ggprune bench-tasks. Both models get exactly the same settings.",
@@ -197,7 +197,7 @@ def _side(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _score(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The exact match of a task, read the most forgiving way; None for a group's heading."""
+    """Take the exact match of a task, read the most forgiving way; None for a group's heading."""
     for name in _FILTERS:
         score = values.get(f"exact_match,{name}")
         if isinstance(score, (int, float)):

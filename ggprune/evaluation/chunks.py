@@ -134,7 +134,7 @@ def _conversation(
     document: Document,
     n_ctx: int,
 ) -> Chunk | None:
-    """A conversation with what the assistant says scored; None if it says nothing within reach."""
+    """Score what the assistant says; None if it says nothing within the context."""
     tokens = tokenize(model, template, document)
     scored: list[int] = []
     for index, message in enumerate(document.messages):

@@ -51,7 +51,7 @@ class Evaluation:
     scores: TokenScores
 
     def as_json(self) -> dict[str, Any]:
-        """The form that ``ggprune evaluate --json`` prints."""
+        """Return what ``ggprune evaluate --json`` prints."""
         domains = {name: metrics.as_json() for name, metrics in self.domains.items()}
         return {**self.total.as_json(), "domains": domains}
 
@@ -326,6 +326,5 @@ class Evaluator(Closing):
 
 
 def _vocabulary(gguf: GgufModel) -> bytes:
-    """The bytes of the list of tokens."""
     pair = gguf.keys.get(_TOKENS_KEY)
     return gguf.files[0].read(pair.value, pair.end - pair.value) if pair else b""

@@ -56,7 +56,7 @@ class LogCache:
             self._temporary.cleanup()
 
     def path(self, gguf: GgufModel, header: dict[str, Any]) -> Path:
-        """The file of a model and a text."""
+        """Name the file of a model and a text."""
         names = gguf.stem, header["model"][:12], header["text"][:12]
         return self.folder / ("-".join(names) + _SUFFIX)
 
@@ -64,7 +64,7 @@ class LogCache:
     def writing(
         self, path: Path, header: dict[str, Any], tokens: int, n_vocab: int
     ) -> Iterator[BaseLog]:
-        """A new file, which appears under its name when the block ends well.
+        """Open a new file, which appears under its name when the block ends well.
 
         Raises:
             OutputError: no room, or the folder cannot be written to.
@@ -108,7 +108,7 @@ def default_folder() -> Path:
 
 
 def header_of(gguf: GgufModel, text: str) -> dict[str, Any]:
-    """What a file's header says: model file, text, and the llama.cpp that computed it."""
+    """Say in a file's header: model file, text, and the llama.cpp that computed it."""
     return {
         "file": gguf.path.name,
         "model": fingerprint(gguf),

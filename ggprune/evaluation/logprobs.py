@@ -51,12 +51,12 @@ class TokenScores:
 
     @classmethod
     def empty(cls, tokens: int) -> TokenScores:
-        """Room for this many tokens."""
+        """Make room for scores of so many tokens."""
         nll, kld, overlap = (np.zeros(tokens) for _ in range(3))
         return cls(nll, kld, np.zeros(tokens, np.bool_), overlap)
 
     def part(self, where: Any) -> TokenScores:
-        """Some of the tokens: a slice, or an array of positions."""
+        """Select tokens: a slice, or an array of positions."""
         return TokenScores(
             self.nll[where], self.kld[where], self.same_top[where], self.overlap[where]
         )

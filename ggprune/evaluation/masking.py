@@ -55,7 +55,7 @@ class MaskObserver:
         }
 
     def wants(self, name: str) -> bool:
-        """The nodes of every layer: it is asked once, and the mask may change later."""
+        """Want the nodes of every layer: it is asked once, and the mask may change later."""
         node = layer_node(name)
         if node is not None and node[0] == CHOSEN_NODE:
             return node[1] in self._nearest
@@ -86,5 +86,5 @@ class MaskObserver:
 
 
 def dropped_by(plan: Plan) -> dict[int, tuple[int, ...]]:
-    """What a plan (complete, see Plan.for_model) drops, by layer."""
+    """Return what a plan (complete, see Plan.for_model) drops, by layer."""
     return {layer: plan.dropped(layer) for layer in plan.layers}

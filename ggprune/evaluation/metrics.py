@@ -22,13 +22,13 @@ class Perplexity:
 
     @classmethod
     def of(cls, nll: Floats) -> Perplexity:
-        """Over tokens."""
+        """Compute both from -ln p of each token."""
         mean, error = mean_and_error(nll)
         value = _exp(mean)
         return cls(value, value * error)
 
     def as_json(self) -> dict[str, float]:
-        """The issue's keys."""
+        """Return the keys used in the JSON output."""
         return {"ppl": self.value, "ppl_se": self.error}
 
 
@@ -89,7 +89,7 @@ class Metrics:
         )
 
     def as_json(self) -> dict[str, Any]:
-        """The keys that ``ggprune evaluate --json`` prints."""
+        """Return what ``ggprune evaluate --json`` prints."""
         values = {name: getattr(self, name) for name in self.__slots__}
         values["base"], values["candidate"] = self.base.as_json(), self.candidate.as_json()
         return values

@@ -30,7 +30,7 @@ _FEWEST_GRAMS = 32
 #: A suffix counts as repeated if a piece stands at the end this often, and this many tokens long.
 _REPEATS = 4
 _REPEATED_TOKENS = 24
-#: Used where a model states no settings of its own: those of the seed card's comparison.
+#: Used where a model states no settings of its own.
 DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9)
 _THOUGHT = re.compile("|".join({row.thoughts: None for row in ARCHITECTURES.values()}), re.DOTALL)
 _FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
@@ -80,7 +80,7 @@ class Answer:
 
 
 def builtin_probes() -> list[Probe]:
-    """The prompts that ship with ggprune."""
+    """Return the prompts that ship with ggprune."""
     probes = []
     for line in builtin_file(PROBES).splitlines():
         record = json.loads(line)
@@ -90,7 +90,7 @@ def builtin_probes() -> list[Probe]:
 
 
 def own_sampling(gguf: GgufModel) -> Sampling:
-    """The settings a model's file states (``general.sampling.*``), or the seed card's."""
+    """Return the settings a model's file states (``general.sampling.*``), or DEFAULT_SAMPLING."""
     temperature = gguf.get("general.sampling.temp")
     if temperature is None:
         return DEFAULT_SAMPLING
@@ -220,7 +220,7 @@ def side_by_side(
     settings: Mapping[str, Any],
     modes: Mapping[str, Sampling],
 ) -> dict[str, Any]:
-    """The form that ``ggprune probe`` writes.
+    """Return what ``ggprune probe`` writes.
 
     Args:
         probes: the prompts.

@@ -101,17 +101,17 @@ class Sweep:
         return tuple(dict.fromkeys(point.method for point in self.points))
 
     def of(self, method: str) -> tuple[Point, ...]:
-        """A method's points, larger counts first."""
+        """Return a method's points, larger counts first."""
         own = (point for point in self.points if point.method == method)
         return tuple(sorted(own, key=lambda point: -point.keep))
 
     def cliff(self, method: str) -> int | None:
-        """The last count before the curve breaks; None if it does not."""
+        """Find the last count before the curve breaks; None if it does not."""
         curve = [(point.keep, point.evaluation.total.kld_mean) for point in self.of(method)]
         return find_cliff(curve, self.experts)
 
     def smallest(self, method: str) -> int | None:
-        """The smallest count that is within the tolerance as all larger ones are, or None."""
+        """Find the smallest count that is within the tolerance as all larger ones are, or None."""
         found = None
         for point in self.of(method):
             if not self.tolerance.given or not self.tolerance.accepts(point):
@@ -120,7 +120,7 @@ class Sweep:
         return found
 
     def as_json(self) -> dict[str, Any]:
-        """The form that ``ggprune sweep`` writes."""
+        """Return what ``ggprune sweep`` writes."""
         return {
             "format": FORMAT,
             "version": _VERSION,

@@ -36,7 +36,7 @@ class ResumableObserver(Observer, Protocol):
     """Something that can go on from where an interrupted run was."""
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
-        """A copy of what was gathered, as arrays by short names."""
+        """Copy what was gathered, as arrays by short names."""
 
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """Go on from there."""

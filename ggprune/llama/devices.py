@@ -101,7 +101,7 @@ def offload_devices() -> list[Device]:
 
 
 def buffer_types() -> dict[str, int]:
-    """Buffer types by name, for ``--override-tensor``."""
+    """Return buffer types by name, for ``override_tensor``."""
     ggml = library().ggml
     found = (ggml["ggml_backend_dev_buffer_type"](device.handle) for device in devices())
     return {ggml["ggml_backend_buft_name"](each).decode(): each for each in found if each}
@@ -232,7 +232,7 @@ def _layer_bytes(gguf: GgufModel) -> list[_Layer]:
 
 
 def _output_bytes(gguf: GgufModel) -> int:
-    """What follows the last layer; a tied embedding is copied there."""
+    """Add up what follows the last layer; a tied embedding is copied there."""
     sizes = {tensor.name: tensor.nbytes for tensor in gguf.tensors}
     head = "output.weight" if "output.weight" in sizes else "token_embd.weight"
     others = sum(size for name, size in sizes.items() if name.startswith("output") and name != head)

@@ -156,7 +156,7 @@ def _read(path: Path) -> str:
 
 
 def _output(*command: str) -> str:
-    """What a program prints; nothing where it is not installed or fails."""
+    """Return what a program prints; nothing where it is not installed or fails."""
     if shutil.which(command[0]) is None:
         return ""
     try:

@@ -62,7 +62,7 @@ class NormReader:
         return np.sqrt(self._squares(rows).astype(np.float64))
 
     def _reducer(self, tensor: TensorView) -> _DeviceNorms | None:
-        """What reduces on the tensor's device; None if that cannot run graphs of ours."""
+        """Find what reduces on the tensor's device; None if that cannot run graphs of ours."""
         ggml = library().ggml
         device = ggml["ggml_backend_buft_get_device"](
             ggml["ggml_backend_buffer_get_type"](tensor.buffer)

@@ -83,7 +83,7 @@ def run_probe(path: Path, *, repack: bool) -> None:
 
 
 def _write_probe(path: Path) -> None:
-    """A one-layer Llama of zeros, Q8_0 and Q4_K: enough for every CPU kernel to be entered."""
+    """Write a one-layer Llama of zeros, Q8_0 and Q4_K: enough for every CPU kernel to be entered."""
     import gguf
     import numpy as np
 
@@ -117,7 +117,7 @@ _PARTS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ff
 
 
 def _machine_key() -> str:
-    """This library on this CPU."""
+    """Hash this library and this CPU."""
     library_file = Path(library().path)
     stamp = library_file.stat() if library_file.exists() else None
     facts = [

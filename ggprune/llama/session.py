@@ -115,7 +115,7 @@ class LlamaModel(Closing):
     def tokenize(
         self, text: str, *, add_special: bool = True, parse_special: bool = False
     ) -> list[int]:
-        """Token ids of a text.
+        """Return the token ids of a text.
 
         Args:
             text: any text.
@@ -136,7 +136,7 @@ class LlamaModel(Closing):
             room = -count
 
     def piece(self, token: int, *, special: bool = True) -> bytes:
-        """The bytes a token stands for."""
+        """Return the bytes a token stands for."""
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
@@ -146,7 +146,7 @@ class LlamaModel(Closing):
             room = -count
 
     def text(self, tokens: Sequence[int], *, special: bool = True) -> str:
-        """The text of tokens; U+FFFD for bytes that are not UTF-8."""
+        """Return the text of tokens; U+FFFD for bytes that are not UTF-8."""
         joined = b"".join(self.piece(token, special=special) for token in tokens)
         return joined.decode("utf-8", "replace")
 

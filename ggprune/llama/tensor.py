@@ -20,13 +20,13 @@ _Stride4 = ctypes.c_size_t * 4
 
 
 def tensor_name(address: int) -> bytes:
-    """The raw name of the tensor at an address: all that the asking side of a callback reads."""
+    """Read the raw name of the tensor at an address: all that the asking side of a callback reads."""
     return ctypes.string_at(address + lib.TENSOR_NAME)
 
 
 @functools.cache
 def node_name(raw: bytes) -> str:
-    """The node's name without what the scheduler adds to copies on another backend.
+    """Return the node's name without what the scheduler adds to copies on another backend.
 
     ``CUDA0#ffn_moe_topk-3#0`` is a copy of ``ffn_moe_topk-3``.
     """
@@ -100,7 +100,7 @@ class TensorView:
         return True
 
     def array(self) -> Any:
-        """The data with its strides: in place on the host, a copy from a device.
+        """Return the data with its strides: in place on the host, a copy from a device.
 
         ``ffn_moe_topk`` is a strided view of a larger tensor; reading it as if it were contiguous
         gives plausible nonsense, so strides are always followed.
