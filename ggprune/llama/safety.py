@@ -83,7 +83,7 @@ def run_probe(path: Path, *, repack: bool) -> None:
 
 
 def _write_probe(path: Path) -> None:
-    """Write a one-layer Llama of zeros, Q8_0 and Q4_K: enough for every CPU kernel to be entered."""
+    """Write a one-layer Llama of zeros, Q8_0 and Q4_K: every CPU kernel is entered."""
     import gguf
     import numpy as np
 

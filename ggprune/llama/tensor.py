@@ -20,7 +20,7 @@ _Stride4 = ctypes.c_size_t * 4
 
 
 def tensor_name(address: int) -> bytes:
-    """Read the raw name of the tensor at an address: all that the asking side of a callback reads."""
+    """Read the raw name of the tensor at an address: all that the asking side reads."""
     return ctypes.string_at(address + lib.TENSOR_NAME)
 
 
