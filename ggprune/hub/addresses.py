@@ -24,8 +24,8 @@ class Reference:
     """A model or text on the Hub: a ``file`` of a repository, or a quantization's ``tag``."""
 
     repo: Repo
-    file: str = ""
-    tag: str = ""
+    file: str | None = None
+    tag: str | None = None
 
 
 def parse(reference: str) -> Reference | None:

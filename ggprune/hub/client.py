@@ -249,7 +249,7 @@ def output_folder(model: Path) -> Path:
 def _remote(entry: Any) -> RemoteFile:
     lfs = entry.lfs
     # An old release gives a dict, later ones an object.
-    sha256 = (lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else ""
+    sha256 = (lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else None
     return RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
 
 

@@ -55,7 +55,7 @@ def resolve_text(reference: str, *, hub: Hub | None = None) -> Path:
         HubError: it is not there, may not be read, or the connection keeps breaking.
     """
     found = None if os.path.lexists(reference) else parse(reference)
-    if found is None or found.tag:
+    if found is None or found.file is None:
         return Path(reference)
     hub = hub or Hub()
     return hub.download(found.repo, found.file)
@@ -114,7 +114,7 @@ def _listing(hub: Hub, found: Reference, reference: str) -> list[RemoteFile]:
         if failure.status or not found.file:
             raise
         shard = split_shard_name(found.file)
-        return [RemoteFile(name, 0, "", "") for name in (shard.all if shard else [found.file])]
+        return [RemoteFile(name, 0, None, "") for name in (shard.all if shard else [found.file])]
 
 
 def _named(files: Sequence[str], found: Reference, reference: str) -> str:

@@ -31,7 +31,7 @@ class RemoteFile:
 
     path: str
     size: int
-    sha256: str
+    sha256: str | None
     blob: str
 
     def holds(self, local: LocalFile) -> bool:
@@ -49,7 +49,7 @@ class LocalFile:
     name: str
     size: int
     sha256: str
-    blob: str
+    blob: str | None
 
     @classmethod
     def of(
@@ -66,4 +66,4 @@ class LocalFile:
                 if small:
                     blob.update(chunk)
                 progress(len(chunk))
-        return cls(path, name, size, sha256.hexdigest(), blob.hexdigest() if small else "")
+        return cls(path, name, size, sha256.hexdigest(), blob.hexdigest() if small else None)

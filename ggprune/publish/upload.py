@@ -180,7 +180,8 @@ def _difference(file: LocalFile, found: RemoteFile | None) -> str:
     if found is None:
         return "the Hub does not have it"
     mine, theirs = (file.sha256, found.sha256) if found.sha256 else (file.blob, found.blob)
-    return f"the Hub has {theirs[:16]}… ({found.size:,} bytes), sent {mine[:16]}… ({file.size:,})"
+    sent = f"sent {str(mine)[:16]}… ({file.size:,})"
+    return f"the Hub has {str(theirs)[:16]}… ({found.size:,} bytes), {sent}"
 
 
 def _present(repo: Repo, hub: Hub) -> tuple[dict[str, RemoteFile], bool]:

@@ -22,7 +22,7 @@ class Part:
         count: rows.
         fields: columns that are read.
         form: makes a document's turns of a row's fields.
-        subset: of the data set ("configuration"); empty for its only one.
+        subset: of the data set ("configuration"); None for its only one.
         skip: rows that an earlier part of the same data set has taken.
     """
 
@@ -32,7 +32,7 @@ class Part:
     count: int
     fields: tuple[str, ...]
     form: Callable[[Row], Iterable[Message]]
-    subset: str = ""
+    subset: str | None = None
     skip: int = 0
 
     def __str__(self) -> str:

@@ -138,7 +138,7 @@ def _converted(hub: Hub, repo: Repo, part: Part) -> list[str]:
     for file in hub.files(repo):
         subset, _, rest = file.path.partition("/")
         split = rest.partition("/")[0].removeprefix("partial-")
-        if split == part.split and part.subset in ("", subset) and rest.endswith(".parquet"):
+        if split == part.split and part.subset in (None, subset) and rest.endswith(".parquet"):
             found.append(file.path)
     return found
 

@@ -41,17 +41,17 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 @pytest.mark.parametrize(
     ("reference", "repo", "file", "tag"),
     [
-        ("hf://o/r/m.gguf", Repo("o/r"), "m.gguf", ""),
-        ("hf://o/r/Q4/m.gguf@v1", Repo("o/r", revision="v1"), "Q4/m.gguf", ""),
-        ("hf://o/r@v1/m.gguf", Repo("o/r", revision="v1"), "m.gguf", ""),
-        ("hf://o/r/m.gguf@refs/pr/1", Repo("o/r", revision="refs/pr/1"), "m.gguf", ""),
-        ("hf://datasets/o/r/a/b.jsonl", Repo("o/r", "dataset"), "a/b.jsonl", ""),
-        ("o/r-GGUF:Q4_K_M", Repo("o/r-GGUF"), "", "Q4_K_M"),
-        ("hf://o/r.1:UD-Q4_K_XL", Repo("o/r.1"), "", "UD-Q4_K_XL"),
-        ("o/r:Q8_0@abc", Repo("o/r", revision="abc"), "", "Q8_0"),
+        ("hf://o/r/m.gguf", Repo("o/r"), "m.gguf", None),
+        ("hf://o/r/Q4/m.gguf@v1", Repo("o/r", revision="v1"), "Q4/m.gguf", None),
+        ("hf://o/r@v1/m.gguf", Repo("o/r", revision="v1"), "m.gguf", None),
+        ("hf://o/r/m.gguf@refs/pr/1", Repo("o/r", revision="refs/pr/1"), "m.gguf", None),
+        ("hf://datasets/o/r/a/b.jsonl", Repo("o/r", "dataset"), "a/b.jsonl", None),
+        ("o/r-GGUF:Q4_K_M", Repo("o/r-GGUF"), None, "Q4_K_M"),
+        ("hf://o/r.1:UD-Q4_K_XL", Repo("o/r.1"), None, "UD-Q4_K_XL"),
+        ("o/r:Q8_0@abc", Repo("o/r", revision="abc"), None, "Q8_0"),
     ],
 )
-def test_references(reference: str, repo: Repo, file: str, tag: str) -> None:
+def test_references(reference: str, repo: Repo, file: str | None, tag: str | None) -> None:
     found = parse(reference)
     assert found is not None
     assert (found.repo, found.file, found.tag) == (repo, file, tag)

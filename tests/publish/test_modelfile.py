@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ggprune.errors import InputError
+from ggprune.publish.ollama import write_modelfile
 from ggprune.publish.ollama.modelfile import parse_parameters
 from tests.support.command import ggprune
 from tests.support.modelfile_reader import read
@@ -32,3 +33,16 @@ def test_parameters() -> None:
     assert parse_parameters(["a=1", "b=0.5", "stop=<x>"]) == {"a": 1, "b": 0.5, "stop": "<x>"}
     with pytest.raises(InputError, match="NAME=VALUE"):
         parse_parameters(["temperature"])
+
+
+def test_a_model_with_an_mtp_block_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with_it = write_tiny(tmp_path / "with.gguf", "glm4moe", mtp=1)
+    without = write_tiny(tmp_path / "without.gguf", "glm4moe", mtp=0)
+    said = "Ollama cannot load a model with an MTP block"
+    assert said in write_modelfile(with_it, tmp_path / "A").read_text()
+    assert [record.levelname for record in caplog.records if said in record.message] == ["WARNING"]
+    caplog.clear()
+    assert said not in write_modelfile(without, tmp_path / "B").read_text()
+    assert caplog.messages == []

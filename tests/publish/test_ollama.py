@@ -15,6 +15,7 @@ import pytest
 
 from ggprune.errors import InputError, OutputError
 from ggprune.publish.ollama import Modelfile, create, create_commands, make_modelfile
+from ggprune.publish.ollama import modelfile as modelfile_module
 from ggprune.publish.ollama.detect import (
     Detected,
     beyond_go,
@@ -311,6 +312,15 @@ def test_a_template_of_no_known_family_that_ollama_takes_for_its_own_is_a_warnin
     assert "Ollama uses its own template chatml instead" in warning
     assert "OLLAMA_GO_TEMPLATE=0" in warning and f"# {warning}" in modelfile.render()
     assert made(model(), template="none").warnings
+
+
+def test_a_template_that_ollama_has_itself_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(modelfile_module, "detect", lambda _: Detected("zephyr", 0))
+    modelfile = made(model(tokenizer__chat_template="{{ messages }}"))
+    assert (
+        "# No TEMPLATE: Ollama has one for this chat template itself: zephyr." in modelfile.render()
+    )
+    assert modelfile.warnings == ()
 
 
 def test_ollama_prefers_a_chat_template_that_has_tools() -> None:

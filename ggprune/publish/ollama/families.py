@@ -91,9 +91,9 @@ class Renderer:
     name: str = ""
     jinja: tuple[str, ...] = ()
     without: tuple[str, ...] = ()
-    stop: str = ""
+    stop: str | None = None
     experts: bool | None = None
-    note: str = ""
+    note: str | None = None
 
 
 #: Of Gemma 4 the large models (12B, 26B-A4B, 31B) are shown an empty thought before an answer
@@ -114,7 +114,7 @@ RENDERERS = (
         _LARGE,
         renderer="gemma4-small",
         name=r"\be[24]b\b",
-        note=_LARGE.note.replace("large", "small"),
+        note=str(_LARGE.note).replace("large", "small"),
     ),
     replace(_LARGE, experts=True),
     replace(_LARGE, name=r"(?:12|26|31)b"),

@@ -88,7 +88,7 @@ def stops(facts: Facts, rule: Renderer | None, family: Family | None, asked: str
     They are the tokens that the metadata names by id, and those end-of-turn tokens that the chat
     template (or the Go template chosen instead) writes and the vocabulary has; ``asked`` is added.
     """
-    found = [rule.stop] if rule else []
+    found = [rule.stop] if rule and rule.stop else []
     found += [facts.tokens[n] for n in facts.end_ids if 0 <= n < len(facts.tokens)]
     written = [token for token in END_OF_TURN if token in facts.jinja]
     written += family.stops if family else ()
