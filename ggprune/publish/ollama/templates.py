@@ -77,15 +77,38 @@ _USER = "<\uff5cUser\uff5c>"
 _ASSISTANT = "<\uff5cAssistant\uff5c>"
 
 
+_Marks = tuple[str, str]
+
+
 def _fill(skeleton: str, **marks: str) -> str:
-    """``skeleton`` with each «name» replaced by its mark."""
+    """Replace each «name» of ``skeleton`` by its mark."""
     for name, mark in marks.items():
         skeleton = skeleton.replace(f"«{name}»", mark)
     return skeleton
 
 
-def _cohere(role: str) -> str:
-    return f"<|START_OF_TURN_TOKEN|><|{role}_TOKEN|>"
+def _uniform(before: str, after_role: str, close: str) -> str:
+    """Put the same marks around every role, the role between the first two."""
+    turn, answer = (f"{before}{role}{after_role}" for role in ("{{ .Role }}", "assistant"))
+    return _fill(_UNIFORM, turn=turn, close=close, answer=answer)
+
+
+def _by_role(system: _Marks, user: _Marks, reply: _Marks, answer: str | None = None) -> str:
+    """Put marks around each role's text; ``answer`` begins one, if not as ``reply`` does."""
+    begin = reply[0] if answer is None else answer
+    marks = {"system": system, "user": user, "reply": reply}
+    ends = {f"{name}_end": mark[1] for name, mark in marks.items()}
+    return _fill(_BY_ROLE, **ends, **{name: m[0] for name, m in marks.items()}, answer=begin)
+
+
+def _in_user(when: str, user: _Marks, reply: _Marks, answer: str) -> str:
+    """Put the system message before one of the user's, ``when`` says before which."""
+    marks = {"user": user[0], "user_end": user[1], "reply": reply[0], "reply_end": reply[1]}
+    return _fill(_IN_USER, when=when, **marks, answer=answer)
+
+
+def _cohere(role: str) -> _Marks:
+    return f"<|START_OF_TURN_TOKEN|><|{role}_TOKEN|>", "<|END_OF_TURN_TOKEN|>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +135,7 @@ _BEYOND = ("think", "strftime", "today", "default_system")
 FAMILIES = (
     Family(
         "ChatML",
-        _fill(
-            _UNIFORM,
-            turn="<|im_start|>{{ .Role }}\n",
-            close="<|im_end|>\n",
-            answer="<|im_start|>assistant\n",
-        ),
+        _uniform("<|im_start|>", "\n", "<|im_end|>\n"),
         ("<|im_end|>",),
         ("<|im_start|>", "<|im_end|>", "add_generation_prompt"),
         (*_BEYOND, "<|im_sep|>", "<|im_middle|>", "<end_of_utterance>", "function calling AI"),
@@ -126,12 +144,7 @@ FAMILIES = (
     ),
     Family(
         "Llama 3",
-        _fill(
-            _UNIFORM,
-            turn="<|start_header_id|>{{ .Role }}<|end_header_id|>\n\n",
-            close="<|eot_id|>",
-            answer="<|start_header_id|>assistant<|end_header_id|>\n\n",
-        ),
+        _uniform("<|start_header_id|>", "<|end_header_id|>\n\n", "<|eot_id|>"),
         ("<|eot_id|>",),
         ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         (*_BEYOND, "Cutting Knowledge Date", "functions"),
@@ -146,14 +159,11 @@ FAMILIES = (
     ),
     Family(
         "Gemma",
-        _fill(
-            _IN_USER,
-            when="$system",
-            user="<start_of_turn>user\n",
-            user_end="<end_of_turn>\n",
-            reply="<start_of_turn>model\n",
-            reply_end="<end_of_turn>\n",
-            answer="<start_of_turn>model\n",
+        _in_user(
+            "$system",
+            ("<start_of_turn>user\n", "<end_of_turn>\n"),
+            ("<start_of_turn>model\n", "<end_of_turn>\n"),
+            "<start_of_turn>model\n",
         ),
         ("<end_of_turn>",),
         ("<start_of_turn>", "<end_of_turn>", "model"),
@@ -162,12 +172,7 @@ FAMILIES = (
     ),
     Family(
         "Phi-4",
-        _fill(
-            _UNIFORM,
-            turn="<|im_start|>{{ .Role }}<|im_sep|>",
-            close="<|im_end|>",
-            answer="<|im_start|>assistant<|im_sep|>",
-        ),
+        _uniform("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
         ("<|im_end|>",),
         ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
         _BEYOND,
@@ -175,14 +180,14 @@ FAMILIES = (
     ),
     Family(
         "Phi-4-mini",
-        _fill(_UNIFORM, turn="<|{{ .Role }}|>", close="<|end|>", answer="<|assistant|>"),
+        _uniform("<|", "|>", "<|end|>"),
         ("<|end|>",),
         ("'|>' + message['content'] + '<|end|>' }}", "<|assistant|>"),
         _BEYOND,
     ),
     Family(
         "Phi-3",
-        _fill(_UNIFORM, turn="<|{{ .Role }}|>\n", close="<|end|>\n", answer="<|assistant|>\n"),
+        _uniform("<|", "|>\n", "<|end|>\n"),
         ("<|end|>",),
         ("<|assistant|>", "<|end|>"),
         (*_BEYOND, "'|>' + message['content'] + '<|end|>' }}", "'<|end|>' + '", "tools"),
@@ -191,43 +196,20 @@ FAMILIES = (
     ),
     Family(
         "Mistral v1",
-        _fill(
-            _IN_USER,
-            when="$system",
-            user=" [INST] ",
-            user_end=" [/INST]",
-            reply=" ",
-            reply_end="</s>",
-            answer="",
-        ),
+        _in_user("$system", (" [INST] ", " [/INST]"), (" ", "</s>"), ""),
         ("</s>",),
         ("' [INST] ' + system_message", "' [/INST]'", "' ' + message['content'] + eos_token"),
     ),
     Family(
         "Mistral v3 Tekken",
-        _fill(
-            _IN_USER,
-            when="and $last $system",
-            user="[INST]",
-            user_end="[/INST]",
-            reply="",
-            reply_end="</s>",
-            answer="",
-        ),
+        _in_user("and $last $system", ("[INST]", "[/INST]"), ("", "</s>"), ""),
         ("</s>",),
         ('"[INST]" + system_message + "\\n\\n"', '"[/INST]"', "loop.last and system_message"),
     ),
     Family(
         "Mistral v7",
-        _fill(
-            _BY_ROLE,
-            system="[SYSTEM_PROMPT] ",
-            system_end="[/SYSTEM_PROMPT]",
-            user="[INST] ",
-            user_end="[/INST]",
-            reply=" ",
-            reply_end="</s>",
-            answer="",
+        _by_role(
+            ("[SYSTEM_PROMPT] ", "[/SYSTEM_PROMPT]"), ("[INST] ", "[/INST]"), (" ", "</s>"), ""
         ),
         ("</s>",),
         ("'[SYSTEM_PROMPT] ' +", "'[INST] ' +", "'[/INST]'", "' ' + message['content']"),
@@ -235,16 +217,7 @@ FAMILIES = (
     ),
     Family(
         "Command-R",
-        _fill(
-            _BY_ROLE,
-            system=_cohere("SYSTEM"),
-            system_end="<|END_OF_TURN_TOKEN|>",
-            user=_cohere("USER"),
-            user_end="<|END_OF_TURN_TOKEN|>",
-            reply=_cohere("CHATBOT"),
-            reply_end="<|END_OF_TURN_TOKEN|>",
-            answer=_cohere("CHATBOT"),
-        ),
+        _by_role(_cohere("SYSTEM"), _cohere("USER"), _cohere("CHATBOT")),
         ("<|END_OF_TURN_TOKEN|>",),
         ("<|START_OF_TURN_TOKEN|>", "<|USER_TOKEN|>", "elif false == true"),
         ("think", "<|START_RESPONSE|>"),
@@ -253,32 +226,14 @@ FAMILIES = (
     ),
     Family(
         "DeepSeek V2",
-        _fill(
-            _BY_ROLE,
-            system="",
-            system_end="\n\n",
-            user="User: ",
-            user_end="\n\n",
-            reply="Assistant: ",
-            reply_end=_EOS,
-            answer="Assistant:",
-        ),
+        _by_role(("", "\n\n"), ("User: ", "\n\n"), ("Assistant: ", _EOS), "Assistant:"),
         (_EOS,),
         ("'User: ' + message['content']", "'Assistant: ' + message['content'] + eos_token"),
         _BEYOND,
     ),
     Family(
         "DeepSeek V3",
-        _fill(
-            _BY_ROLE,
-            system="",
-            system_end="",
-            user=_USER,
-            user_end="",
-            reply=_ASSISTANT,
-            reply_end=_EOS,
-            answer=_ASSISTANT,
-        ),
+        _by_role(("", ""), (_USER, ""), (_ASSISTANT, _EOS)),
         (_EOS,),
         (f"'{_USER}' + message['content']", _ASSISTANT),
         ("think", f"'{_USER}' + message['content'] + '<"),
@@ -288,16 +243,7 @@ FAMILIES = (
     Family(
         "GLM-4",
         "[gMASK]<sop>"
-        + _fill(
-            _BY_ROLE,
-            system="<|system|>\n",
-            system_end="",
-            user="<|user|>\n",
-            user_end="",
-            reply="<|assistant|>\n",
-            reply_end="",
-            answer="<|assistant|>\n",
-        ),
+        + _by_role(("<|system|>\n", ""), ("<|user|>\n", ""), ("<|assistant|>\n", "")),
         ("<|user|>", "<|observation|>"),
         ("[gMASK]<sop>", "<|assistant|>"),
         _BEYOND,
@@ -306,15 +252,8 @@ FAMILIES = (
     ),
     Family(
         "OLMoE",
-        _fill(
-            _BY_ROLE,
-            system="<|system|>\n",
-            system_end="\n",
-            user="<|user|>\n",
-            user_end="\n",
-            reply="<|assistant|>\n",
-            reply_end="<|endoftext|>\n",
-            answer="<|assistant|>\n",
+        _by_role(
+            ("<|system|>\n", "\n"), ("<|user|>\n", "\n"), ("<|assistant|>\n", "<|endoftext|>\n")
         ),
         ("<|endoftext|>",),
         ("'<|user|>\\n' + message['content'] + '\\n'", "eos_token + '\\n'"),
