@@ -107,7 +107,7 @@ def test_masked_links_measure_what_the_pruned_file_does(study: Study, tmp_path: 
     masked = study.measure(mix, "48 experts", study.judge)
     written = write(study, mix, tmp_path / "pruned.gguf")
     assert written.compared > 0.95 * study.space.size(mix)
-    score = study.judge.measure("the file", tmp_path / "pruned.gguf", "the pruned file")
+    score = study.judge.measure("the pruned file", tmp_path / "pruned.gguf", "the pruned file")
     assert score.kld_mean == pytest.approx(masked.kld_mean, rel=1e-3)
 
 
