@@ -34,6 +34,7 @@ $(BIN)/ggprune: $(ROOT)pyproject.toml
 # The model was trained on these domains; it is measured on text that nothing has seen.
 DOMAINS := dictionary english french german python scripture
 CALIBRATION := $(foreach d,$(DOMAINS),--text $(d)=$(ROOT)fixtures/calibration/$(d).txt)
+SEARCH := $(foreach d,$(DOMAINS),--search-text $(d)=$(ROOT)fixtures/search/$(d).txt)
 HELD_OUT := $(foreach d,$(DOMAINS),--eval-text $(d)=$(ROOT)fixtures/heldout/$(d).txt)
 
 demo: $(BIN)/ggprune
@@ -41,6 +42,12 @@ demo: $(BIN)/ggprune
 	@echo "ggprune $(notdir $(FIXTURE)) --keep 48 --text NAME=PATH … --eval-text NAME=PATH …"
 	@cd $(OUT) && $(BIN)/ggprune $(FIXTURE) --keep 48 --force \
 		$(CALIBRATION) $(HELD_OUT) --ctx 512 --max-tokens 4096
+	@echo
+	@echo "ggprune fit $(notdir $(FIXTURE)) --target-size (as many bytes) --beside 48 …"
+	@cd $(OUT) && $(BIN)/ggprune fit $(FIXTURE) --beside 48 --force $(CALIBRATION) $(SEARCH) \
+		$(HELD_OUT) --max-tokens 4096 --groups 8 --types Q8_0,Q6_K,Q5_K,Q4_K,Q5_1,Q5_0 \
+		--search-tokens 3072 --held-out-tokens 6144 -q \
+		--target-size $$(wc -c < $(notdir $(FIXTURE:.gguf=-48e.gguf)))
 
 test: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m pytest -q -n auto

@@ -25,7 +25,7 @@ from ggprune.fitting.options import FitOptions
 from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:
-    from ggprune.fitting.job import Job
+    from ggprune.fitting.job import Fitted, Job
 
 LIMITS = ("target_size", "fit_vram", "context", "kv_type", "parallel")
 
@@ -76,6 +76,9 @@ def job_from(model: Path, arguments: dict[str, Any]) -> Job:
 @options_of(Budget, *LIMITS)
 @output_option("The result; default: <stem>-fit-<size>.gguf in the current folder.")
 @job_options
+@click.option(
+    "--beside", type=click.IntRange(1), help="Judge MODEL pruned to so many experts as well."
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be best, and write nothing.")
 @force_option
 @json_option
@@ -94,15 +97,22 @@ def command(
     ggprune fit Model-Q8_0.gguf --target-size 14G
     ggprune fit Model-BF16.gguf --reference Model-Q8_0.gguf --fit-vram 24G --context 32k
     """
-    from ggprune.fitting.job import fit_model, words_on
+    from ggprune.fitting.job import fit_model
 
     fitted = fit_model(
         job_from(model, arguments),
         output,
-        **{name: arguments[name] for name in LIMITS},
+        **{name: arguments[name] for name in (*LIMITS, "beside")},
         force=force,
         dry_run=dry_run,
     )
+    show(fitted, as_json)
+
+
+def show(fitted: Fitted, as_json: bool) -> None:
+    """Print what came of it."""
+    from ggprune.fitting.job import words_on
+
     if as_json:
         print_json(fitted.numbers)
         return

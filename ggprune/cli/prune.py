@@ -51,6 +51,11 @@ if TYPE_CHECKING:
 @click.option("--plan", type=FILE, help="Use this plan: skip scoring too.")
 @writing_options
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile too.")
+@click.option(
+    "--types",
+    type=click.Choice(["auto"]),
+    help="With --target-size or --fit-vram: choose tensor types too, as `ggprune fit` does.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
 @options_of(RunOptions)
 @json_option
@@ -63,6 +68,9 @@ def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **argu
     """
     from ggprune.api import pruning
 
+    if arguments.pop("types"):
+        _fit(model, plan, dry_run, as_json, arguments)
+        return
     same = ("output", "mtp", "split_max_size", "force")
     asked = {
         **{name: arguments[name] for name in same},
@@ -88,6 +96,40 @@ def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **argu
         print_json(dict(pruned.metadata))
     else:
         click.echo(_summary(pruned))
+        click.echo(_otherwise(model, pruned))
+
+
+def _fit(
+    model: Path, plan: Path | None, dry_run: bool, as_json: bool, arguments: dict[str, Any]
+) -> None:
+    """Do what ``ggprune fit`` does, for its limits and texts."""
+    from ggprune.cli.fit import LIMITS, show
+    from ggprune.fitting.job import Job, fit_model
+
+    if plan is not None:
+        raise InputError(
+            "plan: says how many experts stay, which types=auto is to find out",
+            remedy="Leave out one of them.",
+        )
+    same = ("text", "search_text", "eval_text", "statistics")
+    job = Job(
+        model=model,
+        **{name: arguments[name] for name in same},
+        settings=record_from(Settings, arguments),
+        run=record_from(RunOptions, arguments),
+        progress=progress_bar,
+    )
+    limits = {name: arguments[name] for name in LIMITS}
+    force = arguments["force"]
+    fitted = fit_model(job, arguments["output"], **limits, force=force, dry_run=dry_run)
+    show(fitted, as_json)
+
+
+def _otherwise(model: Path, pruned: Pruned) -> str:
+    """Say what the same bytes would buy."""
+    from ggprune.fitting.hint import otherwise
+
+    return otherwise(model, sum(path.stat().st_size for path in pruned.files))
 
 
 def _request(plan: Path | None, arguments: dict[str, Any]) -> Request | None:

@@ -117,12 +117,13 @@ class Fit:
         }
 
 
-def fit(study: Study, limit: int) -> Fit:
+def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
     """Find the best file of at most so many bytes.
 
     Args:
-        study: surveyed.
+        study: of the model.
         limit: bytes.
+        beside: judge the source with only so many experts too.
 
     Raises:
         InputError: not even the smallest file fits; says how large that is and what it costs.
@@ -148,7 +149,13 @@ def fit(study: Study, limit: int) -> Fit:
                 "so the simpler file is taken"
             )
             best = simpler
-    return Fit(limit, study.source.experts, best, whole, single, tuple(tried), note)
+    others = list(tried)
+    if beside is not None:
+        mix = Mix(beside, study.space.base.options)
+        others.insert(
+            0, _judged(study, _rated(study, mix, POWER, f"{beside} experts, as they are"))
+        )
+    return Fit(limit, study.source.experts, best, whole, single, tuple(others), note)
 
 
 def _impossible(study: Study, limit: int, smallest: Mix) -> InputError:

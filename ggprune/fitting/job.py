@@ -13,6 +13,7 @@ from ggprune.calibration.settings import Settings
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting import kinds
 from ggprune.fitting.fit import Fit, Written, fit, write
+from ggprune.fitting.hint import remember, work_folder
 from ggprune.fitting.options import FitOptions
 from ggprune.fitting.study import Study, Texts
 from ggprune.llama.devices import physical_memory
@@ -71,7 +72,7 @@ class Job:
         texts = self.texts()
         with contextlib.ExitStack() as stack:
             source = stack.enter_context(open_model(self.model))
-            work = self.work or Path(f"{source.gguf.stem}.fit")
+            work = self.work or work_folder(self.model)
             path = self.reference or _made_reference(source, work, self.progress)
             reference = stack.enter_context(open_model(path)) if path else None
             _warn_of_low_bits(source)
@@ -130,6 +131,7 @@ def fit_model(
     context: int = 4096,
     kv_type: str = "f16",
     parallel: int = 1,
+    beside: int | None = None,
     force: bool = False,
     dry_run: bool = False,
 ) -> Fitted:
@@ -141,6 +143,7 @@ def fit_model(
         target_size: bytes of the file, at most.
         fit_vram: or bytes of memory for weights, KV cache and compute buffers.
         context, kv_type, parallel: for ``fit_vram``.
+        beside: judge the source with only so many experts too.
         force: replace an existing file.
         dry_run: only find out what it would be.
 
@@ -156,11 +159,14 @@ def fit_model(
     if target.exists() and not force and not dry_run:
         raise OutputError(f"{target}: exists", remedy="Pass force=True to replace it.")
     with job.study() as study:
-        answer = fit(study, limit)
+        answer = fit(study, limit, beside)
+        known = answer.as_json(study)
+        names = ("size_bytes", "keep", "experts", "kld_mean", "kld_se")
+        remember(study.work, {name: known[name] for name in names})
         if dry_run:
-            return Fitted(answer, None, None, answer.as_json(study))
+            return Fitted(answer, None, None, known)
         written = write(study, answer.best.mix, target, force=force)
-        numbers = answer.as_json(study) | {
+        numbers = known | {
             "file": str(target),
             "compared_bytes": written.compared,
             "decode_tokens_per_second": written.speed,
@@ -179,8 +185,8 @@ def words_on(fitted: Fitted) -> list[str]:
         f"{score.kld_mean:.5f} ± {score.kld_se:.5f} (99 %: {score.kld_p99:.4f}) on "
         f"{score.tokens:,} unseen tokens; predicted {best.predicted:.5f} on the search text",
     ]
-    rivals = {"all experts in one type": answer.whole, "the best count in one": answer.single}
-    for what, rival in rivals.items():
+    rivals = [("all experts in one type", answer.whole), ("the best count in one", answer.single)]
+    for what, rival in (*rivals, *(("pruning alone", other) for other in answer.others)):
         if rival is not None and rival.mix != best.mix and rival.judged is not None:
             times = rival.judged.kld_mean / max(score.kld_mean, 1e-9)
             lines.append(

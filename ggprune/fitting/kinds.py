@@ -7,7 +7,10 @@ import math
 from ggprune.gguf_file import TENSOR_TYPES, Tensor
 
 #: From many bits to few; rows must be a multiple of 256.
-WIDE = ("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S")
+WIDE = (
+    *("Q8_0", "Q6_K", "Q5_K", "Q4_K", "IQ4_XS", "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K"),
+    *("IQ2_S", "IQ2_XS", "IQ2_XXS"),
+)
 #: For rows that are only a multiple of 32.
 NARROW = ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "IQ4_NL")
 #: llama.cpp makes these of a layer's matrix only with an importance matrix.
