@@ -24,7 +24,8 @@ from ggprune.gguf_file import write_text
 
 ROOT = Path(__file__).parent.parent
 DOMAINS = ("dictionary", "english", "french", "german", "python", "scripture")
-SIZES = (20_300_000, 17_000_000, 14_900_000, 12_300_000, 11_000_000)
+#: The middle first: its second types lie between those of all others.
+SIZES = (12_300_000, 17_000_000, 14_900_000, 11_000_000, 10_000_000, 20_300_000)
 KEEPS = (64, 60, 56, 48)
 TYPES = ("Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M")
 
@@ -101,7 +102,7 @@ def page(record: dict[str, Any]) -> str:
     """The page: what was found, beside the best of the grid."""
     grid, fits = record["grid"], record["fits"]
     rows = []
-    for each in fits:
+    for each in sorted(fits, key=lambda fit: -fit["limit"]):
         rival = min(
             (p for p in grid if p["size_bytes"] <= each["limit"]), key=lambda p: p["kld_mean"]
         )
@@ -126,7 +127,7 @@ def page(record: dict[str, Any]) -> str:
         table.append("".join(row) + (f" {speed:.0f} |" if speed else " |"))
     kinds = [
         f"- **{each['limit'] / 1e6:.1f} MB**, {each['keep']} experts: {each['name']}"
-        for each in fits
+        for each in sorted(fits, key=lambda fit: -fit["limit"])
     ]
     return PAGE.format(
         model=record["model"],
