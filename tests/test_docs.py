@@ -9,8 +9,10 @@ import runpy
 import textwrap
 from pathlib import Path
 
+import click
 import pytest
 
+from ggprune.cli.main import COMMANDS, DEFAULT, cli
 from ggprune.model.architectures import ARCHITECTURES
 from tests.support.layers import MODULES
 
@@ -112,3 +114,28 @@ def strings(path: Path) -> set[str]:
         for node in nodes
         if isinstance(node, ast.Constant) and node.value.__class__ is str
     }
+
+
+def named_options() -> list[tuple[str, str, str]]:
+    """Page, command and option wherever a page writes a command line of ggprune."""
+    found = []
+    for name in PAGES:
+        text = (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in re.findall(r"(?:^|`|\$ )ggprune ([^`\n]+)", text, re.MULTILINE):
+            words = line.split("#")[0].split("|")[0].split()
+            command = words[0] if words and words[0] in COMMANDS else DEFAULT
+            options = [word.partition("=")[0].rstrip(".,;:)]") for word in words]
+            found += [(name, command, each) for each in options if re.match(r"--[a-z]", each)]
+    return sorted({each for each in found if each[0] != "CHANGELOG.md"})
+
+
+def test_options_that_are_named_exist() -> None:
+    wrong = []
+    for name, command, option in named_options():
+        found = cli.get_command(click.Context(cli), command)
+        assert found is not None
+        known = {each for p in found.params for each in (*p.opts, *p.secondary_opts)}
+        if option not in known | {"--help", "--version", "--help-all"}:
+            wrong.append((name, command, option))
+    assert wrong == []
+    assert len(named_options()) > 30

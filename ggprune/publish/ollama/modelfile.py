@@ -276,8 +276,8 @@ def _template_notes(
     if more and (family or detected):
         notes.append(
             "Ollama from 0.30 on prefers the chat template inside the GGUF, since it also has "
-            f"{more}; with OLLAMA_GO_TEMPLATE=1, and before 0.30, "
-            + ("this TEMPLATE counts." if family else "its own template counts.")
+            f"{more}; with OLLAMA_GO_TEMPLATE=1, and before 0.30, it uses "
+            + (f"its own {detected.name}." if detected and not family else "this TEMPLATE.")
         )
     if family or (more and detected):
         return notes, []
