@@ -21,6 +21,8 @@ from ggprune.fitting.space import Mix
 from ggprune.fitting.study import Study
 from ggprune.model import open_model
 
+pytestmark = pytest.mark.llama
+
 LIMIT = 13_000_000
 TEXTS = Path(__file__).parent.parent.parent / "fixtures"
 

@@ -34,9 +34,7 @@ def test_what_the_same_bytes_buy(trained: Path, tmp_path: Path) -> None:
     predicted = otherwise(trained, size, work=tmp_path)
     assert "predicted" in predicted and "6.8 bits" in predicted and "\n" not in predicted
     assert f"ggprune fit {trained} --target-size {size}" in predicted
-    remember(
-        tmp_path, {"size_bytes": size - 900, "keep": 64, "experts": 64, "kld_mean": 0.0005}
-    )
+    remember(tmp_path, {"size_bytes": size - 900, "keep": 64, "experts": 64, "kld_mean": 0.0005})
     assert "64 of 64" in (known := otherwise(trained, size, work=tmp_path))
     assert "measured" in known and "0.00050" in known
     assert "predicted" in otherwise(trained, 2 * size, work=tmp_path)
