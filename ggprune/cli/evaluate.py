@@ -29,7 +29,7 @@ _MEASURING = ("text", "ctx", "max_tokens", "cache")
 
 
 def measuring_options(command: Command) -> Command:
-    """What to measure on; see measuring_from."""
+    """Add the options that say what to measure on; see measuring_from."""
     for option in (
         options_of(RunOptions),
         click.option(
@@ -45,7 +45,7 @@ def measuring_options(command: Command) -> Command:
 
 
 def measuring_from(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """What measuring.evaluate and measuring.sweep are told of it."""
+    """Return what they say to measuring.evaluate and measuring.sweep."""
     from ggprune.evaluation.logcache import default_folder
 
     chosen = {name: arguments[name] for name in _MEASURING}

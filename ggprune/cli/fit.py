@@ -31,7 +31,7 @@ LIMITS = ("target_size", "fit_vram", "context", "kv_type", "parallel")
 
 
 def job_options(command: Any) -> Any:
-    """What a model is measured on and with; see job_from."""
+    """Add the options that say what a model is measured on and with; see job_from."""
     for option in reversed(
         (
             text_option(),

@@ -36,7 +36,7 @@ def command(model: Path, as_json: bool) -> None:
 
 
 def summary(description: Any) -> dict[str, Any]:
-    """What ``--json`` prints."""
+    """Gather what ``--json`` prints."""
     from ggprune.choosing.request import DEFAULT
     from ggprune.model.architectures import gating_of, is_normalised, statistics_note
     from ggprune.rewrite import result_size
@@ -67,7 +67,7 @@ def summary(description: Any) -> dict[str, Any]:
 
 
 def _steps(description: Any) -> list[int]:
-    """A readable number of counts between all experts and the fewest possible."""
+    """List a readable number of counts between all experts and the fewest possible."""
     if description.refusal:
         return []
     possible = description.counts.possible()

@@ -267,7 +267,7 @@ COMPLETED: dict[str, Callable[[], str]] = {"method": _methods}
 def _switch(
     name: str, flags: tuple[str, ...], default: bool, text: str
 ) -> Callable[[Command], Command]:
-    """A flag; of what is on by default, one that switches it off."""
+    """Make a flag; of what is on by default, one that switches it off."""
     if not default:
         return click.option(*flags, name, is_flag=True, help=text)
     return click.option(
@@ -284,7 +284,7 @@ def _not(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
 
 
 def _type(name: str, kind: str, about: Mapping[str, Any]) -> Any:
-    """What click reads a value with."""
+    """Find what click reads a value with."""
     if name in PARSERS:
         return PARSERS[name]
     if name in _JOINED:

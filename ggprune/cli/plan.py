@@ -73,7 +73,7 @@ def command(stats: Path, output: Path | None, force: bool, as_json: bool, **argu
 
 
 def _summary(plan: Plan) -> list[list[str]]:
-    """What a plan does, as rows of a table."""
+    """Say what a plan does, as rows of a table."""
     rows = [
         ["experts", f"{plan.experts} -> {plan.keep} a layer, by {plan.method}"],
     ]

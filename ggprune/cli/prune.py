@@ -133,7 +133,7 @@ def _otherwise(model: Path, pruned: Pruned) -> str:
 
 
 def _request(plan: Path | None, arguments: dict[str, Any]) -> Request | None:
-    """What is asked for; None beside a plan, which has decided it.
+    """Return what is asked for; None beside a plan, which has decided it.
 
     Raises:
         InputError: options of both.

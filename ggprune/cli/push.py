@@ -70,7 +70,7 @@ def _notes(push: Push, *, private: bool) -> None:
 
 
 def _show(push: Push, hub: Hub, *, dry_run: bool, as_json: bool) -> None:
-    """The result, on stdout."""
+    """Print the result."""
     done = "would upload" if dry_run else "uploaded"
     if as_json:
         result: dict[str, Any] = {
