@@ -15,6 +15,7 @@ import pytest
 import ggprune
 from ggprune import errors
 from ggprune.gguf_file import GgufModel
+from ggprune.system import MOVES_OPEN_FILES, try_lock
 from ggprune.types import Advance
 from ggprune.version import VERSION
 from tests.support.tiny import write_tiny
@@ -87,6 +88,10 @@ def test_the_whole_job(
 
     @contextmanager
     def progress(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
+        if MOVES_OPEN_FILES and what == "calibrating":
+            # From the start, nobody else can write the result.
+            with open(tmp_path / "o.gguf.part", "rb") as stream:
+                assert not try_lock(stream.fileno())
         done: list[int] = [initial]
         yield done.append
         assert sum(done) == total, what

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from ggprune.cli.main import COMMANDS
+from ggprune.gguf_file.parts import PartFile
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
@@ -319,3 +320,20 @@ def test_the_program_that_runs_the_result(architecture: str, program: str) -> No
         Pruned(files=(result,), plan=plan, metadata={}, metadata_path=Path("m"), report=report)
     )
     assert text.endswith(f"Run it:  {program} -m 'small model.gguf'")
+
+
+def test_a_mistyped_command_is_no_model(tmp_path: Path, model: Path) -> None:
+    result = ggprune("inspct", model, cwd=tmp_path, code=2)
+    assert "no command 'inspct'" in result.stderr and "Did you mean inspect?" in result.stderr
+    # What could be a model's name is looked for as one.
+    assert "No such file" in ggprune("inspct.gguf", "--keep", 8, cwd=tmp_path, code=2).stderr
+
+
+def test_a_second_run_with_the_same_output_learns_it_at_the_start(
+    tmp_path: Path, model: Path
+) -> None:
+    with PartFile(tmp_path / "o.gguf"):
+        for words in ([model, "--keep", 8, "-o", "o.gguf"], ["calibrate", model, "-o", "o.gguf"]):
+            result = ggprune(*words, cwd=tmp_path, code=5)
+            assert "another ggprune is writing this file" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == [model.name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ from ggprune.choosing.count import known_count
 from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import InputError, OutputError
 from ggprune.evaluation.evaluator import Evaluator
-from ggprune.gguf_file import GgufModel, OutputFile, check_targets, write_files
+from ggprune.gguf_file import GgufModel, OutputFile, check_targets, reserved, write_files
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
@@ -45,8 +46,8 @@ log = logging.getLogger(__name__)
 #: Room for log-probabilities while measuring: 2 bytes for each token in the vocabulary, for each
 #: token of text (4,000 tokens of text for a vocabulary of 262,144).
 LOG_BYTES = 2 << 30
-#: Tokens of context to measure with, as llama-perplexity does by default.
-MEASURE_CTX = 512
+#: Tokens of context to measure with where a text is shorter than the calibration's context.
+SHORT_CTX = 512
 #: Part of the user's text that plans are compared on, where a method does that.
 SEARCH_SHARE = 0.2
 
@@ -109,6 +110,7 @@ def prune(
     eval_text: Text = (),
     search_text: Text = (),
     settings: Settings | None = None,
+    eval_ctx: int | None = None,
     options: RunOptions | None = None,
     mtp: str = "prune",
     split_max_size: int | None = None,
@@ -135,6 +137,7 @@ def prune(
         search_text: what methods that measure plans measure them on; none for a part of ``text``
             that is set aside, or the built-in text.
         settings: how to calibrate.
+        eval_ctx: tokens of context to measure with; None for that of calibration.
         options: how llama.cpp runs the model.
         mtp, split_max_size, force: see :func:`apply`.
         modelfile: write an Ollama Modelfile too.
@@ -151,8 +154,10 @@ def prune(
     settings, options = settings or Settings(), options or RunOptions()
     given, name = (None, "the plan") if plan is None else plan_of(plan)
     wanted = request_of(request, asked) if given is None else None
-    with open_model(model) as source:
-        _check(source, given or wanted, writing)
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_model(model))
+        (first, *_) = _check(source, given or wanted, writing)
+        stack.enter_context(reserved(first.path))
         search_sources = load_texts(pairs_of(search_text))
         sets_aside = wanted is not None and is_measured(wanted) and not search_sources
         reading = choose_text(
@@ -181,7 +186,10 @@ def prune(
         files, complete, compared = _write(source, given, name, writing, progress, runs)
         evaluation = None
         if verify:
-            evaluation = _measure(source, files[0], reading.held_out, settings, options, progress)
+            ctx, most = settings.ctx, settings.max_tokens
+            contexts = (eval_ctx,) if eval_ctx else (ctx, min(ctx, SHORT_CTX))
+            held = reading.held_out
+            evaluation = _measure(source, files[0], held, contexts, most, options, progress)
         pruned = _described(source, files, complete, known, evaluation)
     pruned = replace(pruned, compared=compared, statistics_path=known_path)
     pruned = _reported(pruned, command)
@@ -375,31 +383,31 @@ def _measure(
     model: MoeModel,
     result: Path,
     held_out: Sequence[Source],
-    settings: Settings,
+    contexts: Sequence[int],
+    max_tokens: int | None,
     options: RunOptions,
     progress: Progress,
 ) -> Mapping[str, Any] | None:
     """Compare the result with its source on text that calibration did not see.
 
     The text is limited so that the source's probabilities of every token in the vocabulary fit
-    into LOG_BYTES of disk.
+    into LOG_BYTES of disk. The first of the contexts is used for which there is enough text.
     """
-    try:
-        if model.architecture.kind is Kind.EMBEDDING:
-            raise InputError("an embedding model gives no probabilities")
-        ctx = min(settings.ctx, MEASURE_CTX)
+    reason = "an embedding model gives no probabilities"
+    for ctx in contexts if model.architecture.kind is not Kind.EMBEDDING else ():
         vocabulary = max(_length(model, "tokenizer.ggml.tokens"), 1)
         most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), ctx)
-        most = min(most, settings.max_tokens or most)
-        with (
-            Evaluator(model.gguf.path, options, held_out, n_ctx=ctx, max_tokens=most) as measured,
-            progress(2 * measured.tokens, "measuring", "tok") as advance,
-        ):
+        most = min(most, max_tokens or most)
+        try:
+            measured = Evaluator(model.gguf.path, options, held_out, n_ctx=ctx, max_tokens=most)
+        except InputError as error:
+            # Too little text to measure on is no reason to lose the result.
+            reason = error.message
+            continue
+        with measured, progress(2 * measured.tokens, "measuring", "tok") as advance:
             return measured.measure_file(result, advance=advance).as_json()
-    except InputError as error:
-        # Too little text to measure on is no reason to lose the result.
-        log.info("not measured: %s", error.message)
-        return None
+    log.info("not measured: %s", reason)
+    return None
 
 
 def _length(model: MoeModel, key: str) -> int:

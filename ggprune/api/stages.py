@@ -18,7 +18,7 @@ from ggprune.choosing.choose import choose_plan, is_measured
 from ggprune.choosing.lists import Meaning, lists_of, plan_from_lists
 from ggprune.choosing.request import Request, Resources
 from ggprune.errors import GgpruneError
-from ggprune.gguf_file import GgufModel, check_targets, write_text
+from ggprune.gguf_file import GgufModel, check_targets, reserved, write_text
 from ggprune.hub.client import output_folder
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.llama.session import LlamaModel
@@ -66,9 +66,11 @@ def calibrate(
     """
     settings, named = settings or Settings(), pairs_of(text)
     observer = importance.ImatrixObserver() if imatrix else None
-    if imatrix:
-        check_targets([Path(imatrix)], 0, force=force)
-    with open_model(model) as source:
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_model(model))
+        for target in [Path(path) for path in (output, imatrix) if path]:
+            check_targets([target], 0, force=force)
+            stack.enter_context(reserved(target))
         run = Run(
             source,
             load_or_builtin(named, CALIBRATION),
@@ -78,9 +80,9 @@ def calibrate(
             observers=[observer] if observer else [],
         )
         statistics = run.run_into(Path(output), force=force) if output else run.run()
-    if observer and imatrix:
-        tokens = sum(domain.tokens for domain in statistics.domains)
-        observer.save(Path(imatrix), datasets_of(named), tokens // settings.ctx, settings.ctx)
+        if observer and imatrix:
+            tokens = sum(domain.tokens for domain in statistics.domains)
+            observer.save(Path(imatrix), datasets_of(named), tokens // settings.ctx, settings.ctx)
     return statistics
 
 
@@ -120,11 +122,12 @@ def choose(
         MismatchError: statistics of another model.
     """
     wanted, target = request_of(request, asked), Path(output) if output else None
-    if target:
-        check_targets([target], 0, force=force)
     known, where = statistics_of(statistics)
     journal = target.with_name(target.name + ".search") if target else None
     with contextlib.ExitStack() as stack:
+        if target:
+            check_targets([target], 0, force=force)
+            stack.enter_context(reserved(target))
         source = None
         if model is not None:
             source = stack.enter_context(open_model(model))
@@ -138,9 +141,9 @@ def choose(
             progress=progress,
         )
         plan = choose_plan(known, wanted, resources)
-    if target and journal:
-        plan.save(target)
-        journal.unlink(missing_ok=True)
+        if target and journal:
+            plan.save(target)
+            journal.unlink(missing_ok=True)
     return plan
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from typing import Any, NamedTuple, NoReturn
 
@@ -86,6 +87,7 @@ class LazyGroup(click.Group):
         """Put the default command in front of a model's path."""
         own = {"--help", "-h", "--version"}
         if args and args[0] not in COMMANDS and args[0] not in own:
+            _check_model_or_command(args[0])
             args = [DEFAULT, *args]
         return super().parse_args(ctx, args)
 
@@ -93,6 +95,21 @@ class LazyGroup(click.Group):
         """List the commands without importing them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+def _check_model_or_command(word: str) -> None:
+    """Refuse a mistyped command, which would be taken for a model.
+
+    Raises:
+        click.UsageError: it is neither an option, nor a file, nor a name that a model could have.
+    """
+    if word.startswith("-") or os.path.lexists(word) or not word.replace("-", "").isalpha():
+        return
+    from ggprune.util import did_you_mean
+
+    raise click.UsageError(
+        f"There is no command {word!r}, and no such file.{did_you_mean(word, COMMANDS)}"
+    )
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:

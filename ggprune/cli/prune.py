@@ -47,6 +47,9 @@ if TYPE_CHECKING:
     "Text to measure the result on; default: held out from the calibration text.",
 )
 @options_of(Settings, "ctx", "max_tokens", "generate")
+@click.option(
+    "--eval-ctx", type=click.IntRange(8), help="Context to measure with; default: as --ctx."
+)
 @click.option("--stats", "statistics", type=FILE, help="Use these statistics: skip calibration.")
 @click.option("--plan", type=FILE, help="Use this plan: skip scoring too.")
 @writing_options
@@ -82,7 +85,7 @@ def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **argu
             {str(file.path): file.size for file in pruning.outputs(model, **asked)}, as_json
         )
         return
-    rest = ("statistics", "text", "eval_text", "search_text", "modelfile", "verify")
+    rest = ("statistics", "text", "eval_text", "search_text", "eval_ctx", "modelfile", "verify")
     pruned = pruning.prune(
         model,
         **asked,

@@ -12,7 +12,7 @@ from ggprune.gguf_file.layout import (
     shard_head,
     whole,
 )
-from ggprune.gguf_file.parts import part_path
+from ggprune.gguf_file.parts import part_path, reserved
 from ggprune.gguf_file.shards import GgufModel, shard_name, split_shard_name, stem_of
 from ggprune.gguf_file.types import TENSOR_TYPES, TensorType, ValueType, tensor_type_name
 from ggprune.gguf_file.writing import check_targets, replacing, write_files, write_text
@@ -36,6 +36,7 @@ __all__ = [
     "padded",
     "part_path",
     "replacing",
+    "reserved",
     "shard_head",
     "shard_name",
     "split_shard_name",

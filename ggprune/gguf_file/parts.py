@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ggprune import system
@@ -38,14 +38,23 @@ class PartFile(Closing):
     def __init__(self, target: Path, protected: Collection[FileId] = ()) -> None:
         self.target = target
         self.path = part_path(target)
-        self.descriptor = _open_alone(self.path, protected)
+        held = _reserved.get(self.path.absolute(), -1)
+        # Once placed, what is held is the result.
+        self._is_reserved = held >= 0 and _is_at(held, self.path)
+        if self._is_reserved:
+            # A duplicate shares the lock.
+            self.descriptor = os.dup(held)
+            os.lseek(self.descriptor, 0, os.SEEK_SET)
+            os.ftruncate(self.descriptor, 0)
+        else:
+            self.descriptor = _open_alone(self.path, protected)
         self._placed = False
 
     def close(self) -> None:
         """Remove what was not placed, and let go of the lock."""
         if self.descriptor < 0:
             return
-        ours = not self._placed and _is_at(self.descriptor, self.path)
+        ours = not (self._placed or self._is_reserved) and _is_at(self.descriptor, self.path)
         if not system.MOVES_OPEN_FILES:
             os.close(self.descriptor)
         if ours:
@@ -69,6 +78,38 @@ class PartFile(Closing):
                 self.path.unlink(missing_ok=True)
                 raise
         self._placed = True
+
+
+#: Parts that this process holds, by path.
+_reserved: dict[Path, int] = {}
+
+
+@contextlib.contextmanager
+def reserved(target: Path) -> Iterator[None]:
+    """Hold a target's part for the whole of a long run, so that a second run learns of it at once.
+
+    Parts of the same target that are opened within the block share the lock.
+
+    Raises:
+        OutputError: another run writes it, or the folder cannot be written to.
+    """
+    if not system.MOVES_OPEN_FILES:
+        yield
+        return
+    try:
+        part = PartFile(target)
+    except OSError as error:
+        raise OutputError(f"{target}: cannot be written: {error.strerror}") from error
+    with part:
+        path = part.path.absolute()
+        if path in _reserved:
+            yield
+            return
+        _reserved[path] = part.descriptor
+        try:
+            yield
+        finally:
+            del _reserved[path]
 
 
 def _open_alone(part: Path, protected: Collection[FileId]) -> int:

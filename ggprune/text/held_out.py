@@ -35,7 +35,8 @@ def choose_text(
     """Choose the built-in text, or the user's with a part held out.
 
     A user's text is measured on what calibration does not see: the last tenth of each domain's
-    documents, or of its one document's lines. What plans are compared on comes before it.
+    documents, or of its one document's lines (or words, if it is one line). What plans are
+    compared on comes before it.
 
     Args:
         named: what to calibrate on, as (domain, path); none for the built-in prompts.
@@ -76,11 +77,13 @@ def _hold_out(source: Source, share: float) -> tuple[Source, Source]:
         at = max(1, int(len(documents) * (1 - share)))
         kept, held = documents[:at], documents[at:]
     elif documents[0].text:
-        lines = documents[0].text.splitlines(keepends=True)
-        at = max(1, int(len(lines) * (1 - share)))
-        where = documents[0].where
-        kept = (Document(text="".join(lines[:at]), where=where),)
-        rest = "".join(lines[at:])
+        text, where = documents[0].text, documents[0].where
+        lines = text.splitlines(keepends=True)
+        end = len("".join(lines[: max(1, int(len(lines) * (1 - share)))]))
+        if len(lines) == 1:
+            end = text.rfind(" ", 0, int(len(text) * (1 - share))) + 1 or end
+        kept = (Document(text=text[:end], where=where),)
+        rest = text[end:]
         held = (Document(text=rest, where=where),) if rest.strip() else ()
     else:
         kept, held = documents, ()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from ggprune.errors import InputError
 from ggprune.text.documents import Source
 from ggprune.text.held_out import choose_text
 
@@ -35,3 +36,16 @@ def test_nothing_is_set_aside_unless_it_is_needed(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text("a\n" * 10)
     assert choose_text([("text", str(tmp_path / "t.txt"))]).search == ()
     assert choose_text([], search_share=0.2).search == ()
+
+
+def test_one_line_is_split_between_words(tmp_path: Path) -> None:
+    (tmp_path / "one.txt").write_text("word " * 100)
+    choice = choose_text([("one", str(tmp_path / "one.txt"))])
+    assert lines(choice.calibration) == ["word " * 90]
+    assert lines(choice.held_out) == ["word " * 10]
+
+
+def test_one_word_cannot_be_split(tmp_path: Path) -> None:
+    (tmp_path / "word.txt").write_text("word")
+    with pytest.raises(InputError, match="no text left to hold out"):
+        choose_text([("one", str(tmp_path / "word.txt"))])
