@@ -55,8 +55,9 @@ _MEDIA = re.compile("image|audio|video|sound|picture|file", re.IGNORECASE)
 #: Keys of a row or turn that say something about it and are no part of its text.
 _ABOUT = re.compile(
     r"(?:.*_)?(?:id|ids|idx|index|uuid|hash|sha\d*|url|link|path|file|name|source|dataset|subset|"
-    r"split|domain|category|subject|topic|task|type|kind|tag|tags|label|lang|language|license|"
-    r"licence|difficulty|level|score|date|time|timestamp|author|version|metadata|meta|weight)",
+    r"split|domain|category|subject|topic|task|type|kind|tag|tags|lang|language|license|"
+    r"licence|difficulty|level|score|rating|date|time|timestamp|author|version|title|model|status|"
+    r"format|group|metadata|meta|weight)",
     re.IGNORECASE,
 )
 

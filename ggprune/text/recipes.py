@@ -162,6 +162,9 @@ def _rows(path: Path, part: Part) -> Iterator[Row]:
         yield from parquet.rows(path, part.fields)
         return
     with path.open(encoding="utf-8-sig") as stream:
-        for line in stream:
-            if line.strip():
-                yield json.loads(line)
+        for number, line in enumerate(stream):
+            try:
+                if line.strip():
+                    yield json.loads(line)
+            except ValueError as error:
+                raise InputError(f"{part} line {number + 1}: invalid JSON: {error}") from error

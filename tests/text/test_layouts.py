@@ -156,6 +156,7 @@ def test_each_layout(tmp_path: Path, row: dict[str, Any], expected: list[tuple[s
         ({"prompt": "x", "chosen": "a", "rejected": "b"}, "beside 'chosen', 'rejected'"),
         ({"prompt": "def f():", "canonical_solution": "pass"}, "beside 'canonical_solution'"),
         ({"question": "x", "answers": {"text": ["a"]}}, "beside 'answers'"),
+        ({"prompt": "x", "title": "t", "label": "a"}, "beside 'label'"),
         ({"prompt": "x", "completion": "a", "response": "b"}, "which answers"),
         ({"prompt": "", "completion": "a"}, "'prompt' is empty"),
         ({"text": 3}, "its keys are 'text'"),

@@ -184,6 +184,13 @@ def test_empty_rows_are_skipped_with_a_note(
     assert "o/a(train): 4 empty rows skipped" in caplog.messages
 
 
+def test_a_broken_line_is_named(hub: HubServer, two_parts: None) -> None:
+    hub.add("o/a", {"train.jsonl": jsonl(rows(20)) + b'{"instruction": '}, kind="dataset")
+    hub.add("o/b", {"x/test.jsonl": jsonl(rows(5))}, kind="dataset")
+    with pytest.raises(InputError, match=r"o/a\(train\) line 21: invalid JSON"):
+        load_recipe("@tiny")
+
+
 def test_too_few_rows_are_noted(
     hub: HubServer, two_parts: None, caplog: pytest.LogCaptureFixture
 ) -> None:
