@@ -105,20 +105,20 @@ def lay_out(
         source: where ranges come from, and metadata that is not edited.
         edits: changes to metadata; ``split.*`` keys are taken care of here.
         tensors: in the order to write.
-        split_max_size: bytes of tensor data a shard may hold; None writes one file.
+        split_max_size: bytes of a shard, at most; None writes one file.
 
     Raises:
-        InputError: one tensor alone is larger than ``split_max_size``, or the shards are too many.
+        InputError: one tensor or the metadata alone is larger than ``split_max_size``, or the
+            shards are too many.
     """
     if "general.alignment" in edits.set or "general.alignment" in edits.removed:
         raise InputError("general.alignment cannot be edited: the layout follows the source's")
-    groups = _split(tensors, split_max_size, source.files[0].alignment)
-    if len(groups) == len(source.files) == 1:
-        return (_file(target, source, _key_segments(source, edits), groups[0]),)
     kept = {key: value for key, value in edits.set.items() if key not in _SPLIT_KEYS}
     first = _key_segments(source, KeyEdits(kept, edits.removed | _SPLIT_KEYS))
+    groups = _split(source, first, tensors, split_max_size)
     if len(groups) == 1:
-        return (_file(target, source, first, groups[0]),)
+        keys = _key_segments(source, edits) if len(source.files) == 1 else first
+        return (_file(target, source, keys, groups[0]),)
     prefix = target.name.removesuffix(".gguf")
     files = []
     for number, group in enumerate(groups):
@@ -165,30 +165,56 @@ def joined(ranges: Iterable[ByteRange]) -> tuple[ByteRange, ...]:
 
 
 def _split(
-    tensors: Sequence[OutputTensor], limit: int | None, alignment: int
+    source: GgufModel,
+    keys: Sequence[Segment],
+    tensors: Sequence[OutputTensor],
+    limit: int | None,
 ) -> list[list[OutputTensor]]:
-    if limit is None:
+    """Fill shards in order, each with as many tensors as fit beside its header."""
+    alignment = source.files[0].alignment
+    if limit is None or _size(keys, tensors, alignment) <= limit:
         return [list(tensors)]
+    pairs = _split_pairs(0, 1, len(tensors))
     groups: list[list[OutputTensor]] = [[]]
-    filled = 0
+    keys = [*keys, *pairs]
+    if (size := _size(keys, (), alignment)) > limit:
+        raise InputError(
+            f"split_max_size={limit}: the metadata alone has {size} bytes",
+            remedy="Give a larger size.",
+        )
+    head, data = _head_size(keys), 0
     for tensor in tensors:
-        size = padded(tensor.nbytes, alignment)
-        if size > limit:
-            raise InputError(
-                f"split_max_size={limit}: tensor {tensor.name!r} alone has {size} bytes",
-                remedy="Give a larger size.",
-            )
-        if groups[-1] and filled + size > limit:
+        info, size = len(_tensor_info(tensor, 0)), padded(tensor.nbytes, alignment)
+        if padded(head + info, alignment) + data + size > limit:
             groups.append([])
-            filled = 0
+            keys = [*_alignment(source), *pairs]
+            head, data = _head_size(keys), 0
+            if (alone := padded(head + info, alignment) + size) > limit:
+                raise InputError(
+                    f"split_max_size={limit}: a shard of tensor {tensor.name!r} alone has "
+                    f"{alone} bytes",
+                    remedy="Give a larger size.",
+                )
         groups[-1].append(tensor)
-        filled += size
+        head, data = head + info, data + size
     if len(groups) > _MAX_SHARDS:
         raise InputError(
             f"split_max_size={limit}: makes {len(groups)} shards, {_MAX_SHARDS} at most can be",
             remedy="Give a larger size.",
         )
     return groups
+
+
+def _size(keys: Sequence[Segment], tensors: Sequence[OutputTensor], alignment: int) -> int:
+    """Bytes of a file of these."""
+    infos = sum(len(_tensor_info(tensor, 0)) for tensor in tensors)
+    data = sum(padded(tensor.nbytes, alignment) for tensor in tensors)
+    return padded(_head_size(keys) + infos, alignment) + data
+
+
+def _head_size(keys: Sequence[Segment]) -> int:
+    """Bytes of a header without tensors, before its padding: magic, version, two counts, pairs."""
+    return len(MAGIC) + 4 + 8 + 8 + sum(map(_length, keys))
 
 
 def _split_pairs(number: int, count: int, n_tensors: int) -> list[Segment]:

@@ -53,7 +53,7 @@ def plan_rewrite(
         plan: which experts stay; MTP layers may be missing from it.
         target: path of the result.
         mtp: ``prune`` MTP layers by the rule recorded in the plan, or ``drop`` them.
-        split_max_size: bytes of tensor data in one shard.
+        split_max_size: bytes of one shard, at most.
         plan_name: what to call the plan in messages.
 
     Raises:

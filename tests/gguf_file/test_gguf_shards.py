@@ -31,7 +31,6 @@ from tests.support.gguf_builder import (
     f32_tensor,
     moe,
     numbers,
-    padding,
     scalar,
     string,
     u32,
@@ -48,24 +47,21 @@ def split_keys(number: int, count: int, tensors: int) -> list[tuple[bytes | str,
 
 
 def split_by_hand(model: Gguf, limit: int) -> list[bytes]:
-    """What llama-gguf-split --split-max-size writes: tensors in order, as many as fit."""
-    groups: list[list[Any]] = [[]]
-    filled = 0
-    for tensor in model.tensors:
-        size = len(tensor.data) + len(padding(len(tensor.data), model.alignment))
-        if groups[-1] and filled + size > limit:
-            groups.append([])
-            filled = 0
-        groups[-1].append(tensor)
-        filled += size
+    """Tensors in order, as many as fit into a file; pairs as llama-gguf-split writes them."""
     aligned = [pair for pair in model.keys if pair[0] == "general.alignment"]
-    files = []
-    for number, group in enumerate(groups):
+
+    def build(number: int, count: int, group: list[Any]) -> bytes:
         keys = (model.keys if number == 0 else aligned) + split_keys(
-            number, len(groups), len(model.tensors)
+            number, count, len(model.tensors)
         )
-        files.append(Gguf(keys, group, alignment=model.alignment).build())
-    return files
+        return Gguf(keys, group, alignment=model.alignment).build()
+
+    groups: list[list[Any]] = [[]]
+    for tensor in model.tensors:
+        if len(build(len(groups) - 1, 1, [*groups[-1], tensor])) > limit:
+            groups.append([])
+        groups[-1].append(tensor)
+    return [build(number, len(groups), group) for number, group in enumerate(groups)]
 
 
 def write_shards(folder: Path, model: Gguf, limit: int = 3000, prefix: str = "m") -> list[Path]:
@@ -339,3 +335,32 @@ def test_a_shard_opened_alone_knows_its_number(tmp_path: Path) -> None:
     paths = write_shards(tmp_path, moe())
     with GgufFile(paths[1], shard=1) as file:
         assert {tensor.shard for tensor in file.tensors} == {1}
+
+
+def test_no_shard_exceeds_the_limit_header_included(tmp_path: Path) -> None:
+    with GgufModel(moe().write(tmp_path / "in.gguf")) as source:
+        tensors = [*map(whole, source.tensors)]
+        for limit in range(2500, source.size + 100, 97):
+            files = lay_out(tmp_path / "o.gguf", source, KeyEdits(), tensors, split_max_size=limit)
+            assert max(file.size for file in files) <= limit
+            assert (len(files) == 1) == (source.size <= limit)
+
+
+@pytest.mark.llama
+def test_metadata_may_fill_the_first_shard(tmp_path: Path) -> None:
+    """llama.cpp takes a first shard without tensors (its own --no-tensor-first-split)."""
+    from ggprune.llama.memory import check_loads
+    from tests.support.tiny import write_tiny
+
+    with GgufModel(write_tiny(tmp_path / "m.gguf", "qwen3moe")) as source:
+        # A vocabulary so long that no tensor fits beside it.
+        scores = TypedValue(ValueType.ARRAY, [0] * 30_000, ValueType.INT32)
+        edits = KeyEdits({"ggprune.padding": scores})
+        paths = written(source, tmp_path / "o.gguf", edits, 140_000)
+    with GgufFile(paths[0]) as first:
+        assert first.tensors == () and first.size > 120_000
+    assert max(path.stat().st_size for path in paths) <= 140_000
+    check_loads(paths[0])
+    with GgufModel(paths[0]) as source:
+        (whole_again,) = written(source, tmp_path / "w.gguf", KeyEdits(), None)
+    check_loads(whole_again)
