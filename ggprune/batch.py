@@ -107,9 +107,10 @@ def _release(
     plan, pruned = work / f"{name}.plan.json", work / f"{name}.gguf"
     source = config.source or config.model
     dropped = pruned.with_name(f"{name}{drop_metadata.SUFFIX}")
+    words = [source, plan, "-o", pruned, *(["--mtp", config.mtp] if config.mtp != "prune" else [])]
     found = [
         _step(config, "plan", [plan], [stats], [stats, "--keep", keep, "-o", plan]),
-        _step(config, "apply", [pruned, dropped], [source, plan], [source, plan, "-o", pruned]),
+        _step(config, "apply", [pruned, dropped], [source, plan], words),
     ]
     if imatrix is not None:
         sliced = work / f"{name}.imatrix{imatrix.suffix}"

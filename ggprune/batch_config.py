@@ -20,6 +20,7 @@ _SHAPE = {
     "source?": str,
     "output?": str,
     "imatrix?": bool | str,
+    "mtp?": str,
     "repo?": str,
     "options?": {str: [str]},
     **{f"{name}?": bool for name in _SWITCHES},
@@ -49,6 +50,9 @@ class BatchConfig:
     imatrix: Path | bool = option(
         False, "Importance matrix of the whole model; yes gathers one.", metavar="FILE|yes"
     )
+    mtp: str = option(
+        "prune", "MTP layers: prune by a stated rule, or drop.", choices=("prune", "drop")
+    )
     evaluate: bool = option(True, "Do not measure what a quantization cost.")
     modelfile: bool = option(True, "Write no Modelfiles.")
     card: bool = option(True, "Write no model cards.")
@@ -64,6 +68,8 @@ class BatchConfig:
         if not self.keep and not self.types:
             raise InputError("keep is missing, expected numbers of experts")
         object.__setattr__(self, "types", tuple(dict.fromkeys(map(file_type, self.types))))
+        if self.mtp not in ("prune", "drop"):
+            raise InputError(f"mtp={self.mtp}: expected prune or drop")
         _check_known(self.options, _STAGES, "options.")
         words = {stage: tuple(words) for stage, words in self.options.items()}
         object.__setattr__(self, "options", words)

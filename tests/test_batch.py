@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -343,3 +344,12 @@ def test_make_prune_and_requant(
     missing = make("prune", "MODEL=Big-Q8_0.gguf")
     assert missing.returncode != 0 and "KEEP is missing" in missing.stderr
     assert "MODEL is missing" in make("requant").stderr
+
+
+def test_mtp_layers_can_be_dropped(config: BatchConfig) -> None:
+    assert not any("--mtp" in step.command for step in steps(config))
+    dropping = [step.text for step in steps(replace(config, mtp="drop")) if "--mtp" in step.command]
+    assert len(dropping) == len(config.keep)
+    assert all(" apply " in text and "--mtp drop" in text for text in dropping)
+    with pytest.raises(InputError, match="mtp=none"):
+        replace(config, mtp="none")

@@ -235,6 +235,7 @@ def quantize(
     *,
     plan: str | Path | None = None,
     tmp: str | Path | None = None,
+    mtp: str = "prune",
     options: QuantizeOptions | None = None,
     dry_run: bool = False,
     force: bool = False,
@@ -249,6 +250,7 @@ def quantize(
         output: folder for the results; None for that of the model.
         plan: a plan's file: the model is pruned by it first.
         tmp: folder for the pruned file in between; None for ``output``.
+        mtp: with a plan, ``prune`` the MTP layers by a stated rule, or ``drop`` them.
         options: importance matrix, types of single tensors.
         dry_run: only find out what would come out.
         force: replace existing files.
@@ -272,7 +274,7 @@ def quantize(
         if plan is not None:
             inside = Path(tmp) if tmp else folder
             pruned = stack.enter_context(
-                pruned_source(Path(plan), path, inside, imatrix=matrix, progress=progress)
+                pruned_source(Path(plan), path, inside, imatrix=matrix, mtp=mtp, progress=progress)
             )
             path, stem, options = pruned.path, pruned.stem, replace(options, imatrix=pruned.imatrix)
         file = stack.enter_context(GgufModel(path))

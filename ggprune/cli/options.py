@@ -334,6 +334,15 @@ def _quieten(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
     show_notes(quiet=quiet)
 
 
+mtp_option = click.option(
+    "--mtp",
+    type=click.Choice(["prune", "drop"]),
+    default="prune",
+    show_default=True,
+    help="MTP layers: prune by a stated rule, or drop.",
+)
+
+
 def writing_options(command: Command) -> Command:
     """How a pruned model is written; see api.pruning.apply."""
     for option in (
@@ -346,13 +355,7 @@ def writing_options(command: Command) -> Command:
             help="Do not compare the result with the source, nor load and measure it.",
         ),
         click.option("--split-max-size", type=size, help="Write shards of at most this size: 50G."),
-        click.option(
-            "--mtp",
-            type=click.Choice(["prune", "drop"]),
-            default="prune",
-            show_default=True,
-            help="MTP layers: prune by a stated rule, or drop.",
-        ),
+        mtp_option,
     ):
         command = option(command)
     return command

@@ -12,6 +12,7 @@ from ggprune.cli.options import (
     FILE,
     force_option,
     json_option,
+    mtp_option,
     options_of,
     quiet_option,
     record_from,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 )
 @click.option("--source", type=MODEL, help="With --from-plan: the BF16, F16 or F32 model.")
 @click.option("--tmp", type=FILE, help="With --from-plan: folder for the file in between.")
+@mtp_option
 @options_of(QuantizeOptions)
 @click.option("--dry-run", is_flag=True, help="Only show what sizes would come out.")
 @force_option
@@ -68,7 +70,7 @@ def command(
     done, errors = stages.quantize(
         source or MODEL(model_and_types[0]),
         types,
-        **{name: arguments[name] for name in ("output", "plan", "tmp", "dry_run", "force")},
+        **{name: arguments[name] for name in ("output", "plan", "tmp", "mtp", "dry_run", "force")},
         options=record_from(QuantizeOptions, arguments),
         lines=_log if verbose else lambda _: None,
         progress=progress_bar,

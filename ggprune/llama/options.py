@@ -100,5 +100,8 @@ class QuantizeOptions:
     token_embedding_type: str | None = option(None, "Type of token_embd.weight.", metavar="TYPE")
     pure: bool = option(False, "One type for all tensors, no mixtures.")
     keep_split: bool = option(False, "As many shards as the source has.")
+    split_max_size: int | None = option(
+        None, "Write shards of at most this size: 50G.", minimum=1, metavar="SIZE"
+    )
     allow_requantize: bool = option(False, "From a file that is quantized already.")
     threads: int | None = option(None, "Default: one a core.", minimum=1)

@@ -40,6 +40,8 @@ FILE_TYPES = {name: n for n, name in enumerate(_NAMES.split()) if name != "-"} |
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 _TAIL = 20
+#: Options that the child knows nothing of.
+_OURS = ("imatrix", "split_max_size")
 
 
 def tensor_type(name: str) -> int:
@@ -85,7 +87,7 @@ def quantize(
     values = {name: np.ascontiguousarray(each, "<f4") for name, each in (imatrix or {}).items()}
     named = {"output": options.output_type, "embedding": options.token_embedding_type}
     job = {
-        **{name: value for name, value in asdict(options).items() if name != "imatrix"},
+        **{name: value for name, value in asdict(options).items() if name not in _OURS},
         **{name: kind and tensor_type(kind) for name, kind in named.items()},
         "tensor_types": [(pattern, tensor_type(kind)) for pattern, kind in options.tensor_types],
         "source": str(source),

@@ -94,26 +94,36 @@ class Imatrix:
     def sliced(self, plan: Plan, name: str = "the importance matrix") -> Imatrix:
         """Cut the matrix to the model that the plan leaves: rows of dropped experts go.
 
+        MTP layers that the plan leaves out, which come after all others, are cut by the rule
+        that writing the model applies to them; see Plan.with_mtp.
+
         Args:
             plan: what stays; of the model that the matrix was made for.
             name: what to call the matrix in messages.
 
         Raises:
-            MismatchError: it is of a model with another number of experts, or without experts.
+            MismatchError: it is of a model with other layers, another number of experts, or
+                without experts.
         """
-        layers, entries = set(), {}
-        for weight, entry in self.entries.items():
-            layer = _expert_layer(weight)
-            if layer is None or layer not in plan.layers:
-                entries[weight] = entry
-                continue
-            entries[weight] = self._slice(entry, plan, layer, f"{name}: {weight}")
-            layers.add(layer)
-        if not layers:
+        found = {weight: _expert_layer(weight) for weight in self.entries}
+        layers = {layer for layer in found.values() if layer is not None}
+        if not layers.intersection(plan.layers):
             raise MismatchError(
                 f"{name}: has no expert tensors of the plan's layers",
                 remedy="Gather one on the model that the plan is for with `ggprune imatrix`.",
             )
+        plan = plan.with_mtp({layer for layer in layers if layer > max(plan.layers)})
+        entries = {}
+        for weight, entry in self.entries.items():
+            layer = found[weight]
+            if layer is None:
+                entries[weight] = entry
+            elif layer in plan.layers:
+                entries[weight] = self._slice(entry, plan, layer, f"{name}: {weight}")
+            else:
+                raise MismatchError(
+                    f"{name}: has experts of layer {layer}, the plan has no such layer"
+                )
         return replace(self, entries=entries)
 
     def _slice(self, entry: Entry, plan: Plan, layer: int, where: str) -> Entry:

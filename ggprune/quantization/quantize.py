@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -12,13 +13,22 @@ from pathlib import Path
 
 from ggprune.errors import InputError, UnsupportedModelError, VerificationError
 from ggprune.gguf_file import (
+    ByteRange,
     GgufModel,
+    KeyEdits,
+    OutputTensor,
+    Tensor,
+    TypedValue,
+    ValueType,
     check_targets,
+    lay_out,
     padded,
     replacing,
     shard_name,
     stem_of,
     tensor_type_name,
+    whole,
+    write_files,
 )
 from ggprune.gguf_file.parts import PartFile
 from ggprune.llama import quantizer as llama_quantizer
@@ -30,6 +40,9 @@ from ggprune.quantization.names import (
     result_stem,
     tensor_bytes,
 )
+from ggprune.rewrite import PROVENANCE
+
+log = logging.getLogger(__name__)
 
 #: What llama.cpp's writer pads tensors to, whatever the source says.
 _ALIGNMENT = 32
@@ -107,12 +120,15 @@ class Quantizer:
         self._model, self._options, self._folder, self._log = model, options, folder, log
         self._stem = stem or result_stem(model.stem)
         self._split = options.keep_split and len(model.files) > 1
+        if self._split and options.split_max_size:
+            raise InputError("keep_split and split_max_size: one or the other")
         _check_source(model, options.allow_requantize)
         _check_types(options)
         #: Matrices that the importance matrix says nothing about.
         self.uncovered: tuple[str, ...] = ()
         self._imatrix = Imatrix.load(options.imatrix) if options.imatrix else None
         self._notes = self._check_imatrix(imatrix_name)
+        self._kept: dict[str, tuple[tuple[str, str], ...]] = {}
 
     @property
     def source_bytes(self) -> int:
@@ -141,13 +157,27 @@ class Quantizer:
         """Metadata that results have and the source has not."""
         return self._notes
 
-    def paths(self, type_name: str) -> tuple[Path, ...]:
-        """Name the files that quantizing to this type writes."""
+    def paths(self, type_name: str, types: Mapping[str, str] | None = None) -> tuple[Path, ...]:
+        """Name the files that quantizing to this type writes.
+
+        Args:
+            type_name: a name in FILE_TYPES.
+            types: of every tensor, on which the number of shards depends; None before they are
+                known: then the name of a single file.
+        """
         prefix = f"{self._stem}-{file_type(type_name)}"
-        if not self._split:
-            return (self._folder / f"{prefix}.gguf",)
-        count = len(self._model.files)
-        return tuple(self._folder / shard_name(prefix, n, count) for n in range(count))
+        target = self._folder / f"{prefix}.gguf"
+        if self._split:
+            count = len(self._model.files)
+            return tuple(self._folder / shard_name(prefix, n, count) for n in range(count))
+        if types is None or self._options.split_max_size is None:
+            return (target,)
+        tensors = [_as_type(tensor, types[tensor.name]) for tensor in self._model.tensors]
+        notes = {name: _typed(value) for name, value in self._notes.items()}
+        edits = KeyEdits({k: v for k, v in notes.items() if k != "general.alignment"})
+        limit = self._options.split_max_size
+        files = lay_out(target, self._model, edits, tensors, split_max_size=limit)
+        return tuple(file.path for file in files)
 
     def forecast(self, type_name: str) -> Forecast:
         """Ask llama.cpp what it would do.
@@ -155,29 +185,14 @@ class Quantizer:
         Raises:
             LlamaError: it refused.
         """
-        types = {tensor.name: tensor_type_name(tensor.type) for tensor in self._model.tensors}
-        name, fallbacks, needs_imatrix = "", 0, False
-
-        def read(line: str) -> None:
-            nonlocal name, fallbacks, needs_imatrix
-            self._log(line)
-            if found := _TENSOR_LINE.match(line):
-                name = found["name"]
-            if (found := _NEW_TYPE.search(line)) and name in types:
-                types[name] = found["type"].upper()
-            if found := _FALLBACKS.search(line):
-                fallbacks = int(found[1])
-            needs_imatrix = needs_imatrix or "will require an imatrix" in line
-
-        self._quantize(type_name, self._folder / "none", read, dry_run=True)
+        types, fallbacks, needs_imatrix = self._types(type_name, self._unpruned_types(type_name))
         sizes: dict[str, int] = {}
         for tensor in self._model.tensors:
             kind = types[tensor.name]
-            nbytes = tensor_bytes(tensor.shape, kind) or tensor.nbytes
-            sizes[kind] = sizes.get(kind, 0) + padded(nbytes, _ALIGNMENT)
+            sizes[kind] = sizes.get(kind, 0) + padded(_bytes_as(tensor, kind), _ALIGNMENT)
         return Forecast(
             file_type(type_name),
-            self.paths(type_name),
+            self.paths(type_name, types),
             sum(sizes.values()) + self._model.files[0].data_offset,
             dict(sorted(sizes.items(), key=lambda item: -item[1])),
             fallbacks,
@@ -200,26 +215,52 @@ class Quantizer:
             progress: called with the number of the source's bytes just done.
 
         Returns:
-            The forecast, with the size as it came out.
+            The forecast, with files and size as they came out.
 
         Raises:
             OutputError: the result exists, is the source, or there is no room.
             LlamaError: llama.cpp refused or crashed.
             VerificationError: what it wrote is not whole.
         """
-        paths = self.paths(type_name)
         with contextlib.suppress(OSError):  # check_targets has the words for what is wrong.
             self._folder.mkdir(parents=True, exist_ok=True)
-        check_targets(paths, 0, source=self._model, force=force)
+        check_targets(self.paths(type_name), 0, source=self._model, force=force)
         expected = self.forecast(type_name)
-        check_targets(paths, expected.size, source=self._model, force=force)
+        paths = expected.paths
+        # Shards of a size are cut out of a whole file, which then goes.
+        needed = expected.size * (2 if len(paths) > 1 and not self._split else 1)
+        check_targets(paths, needed, source=self._model, force=force)
         if self._split:
             self._write_split(type_name, paths, progress)
+        elif self._options.split_max_size is not None:
+            paths = self._write_shards(type_name, force, progress)
         else:
             with replacing(paths[0]) as part:
                 self._quantize(type_name, part, self._reader(progress))
                 self._check_written(part)
-        return replace(expected, size=sum(path.stat().st_size for path in paths))
+        return replace(expected, paths=paths, size=sum(path.stat().st_size for path in paths))
+
+    def _write_shards(
+        self, type_name: str, force: bool, progress: Callable[[int], object]
+    ) -> tuple[Path, ...]:
+        """Write one file beside the target, and cut it into shards."""
+        target = self.paths(type_name)[0]
+        with PartFile(target) as whole_file:
+            self._quantize(type_name, whole_file.path, self._reader(progress))
+            self._check_written(whole_file.path)
+            with GgufModel(whole_file.path) as model:
+                files = lay_out(
+                    target,
+                    model,
+                    KeyEdits(),
+                    [*map(whole, model.tensors)],
+                    split_max_size=self._options.split_max_size,
+                )
+                if len(files) == 1:
+                    whole_file.place()
+                else:
+                    write_files(files, model, force=force)
+        return tuple(file.path for file in files)
 
     def _write_split(
         self, type_name: str, paths: Sequence[Path], progress: Callable[[int], object]
@@ -256,20 +297,85 @@ class Quantizer:
         if names != {tensor.name for tensor in self._model.tensors}:
             raise VerificationError(f"{path}: llama.cpp did not write all tensors")
 
-    def _quantize(
-        self, type_name: str, target: Path, on_line: Log, *, dry_run: bool = False
+    def _types(
+        self,
+        type_name: str,
+        kept: Sequence[tuple[str, str]] = (),
+        notes: Mapping[str, str | int] | None = None,
+    ) -> tuple[dict[str, str], int, bool]:
+        """Do a dry run: the type of every tensor, fallbacks, whether it needs a matrix."""
+        types = {tensor.name: tensor_type_name(tensor.type) for tensor in self._model.tensors}
+        name, fallbacks, needs_imatrix = "", 0, False
+
+        def read(line: str) -> None:
+            nonlocal name, fallbacks, needs_imatrix
+            self._log(line)
+            if found := _TENSOR_LINE.match(line):
+                name = found["name"]
+            if (found := _NEW_TYPE.search(line)) and name in types:
+                types[name] = found["type"].upper()
+            if found := _FALLBACKS.search(line):
+                fallbacks = int(found[1])
+            needs_imatrix = needs_imatrix or "will require an imatrix" in line
+
+        self._call(type_name, self._folder / "none", read, kept, notes, dry_run=True)
+        return types, fallbacks, needs_imatrix
+
+    def _unpruned_types(self, type_name: str) -> tuple[tuple[str, str], ...]:
+        """Types to ask for, where a pruned model would get others than the whole one.
+
+        llama.cpp's mixtures treat models of exactly 8 experts, and of 4 or more, in a way of
+        their own (``llama_tensor_get_type_impl`` in src/llama-quant.cpp), so what quantization
+        does would look like what pruning did.
+        """
+        key = f"{self._model.get('general.architecture')}.expert_count"
+        before, now = self._model.get(PROVENANCE + "source_experts"), self._model.get(key)
+        alike = before is None or ((before == 8) == (now == 8) and (before >= 4) == (now >= 4))
+        if alike or self._options.pure:
+            return ()
+        if type_name not in self._kept:
+            wanted, _, _ = self._types(type_name, notes={key: before})
+            own, _, _ = self._types(type_name)
+            found: list[tuple[str, str]] = []
+            if wanted != own:
+                log.info(
+                    "%s: the types of the unpruned model with %s experts are kept, of which "
+                    "llama.cpp would change %s",
+                    type_name,
+                    before,
+                    sum(wanted[name] != own[name] for name in own),
+                )
+                # All of them: llama.cpp counts tensors on its way, but not those it is told.
+                found = [(f"^{re.escape(name)}$", kind) for name, kind in wanted.items()]
+            self._kept[type_name] = tuple(found)
+        return self._kept[type_name]
+
+    def _quantize(self, type_name: str, target: Path, on_line: Log) -> None:
+        self._call(type_name, target, on_line, self._unpruned_types(type_name))
+
+    def _call(
+        self,
+        type_name: str,
+        target: Path,
+        on_line: Log,
+        kept: Sequence[tuple[str, str]] = (),
+        notes: Mapping[str, str | int] | None = None,
+        *,
+        dry_run: bool = False,
     ) -> None:
-        imatrix = self._imatrix
+        entries = self._imatrix.entries if self._imatrix else {}
         llama_quantizer.quantize(
             self._model.path,
             target,
             file_type(type_name),
-            replace(self._options, keep_split=self._split),
+            replace(
+                self._options,
+                keep_split=self._split,
+                tensor_types=(*self._options.tensor_types, *kept),
+            ),
             on_line,
-            imatrix={name: entry.means() for name, entry in imatrix.entries.items()}
-            if imatrix
-            else None,
-            notes=self._notes,
+            imatrix={name: entry.means() for name, entry in entries.items()},
+            notes={**self._notes, **(notes or {})},
             dry_run=dry_run,
         )
 
@@ -317,3 +423,17 @@ def _check_types(options: QuantizeOptions) -> None:
     for name in (options.output_type, options.token_embedding_type):
         if name is not None:
             llama_quantizer.tensor_type(name)
+
+
+def _bytes_as(tensor: Tensor, kind: str) -> int:
+    return tensor_bytes(tensor.shape, kind) or tensor.nbytes
+
+
+def _as_type(tensor: Tensor, kind: str) -> OutputTensor:
+    """A tensor as large as it will be, without its bytes."""
+    room = ByteRange(tensor.shard, tensor.offset, _bytes_as(tensor, kind))
+    return OutputTensor(tensor.name, tensor.shape, tensor.type, (room,))
+
+
+def _typed(value: str | int) -> TypedValue:
+    return TypedValue(ValueType.STRING if isinstance(value, str) else ValueType.UINT32, value)

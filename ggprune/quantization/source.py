@@ -41,6 +41,7 @@ def pruned_source(
     folder: Path,
     *,
     imatrix: Path | None = None,
+    mtp: str = "prune",
     progress: Progress = no_progress,
 ) -> Iterator[PrunedSource]:
     """Prune a source into a temporary file; removed at the end, whatever happens.
@@ -50,6 +51,7 @@ def pruned_source(
         source: the high-precision file.
         folder: where the temporary file goes.
         imatrix: of the full model (then it is cut), or of the pruned one.
+        mtp: see plan_rewrite.
         progress: shows how far it is.
 
     Raises:
@@ -62,7 +64,7 @@ def pruned_source(
         stem = f"{result_stem(description.gguf.stem)}-{plan.keep}e"
         with _temporary_folder(folder, f".{stem}.pruned") as inside:
             rewrite = plan_rewrite(
-                description, plan, inside / f"{stem}.gguf", plan_name=str(plan_path)
+                description, plan, inside / f"{stem}.gguf", mtp=mtp, plan_name=str(plan_path)
             )
             sliced = _sliced_beside(imatrix, description, rewrite.plan, inside) if imatrix else None
             with progress(rewrite.size, "prune", "B") as done:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -317,3 +318,18 @@ def test_equals_llama_imatrix(trained: Path, tmp_path: Path) -> None:
     for name, entry in theirs.entries.items():
         np.testing.assert_array_equal(ours[name].counts, entry.counts)
         np.testing.assert_allclose(ours[name].sums, entry.sums, rtol=1e-4)
+
+
+def test_slice_cuts_mtp_layers_by_the_rule_of_the_written_model() -> None:
+    mtp = "blk.9.ffn_up_exps.weight"
+    entries = {**hand_made().entries, mtp: hand_made().entries[DOWN]}
+    cut = replace(hand_made(), entries=entries).sliced(plan([0, 2]))
+    np.testing.assert_array_equal(cut.entries[mtp].counts, [2, 5])
+
+
+def test_slice_refuses_a_layer_that_no_rule_is_for() -> None:
+    entries = {**hand_made().entries, "blk.1.ffn_up_exps.weight": hand_made().entries[DOWN]}
+    first = plan([0, 2])
+    gap = replace(first, layers={0: first.layers[0], 2: first.layers[0]})
+    with pytest.raises(MismatchError, match="has experts of layer 1, the plan has no such layer"):
+        replace(hand_made(), entries=entries).sliced(gap)

@@ -20,6 +20,7 @@ from ggprune.cli.quantize import command
 from ggprune.errors import InputError, LlamaError, MismatchError, OutputError, UnsupportedModelError
 from ggprune.gguf_file import GgufModel, KeyEdits, lay_out, whole, write_files
 from ggprune.llama.library import library
+from ggprune.llama.memory import check_loads
 from ggprune.llama.options import QuantizeOptions
 from ggprune.llama.quantizer import ALIASES, FILE_TYPES, quantize, tensor_type
 from ggprune.model import open_model
@@ -450,3 +451,122 @@ def test_the_child_goes_with_its_parent(source: Path, tmp_path: Path) -> None:
         assert child.wait(timeout=60) == 1
     with pytest.raises(LlamaError, match="refused"):
         quantize(tmp_path / "none.gguf", tmp_path / "x.gguf", "Q8_0", QuantizeOptions(), print)
+
+
+# --- pruned models, MTP layers, shards of a size
+
+
+def pruned(path: Path, keep: int, target: Path) -> Path:
+    with open_model(path) as model:
+        layers = dict.fromkeys(model.moe_layers, LayerPlan(tuple(range(keep))))
+        rewrite = plan_rewrite(model, Plan(keep, layers), target)
+        write_files(rewrite.files, model.gguf)
+    return target
+
+
+def types_of(path: Path) -> dict[str, str]:
+    return {name: tensor.tensor_type.name for name, tensor in tensors(path).items()}
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize(
+    ("architecture", "experts", "keep"), [("llama", 8, 6), ("qwen3moe", 16, 8), ("llama", 8, 2)]
+)
+@pytest.mark.parametrize("kind", ["Q4_K_M", "Q3_K_M", "IQ3_S"])
+def test_a_pruned_model_is_quantized_like_the_whole_one(
+    tmp_path: Path, architecture: str, experts: int, keep: int, kind: str
+) -> None:
+    """llama.cpp takes other types for attention where there are exactly 8 experts."""
+    path = write_tiny(tmp_path / "Whole-F32.gguf", architecture, experts=experts, used=2, layers=3)
+    small = pruned(path, keep, tmp_path / "Small-F32.gguf")
+    imatrix = [imatrix_of(each, tmp_path / f"{each.stem}.imatrix.gguf") for each in (path, small)]
+    found = {}
+    for each, matrix in zip((path, small), imatrix, strict=True):
+        with GgufModel(each) as model:
+            quantizer = Quantizer(model, QuantizeOptions(imatrix=matrix), tmp_path)
+            forecast = quantizer.forecast(kind)
+            found[each] = types_of(quantizer.run(kind).paths[0])
+            assert {n: t.upper() for n, t in forecast.types.items()} == found[each]
+    assert found[small] == found[path]
+
+
+@pytest.mark.llama
+def test_types_that_pruning_does_not_change_are_left_to_llama_cpp(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "Whole-F32.gguf", "qwen3moe", layers=2)
+    small = pruned(path, 12, tmp_path / "Small-F32.gguf")
+    with GgufModel(small) as model:
+        quantizer = Quantizer(model, QuantizeOptions(), tmp_path)
+        assert quantizer._unpruned_types("Q4_K_M") == ()
+
+
+@pytest.mark.llama
+def test_the_users_types_come_before_those_of_the_whole_model(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "Whole-F32.gguf", "llama", experts=8, used=2, layers=2)
+    small = pruned(path, 6, tmp_path / "Small-F32.gguf")
+    options = QuantizeOptions(tensor_types=(("attn_v", "q5_1"),))
+    with GgufModel(small) as model:
+        found = types_of(Quantizer(model, options, tmp_path).run("Q4_K_M").paths[0])
+    assert {found[name] for name in found if "attn_v" in name} == {"Q5_1"}
+    assert {found[name] for name in found if "attn_k.weight" in name} == {"Q8_0"}
+
+
+@pytest.mark.llama
+def test_shards_of_a_size(source: Path, tmp_path: Path) -> None:
+    limit = 50_000
+    with GgufModel(source) as model:
+        whole_file = Quantizer(model, QuantizeOptions(), tmp_path / "one").run("Q8_0").paths[0]
+        options = QuantizeOptions(split_max_size=limit)
+        quantizer = Quantizer(model, options, tmp_path / "many")
+        forecast, result = quantizer.forecast("Q8_0"), quantizer.run("Q8_0")
+        assert forecast.paths == result.paths and len(result.paths) > 2
+        assert sorted(result.paths) == sorted((tmp_path / "many").iterdir())
+        assert max(path.stat().st_size for path in result.paths) <= limit
+        assert result.size == sum(path.stat().st_size for path in result.paths)
+        with pytest.raises(OutputError, match="exists"):
+            quantizer.run("Q8_0")
+        quantizer.run("Q8_0", force=True)
+        large = replace(options, split_max_size=10**9)
+        single = Quantizer(model, large, tmp_path / "large").run("Q8_0").paths
+        assert [p.name for p in single] == ["Tiny-Q8_0.gguf"]
+        with pytest.raises(InputError, match="one or the other"):
+            Quantizer(model, QuantizeOptions(keep_split=True, split_max_size=9), tmp_path)
+    assert single[0].read_bytes() == whole_file.read_bytes()
+    check_loads(result.paths[0])
+    with GgufModel(result.paths[0]) as model, GgufModel(whole_file) as one:
+        assert {t.name: model.read(t) for t in model.tensors} == {
+            t.name: one.read(t) for t in one.tensors
+        }
+
+
+@pytest.mark.llama
+@pytest.mark.parametrize("mtp", ["prune", "drop"])
+def test_from_plan_with_mtp_layers(tmp_path: Path, mtp: str) -> None:
+    """The plan names no MTP layers, as those that `ggprune plan` makes of statistics alone."""
+    path = write_tiny(tmp_path / "Mtp-F32.gguf", "glm4moe")
+    with open_model(path) as model:
+        layers = dict.fromkeys(model.moe_layers, LayerPlan((0, 3, 5, 7, 8, 9, 10, 15)))
+        Plan(8, layers, experts=16).save(tmp_path / "plan.json")
+        (layer,) = model.mtp_layers
+    imatrix = imatrix_of(path, tmp_path / "i.gguf")
+    assert f"blk.{layer}.ffn_down_exps.weight" in Imatrix.load(imatrix).entries
+    words = ["--from-plan", tmp_path / "plan.json", "--source", path, "-o", tmp_path / "out"]
+    result = run(*words, "--imatrix", imatrix, "--mtp", mtp, "Q8_0")
+    assert result.exit_code == 0, result.output
+    with open_model(tmp_path / "out" / "Mtp-8e-Q8_0.gguf") as model:
+        assert model.experts == 8
+        assert model.mtp_layers == ((layer,) if mtp == "prune" else ())
+    # The same by the two commands.
+    Imatrix.load(imatrix).sliced(Plan.load(tmp_path / "plan.json")).save(tmp_path / "cut.gguf")
+    with open_model(path) as model:
+        plan = Plan.load(tmp_path / "plan.json")
+        rewrite = plan_rewrite(model, plan, tmp_path / "Small-F32.gguf", mtp=mtp)
+        write_files(rewrite.files, model.gguf)
+    result = run(tmp_path / "Small-F32.gguf", "Q8_0", "--imatrix", tmp_path / "cut.gguf")
+    assert result.exit_code == 0, result.output
+    ours, theirs = (
+        tensors(tmp_path / "out" / "Mtp-8e-Q8_0.gguf"),
+        tensors(tmp_path / "Small-Q8_0.gguf"),
+    )
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor.data, theirs[name].data, err_msg=name)
