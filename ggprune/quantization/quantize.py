@@ -120,7 +120,7 @@ class Quantizer:
         self._model, self._options, self._folder, self._log = model, options, folder, log
         self._stem = stem or result_stem(model.stem)
         self._split = options.keep_split and len(model.files) > 1
-        if self._split and options.split_max_size:
+        if options.keep_split and options.split_max_size:
             raise InputError("keep_split and split_max_size: one or the other")
         _check_source(model, options.allow_requantize)
         _check_types(options)
