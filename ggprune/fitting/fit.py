@@ -68,7 +68,8 @@ class Rated:
             "types": self.name.partition(", ")[2],
             "size_bytes": self.size,
             "kld_mean": score.kld_mean if score else self.predicted,
-            "known": "measured" if score else "predicted",
+            "measured": score is not None,
+            "predicted": score is None,
             "text": "held-out" if self.judged else "search",
         }
 
@@ -137,7 +138,11 @@ def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
     tried = _tried(study, limit, _MIXES if first else _LATER_MIXES)
     rivals = _rivals(study, limit)
     best = _judged(study, min(tried, key=_searched))
-    whole, single = (_judged(study, rival) if rival else None for rival in rivals)
+    complete = [each for each in rivals if each.mix.keep == study.source.experts]
+    whole, single = (
+        _judged(study, min(each, key=lambda rated: rated.predicted)) if each else None
+        for each in (complete, rivals)
+    )
     note = ""
     for simpler in (whole, single):
         if simpler is None or simpler.mix == best.mix:
@@ -149,7 +154,7 @@ def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
                 "so the simpler file is taken"
             )
             best = simpler
-    others = list(tried)
+    others = [*tried, *rivals]
     if beside is not None:
         mix = Mix(beside, study.space.base.options)
         others.insert(
@@ -201,23 +206,16 @@ def _promising(
     return mix if cost < _PROMISING * _searched(best) else None
 
 
-def _rivals(study: Study, limit: int) -> tuple[Rated | None, Rated | None]:
-    """All experts at llama-quantize's best type that fits; the best count at one such type."""
-    whole: list[Rated] = []
-    all_counts: list[Rated] = []
+def _rivals(study: Study, limit: int) -> list[Rated]:
+    """Of every type of llama-quantize, the most experts that fit."""
+    found = []
     for type_name in FILE_TYPES:
         for keep in study.counts:
             mix = study.space.of_file_type(type_name, keep)
             if study.space.size(mix) <= limit:
-                rated = _rated(study, mix, POWER, f"{keep} experts, {type_name}")
-                all_counts.append(rated)
-                if keep == study.source.experts:
-                    whole.append(rated)
+                found.append(_rated(study, mix, POWER, f"{keep} experts, {type_name}"))
                 break
-    return tuple(  # type: ignore[return-value]
-        min(each, key=lambda rated: rated.predicted) if each else None
-        for each in (whole, all_counts)
-    )
+    return found
 
 
 def _rated(study: Study, mix: Mix, power: float, name: str) -> Rated:

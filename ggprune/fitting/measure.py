@@ -60,13 +60,14 @@ class Journal:
 
     Args:
         folder: where.
-        facts: what the measurements are of; those of anything else are put aside.
+        facts: what the measurements are of; those of anything else lie in files of their own.
     """
 
     def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        self._folder, self._path = folder, folder / "measured.jsonl"
-        self._scores: dict[str, Score] = {}
         first = json.dumps({"of": dict(facts)}, sort_keys=True)
+        self._of = hashlib.sha256(first.encode()).hexdigest()[:12]
+        self._folder, self._path = folder, folder / f"measured-{self._of}.jsonl"
+        self._scores: dict[str, Score] = {}
         lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
         if lines[:1] == [first]:
             for line in lines[1:]:
@@ -92,7 +93,8 @@ class Journal:
 
     def tokens_of(self, key: str) -> Path:
         """Where the divergence of every token is, for differences with an error."""
-        return self._folder / f"kld-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npy"
+        name = hashlib.sha256(f"{self._of} {key}".encode()).hexdigest()[:16]
+        return self._folder / f"kld-{name}.npy"
 
 
 class Meter:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.request import Budget, Request, Resources
-from ggprune.errors import InputError
+from ggprune.errors import InputError, OutputError, UnsupportedModelError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.logcache import fingerprint
 from ggprune.evaluation.masking import Dropped, dropped_by
@@ -31,6 +32,7 @@ from ggprune.fitting.space import AS_IS, Mix, Option, Space
 from ggprune.gguf_file import Tensor, tensor_type_name, write_text
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.model import MoeModel
+from ggprune.model.architectures import Kind
 from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.importance import ImatrixObserver
@@ -116,6 +118,8 @@ class Study(Closing):
         progress: makes progress bars.
 
     Raises:
+        UnsupportedModelError: it predicts no next token.
+        OutputError: no room for a candidate.
         MismatchError: reference, statistics or importance matrix are of another model.
     """
 
@@ -133,6 +137,10 @@ class Study(Closing):
         settings: Settings | None = None,
         progress: Progress = no_progress,
     ) -> None:
+        if source.architecture.kind is not Kind.CAUSAL:
+            raise UnsupportedModelError(
+                f"{source.gguf.path}: predicts no next token, so no divergence can be measured"
+            )
         self.source, self.reference = source, reference or source
         self.options, self.run = options or FitOptions(), run or RunOptions()
         self.work, self.progress = work, progress
@@ -143,7 +151,6 @@ class Study(Closing):
                 self.reference.identity(), str(source.gguf.path), str(self.reference.gguf.path)
             )
         work.mkdir(parents=True, exist_ok=True)
-        self._say_beforehand()
         self.statistics, self.imatrix = self._calibrated(statistics, imatrix, settings)
         matrix = Imatrix.load(self.imatrix)
         self.quantizer = Quantizer(
@@ -164,6 +171,7 @@ class Study(Closing):
             notes=self.quantizer.notes,
             method=self.plan(source.counts.least).method,
         )
+        self._say_beforehand()
         self.shards = Shards(self.space, self._requantizer, work, self.options.room)
         facts: dict[str, Any] = {
             "source": fingerprint(source.gguf),
@@ -395,20 +403,29 @@ class Study(Closing):
         return found, ours[1]
 
     def _say_beforehand(self) -> None:
-        runs = self.reference.gguf
+        """What will be run, and what the disk must hold; refuse where it cannot.
+
+        Raises:
+            OutputError: no room for one candidate.
+        """
+        runs, needed = self.reference.gguf, self.space.size(self.space.base)
+        free = shutil.disk_usage(self.work).free
         log.info(
-            "%s (%s) is calibrated on and measured against; %s (%s) is %s",
+            "%s (%s) is run; %s (%s) is only quantized; %s holds one candidate, up to %s, of %s "
+            "that are free",
             runs.path.name,
             human_size(runs.size),
             self.source.gguf.path.name,
             human_size(self.source.gguf.size),
-            "quantized only" if self.reference is not self.source else "the same file",
-        )
-        log.info(
-            "%s holds parts of candidates meanwhile: at most as much as a candidate and the disk "
-            "allow, at least one copy of the model as it is measured",
             self.work,
+            human_size(needed),
+            human_size(free),
         )
+        if free < needed and not (self.work / "shards").exists():
+            raise OutputError(
+                f"{self.work}: {human_size(free)} are free, a candidate takes {human_size(needed)}",
+                remedy="Name a folder on another disk: work=FOLDER.",
+            )
 
 
 def _cost(found: tuple[float, Mix]) -> float:
