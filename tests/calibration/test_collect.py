@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gguf
 import numpy as np
@@ -109,12 +110,13 @@ class Routed:
     outputs: Array
 
 
-def gemma4(attn_out: Array, layer: Layer) -> Routed:
+def gemma4(attn_out: Array, layer: Layer, chosen: NDArray[np.integer] | None = None) -> Routed:
     """Gemma 4: router on the scaled input, softmax, renormalised; GELU; a scale for each expert."""
     x = rms_norm(attn_out, layer, "pre_ffw_norm_2.weight")
     router_input = rms_norm(attn_out, layer) / np.sqrt(x.shape[-1]) * layer["ffn_gate_inp.scale"]
     probs = softmax(router_input @ layer["ffn_gate_inp.weight"].T)
-    chosen = np.argsort(-probs, axis=-1, kind="stable")[:, : layer.used]
+    if chosen is None:
+        chosen = np.argsort(-probs, axis=-1, kind="stable")[:, : layer.used]
     gates = np.take_along_axis(probs, chosen, -1)
     gates /= gates.sum(-1, keepdims=True)
     both = np.einsum("td,tufd->tuf", x, layer["ffn_gate_up_exps.weight"][chosen])
@@ -124,11 +126,12 @@ def gemma4(attn_out: Array, layer: Layer) -> Routed:
     return Routed(chosen, gates, outputs * layer["ffn_down_exps.scale"][chosen][..., None])
 
 
-def glm4moe(x: Array, layer: Layer) -> Routed:
+def glm4moe(x: Array, layer: Layer, chosen: NDArray[np.integer] | None = None) -> Routed:
     """GLM-4.5: sigmoid; the bias chooses but does not weigh; renormalised and scaled; SwiGLU."""
     probs = 1 / (1 + np.exp(-x @ layer["ffn_gate_inp.weight"].T))
-    biased = probs + layer["exp_probs_b.bias"]
-    chosen = np.argsort(-biased, axis=-1, kind="stable")[:, : layer.used]
+    if chosen is None:
+        biased = probs + layer["exp_probs_b.bias"]
+        chosen = np.argsort(-biased, axis=-1, kind="stable")[:, : layer.used]
     gates = np.take_along_axis(probs, chosen, -1)
     if layer.keys["expert_weights_norm"]:
         gates /= gates.sum(-1, keepdims=True)
@@ -149,7 +152,7 @@ def swiglu(x: Array, layer: Layer, chosen: NDArray[np.int64]) -> Array:
 
 
 #: By architecture: the node that is the input of `compute`, and how the layer continues.
-FORWARD: dict[str, tuple[str, Callable[[Array, Layer], Routed]]] = {
+FORWARD: dict[str, tuple[str, Callable[..., Routed]]] = {
     "gemma4": ("attn_out", gemma4),
     "glm4moe": ("post_attn_norm", glm4moe),
     "qwen2moe": ("ffn_norm", qwen2moe),
@@ -206,23 +209,69 @@ def test_sums_equal_a_forward_pass_in_numpy(tmp_path: Path, architecture: str) -
     assert (found.tokens == len(TOKENS)).all(), "the last layer sees every token too"
 
 
+class Inputs:
+    """Keeps the inputs of the layers with experts, and which experts llama.cpp chose."""
+
+    def __init__(self, node: str) -> None:
+        self.kinds = (node, "ffn_moe_topk")
+        self.seen: dict[str, NDArray[Any]] = {}
+
+    def wants(self, name: str) -> bool:
+        return name.rpartition("-")[0] in self.kinds
+
+    def receive(self, name: str, tensor: TensorView) -> bool:
+        self.seen[name] = tensor.array()[0, 0].copy()
+        return True
+
+
+def given_routing(path: Path, architecture: str) -> tuple[ExpertSums, ExpertSums]:
+    """Sums as observed, and in NumPy from what each layer got and chose in the same pass.
+
+    Rounding differs between processors, and of two experts that are nearly as good another may
+    be chosen; what a layer does with its inputs does not.
+    """
+    model = open_model(path)
+    node, compute = FORWARD[architecture]
+    inputs = Inputs(node)
+    observer = RoutingObserver(model.architecture, model.moe_layers, model.experts, cut=False)
+    with (
+        LlamaModel(path, options()) as llama,
+        LlamaContext(llama, n_ctx=256, observers=[inputs, observer]) as context,
+    ):
+        context.decode([Tokens(0, 0, TOKENS)])
+    routed = {
+        number: compute(
+            inputs.seen[f"{node}-{number}"].astype(np.float64),
+            layer,
+            inputs.seen[f"ffn_moe_topk-{number}"],
+        )
+        for number, layer in layers_of(path).items()
+        if number in model.moe_layers
+    }
+    return observer.take(), summed(routed, experts=model.experts)
+
+
 @pytest.mark.llama
 def test_sums_equal_a_forward_pass_in_numpy_for_f16(tmp_path: Path) -> None:
     # llama.cpp rounds a matrix product's input to F16 for F16 weights; that stays below 1e-3.
     path = write_tiny(tmp_path / "m.gguf", "glm4moe", dtype="F16")
-    assert_equal(observed(path), summed(expected(path, "glm4moe"), experts=16))
+    assert_equal(*given_routing(path, "glm4moe"))
 
 
 @pytest.mark.llama
 def test_sums_of_the_trained_model_equal_a_forward_pass_in_numpy(trained: Path) -> None:
-    """Q8_0: activations are rounded to 8 bits inside llama.cpp, so routing is taken as it was."""
-    found = observed(trained)
-    wanted = summed(expected(trained, "gemma4"), experts=found.count.shape[1])
-    changed = np.abs(found.count - wanted.count).sum()
-    assert changed <= 0.01 * wanted.count.sum()
-    for name in ("gate_sum", "norm_sum", "contribution_sum"):
-        total = getattr(found, name).sum(1)
-        np.testing.assert_allclose(total, getattr(wanted, name).sum(1), rtol=1e-2, err_msg=name)
+    """Q8_0: llama.cpp rounds the inputs of a product to 8 bits.
+
+    That is a part in 254 of the largest number in a block, twice in an expert; over the tokens of
+    a layer it averages out.
+    """
+    found, wanted = given_routing(trained, "gemma4")
+    assert np.array_equal(found.count, wanted.count)
+    np.testing.assert_allclose(found.gate_sum, wanted.gate_sum, rtol=1e-5)
+    for name in ("norm_sum", "norm_sq_sum", "contribution_sum", "norm_max"):
+        values, others = getattr(found, name), getattr(wanted, name)
+        np.testing.assert_allclose(values, others, rtol=4e-2, err_msg=name)
+        np.testing.assert_allclose(values.sum(1), others.sum(1), rtol=1e-2, err_msg=name)
 
 
 @pytest.mark.llama
@@ -285,7 +334,8 @@ def test_norms_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 def test_repacked_weights_give_the_same(tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe", dtype="Q8_0")
     found, wanted = observed(path, repack=True), observed(path)
-    np.testing.assert_allclose(found.norm_sum.sum(1), wanted.norm_sum.sum(1), rtol=1e-3)
+    # Of two experts that are nearly as good, another may be chosen.
+    np.testing.assert_allclose(found.norm_sum.sum(1), wanted.norm_sum.sum(1), rtol=1e-2)
 
 
 class _Spoiled(RoutingObserver):
