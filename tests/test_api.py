@@ -118,6 +118,22 @@ def test_the_whole_job(
     assert given.path.read_bytes() == again.path.read_bytes()
 
 
+@pytest.mark.llama
+def test_the_context_that_is_measured_with(
+    tmp_path: Path, model: Path, text: dict[str, Path]
+) -> None:
+    settings = ggprune.Settings(ctx=64, generate=0)
+    options = ggprune.RunOptions(threads=1)
+    ggprune.calibrate(model, tmp_path / "s.gguf", text=text, settings=settings, options=options)
+    same = {"text": text, "eval_text": text, "settings": settings, "options": options}
+    same |= {"keep": 12, "statistics": tmp_path / "s.gguf", "force": True}
+    for given, ctx in ((None, 64), (32, 32)):
+        pruned = ggprune.prune(model, tmp_path / "o.gguf", eval_ctx=given, **same)
+        # The second half of each chunk is scored, but for its first token.
+        assert pruned.evaluation is not None
+        assert pruned.evaluation["tokens"] % (ctx - ctx // 2 - 1) == 0
+
+
 def test_what_would_be_written(tmp_path: Path, model: Path) -> None:
     (file,) = ggprune.outputs(model, tmp_path / "o.gguf", ratio=0.5)
     assert file.path == tmp_path / "o.gguf" and not file.path.exists()

@@ -187,7 +187,7 @@ def prune(
         evaluation = None
         if verify:
             ctx, most = settings.ctx, settings.max_tokens
-            contexts = (eval_ctx,) if eval_ctx else (ctx, min(ctx, SHORT_CTX))
+            contexts = [eval_ctx] if eval_ctx else sorted({ctx, min(ctx, SHORT_CTX)})[::-1]
             held = reading.held_out
             evaluation = _measure(source, files[0], held, contexts, most, options, progress)
         pruned = _described(source, files, complete, known, evaluation)
