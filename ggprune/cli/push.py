@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.cli.options import FILE, json_option, quiet_option
-from ggprune.cli.terminal import note, print_json, progress_bar, table
+from ggprune.cli.terminal import print_json, progress_bar, table
 from ggprune.util import human_size
 
 if TYPE_CHECKING:
-    from ggprune.hub.client import Hub
     from ggprune.publish.upload import Push
 
 
@@ -40,43 +39,27 @@ def command(
 
     The token is the one of `hf auth login`, or HF_TOKEN.
     """
-    from ggprune.hub.client import Hub
-    from ggprune.publish.upload import carry_out, contents, prepare, repository
+    from ggprune.publish.upload import push
 
-    target = repository(repo, revision)
-    files, _ = contents(folder)
-    hub = Hub()
-    if not dry_run:
-        hub.require_token()
-    total = sum(path.stat().st_size for path in files)
-    with progress_bar(total, "hashing", "B") as advance:
-        push = prepare(folder, target, hub, progress=advance)
-    _notes(push, private=private)
-    if not dry_run:
-        carry_out(push, folder, hub, private=private)
-    _show(push, hub, dry_run=dry_run, as_json=as_json)
+    done = push(
+        folder,
+        repo,
+        revision=revision,
+        private=private,
+        dry_run=dry_run,
+        progress=progress_bar,
+    )
+    _show(done, dry_run=dry_run, as_json=as_json)
 
 
-def _notes(push: Push, *, private: bool) -> None:
-    from ggprune.publish.upload import CARD
-
-    names = {file.name for file in (*push.upload, *push.present)}
-    if CARD not in names:
-        note("There is no README.md; `ggprune card MODEL` writes one.")
-    if push.left_out:
-        note(f"Left out: {', '.join(push.left_out)}")
-    if private and not push.creates:
-        note("The repository exists; --private does not change it.")
-
-
-def _show(push: Push, hub: Hub, *, dry_run: bool, as_json: bool) -> None:
+def _show(push: Push, *, dry_run: bool, as_json: bool) -> None:
     """Print the result."""
     done = "would upload" if dry_run else "uploaded"
     if as_json:
         result: dict[str, Any] = {
             "repo": push.repo.name,
             "revision": push.repo.revision or "main",
-            "url": hub.url(push.repo),
+            "url": push.url,
             "dry_run": dry_run,
             "creates": push.creates,
             "upload": [_described(file) for file in push.upload],
@@ -88,7 +71,7 @@ def _show(push: Push, hub: Hub, *, dry_run: bool, as_json: bool) -> None:
     rows = [[done, human_size(file.size), file.name] for file in push.upload]
     rows += [["present", human_size(file.size), file.name] for file in push.present]
     click.echo(table(rows))
-    click.echo(f"{hub.url(push.repo)}: {human_size(push.bytes_to_send)} {done}")
+    click.echo(f"{push.url}: {human_size(push.bytes_to_send)} {done}")
 
 
 def _described(file: Any) -> dict[str, Any]:

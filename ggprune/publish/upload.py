@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -15,6 +15,7 @@ from ggprune.gguf_file import split_shard_name, write_text
 from ggprune.hub.client import Hub
 from ggprune.hub.files import LocalFile, RemoteFile, Repo
 from ggprune.publish.kinds import STATISTICS, kind_of
+from ggprune.types import Advance, Progress, no_progress
 from ggprune.util import human_size
 
 #: The Hub takes no larger file, and recommends smaller ones than the second number of bytes
@@ -41,6 +42,7 @@ class Push:
 
     Attributes:
         repo: where to.
+        url: where a person sees it.
         creates: the repository (or its branch) is not there yet.
         upload: files to send.
         present: files that the Hub has with the same hash.
@@ -49,6 +51,7 @@ class Push:
     """
 
     repo: Repo
+    url: str
     creates: bool
     upload: tuple[LocalFile, ...]
     present: tuple[LocalFile, ...]
@@ -106,31 +109,53 @@ def contents(folder: Path) -> tuple[list[Path], list[str]]:
     return files, left_out
 
 
-def prepare(
-    folder: Path, repo: Repo, hub: Hub, *, progress: Callable[[int], object] = lambda _: None
+def push(
+    folder: Path,
+    name: str,
+    *,
+    revision: str | None = None,
+    private: bool = False,
+    dry_run: bool = False,
+    progress: Progress = no_progress,
 ) -> Push:
-    """Compare a folder with the repository; sends nothing.
+    """Publish a folder: large files first, each checked against what the Hub then has.
 
     Args:
-        progress: called with the number of bytes just hashed.
+        folder: with the models and what belongs to them.
+        name: owner/name of the repository; made if it is not there.
+        revision: branch; made if it is not there. None for main.
+        private: make a new repository private.
+        dry_run: compare only; nothing is sent.
+        progress: of hashing.
 
     Raises:
-        InputError: see contents.
-        HubError: the Hub cannot be asked.
+        InputError: see contents; or ``name`` is something else.
+        HubError: refused, broken off for good, or the Hub has other bytes than were sent.
     """
-    paths, left_out = contents(folder)
-    for path in paths:
-        if path.stat().st_size > RECOMMENDED_FILE:
-            size, most = human_size(path.stat().st_size), human_size(RECOMMENDED_FILE)
-            split = _split_command(path)
-            log.warning("%s: %s, the Hub recommends less than %s: %s", path, size, most, split)
+    repo, hub = repository(name, revision), Hub()
+    found = contents(folder)
+    if not dry_run:
+        hub.require_token()
+    with progress(sum(path.stat().st_size for path in found[0]), "hashing", "B") as advance:
+        plan = _compare(folder, found, repo, hub, advance)
+    _notes(plan, private=private)
+    if not dry_run:
+        _send(plan, folder, hub, private=private)
+    return plan
+
+
+def _compare(
+    folder: Path, found: tuple[list[Path], list[str]], repo: Repo, hub: Hub, advance: Advance
+) -> Push:
+    paths, left_out = found
     there, creates = _present(repo, hub)
-    files = [LocalFile.of(path, path.relative_to(folder).as_posix(), progress) for path in paths]
+    files = [LocalFile.of(path, path.relative_to(folder).as_posix(), advance) for path in paths]
     sums = "".join(f"{file.sha256}  {file.name}\n" for file in files if _is_model(file.name))
     files.append(_from_text(folder / CHECKSUMS, sums))
     same = {file.name for file in files if file.name in there and there[file.name].holds(file)}
     return Push(
         repo=repo,
+        url=hub.url(repo),
         creates=creates,
         upload=tuple(file for file in files if file.name not in same),
         present=tuple(file for file in files if file.name in same),
@@ -139,24 +164,34 @@ def prepare(
     )
 
 
-def carry_out(push: Push, folder: Path, hub: Hub, *, private: bool = False) -> None:
-    """Do what ``prepare`` found, large files first, and check what the Hub then has.
+def _notes(plan: Push, *, private: bool) -> None:
+    files = (*plan.upload, *plan.present)
+    for file in files:
+        if file.size > RECOMMENDED_FILE:
+            size, most = human_size(file.size), human_size(RECOMMENDED_FILE)
+            split = _split_command(file.path)
+            log.warning("%s: %s, the Hub recommends less than %s: %s", file.path, size, most, split)
+    if CARD not in {file.name for file in files}:
+        log.info("There is no README.md; `ggprune card MODEL` writes one.")
+    if plan.left_out:
+        log.info("Left out: %s", ", ".join(plan.left_out))
+    if private and not plan.creates:
+        log.info("The repository exists; private=True does not change it.")
 
-    Raises:
-        HubError: refused, broken off for good, or the Hub has other bytes than were sent.
-    """
-    if push.creates:
-        hub.create(push.repo, private=private)
-        log.info("created %s", push.repo)
-    if any(file.name == CHECKSUMS for file in push.upload):
-        write_text(folder / CHECKSUMS, push.checksums)
-    small = [file for file in push.upload if file.size < _OWN_COMMIT]
-    batches = [[file] for file in push.upload if file.size >= _OWN_COMMIT] + [small]
+
+def _send(plan: Push, folder: Path, hub: Hub, *, private: bool) -> None:
+    if plan.creates:
+        hub.create(plan.repo, private=private)
+        log.info("created %s", plan.repo)
+    if any(file.name == CHECKSUMS for file in plan.upload):
+        write_text(folder / CHECKSUMS, plan.checksums)
+    small = [file for file in plan.upload if file.size < _OWN_COMMIT]
+    batches = [[file] for file in plan.upload if file.size >= _OWN_COMMIT] + [small]
     for batch in filter(None, batches):
         names = ", ".join(file.name for file in batch[:4]) + (", …" if len(batch) > 4 else "")
         log.info("uploading %s", names)
-        hub.commit(push.repo, batch, f"Upload {names}")
-        check(push.repo, batch, hub)
+        hub.commit(plan.repo, batch, f"Upload {names}")
+        check(plan.repo, batch, hub)
 
 
 def check(repo: Repo, files: Sequence[LocalFile], hub: Hub) -> None:
