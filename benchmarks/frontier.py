@@ -59,7 +59,9 @@ def main() -> None:
     write_text(arguments.out / "frontier.json", json.dumps(record, indent=1) + "\n")
     points = marked([*grid, *(point_of(answer) for answer, _ in fits)])
     title = f"{arguments.model.name}: divergence by size, held-out text"
-    write_text(arguments.out / "frontier.svg", chart.svg(points, title))
+    write_text(
+        arguments.out / "frontier.svg", chart.svg([point.as_json() for point in points], title)
+    )
     write_text(arguments.out / "frontier.md", page(record))
 
 

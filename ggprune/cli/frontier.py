@@ -55,7 +55,7 @@ def command(model: Path, output: Path | None, force: bool, as_json: bool, **argu
         check_targets([output, drawing], 0, force=force)
     with job_from(model, arguments).study() as study:
         points = frontier(study, arguments["keeps"], arguments["grid"], vram=arguments["vram"])
-        numbers = {
+        numbers: dict[str, Any] = {
             "format": "ggprune-frontier",
             "model": model.name,
             "experts": study.source.experts,
@@ -63,7 +63,7 @@ def command(model: Path, output: Path | None, force: bool, as_json: bool, **argu
         }
     if output and drawing:
         write_text(output, json.dumps(numbers, indent=1) + "\n")
-        write_text(drawing, chart.svg(points, f"{model.name}: KL divergence by size"))
+        write_text(drawing, chart.svg(numbers["points"], f"{model.name}: KL divergence by size"))
     if as_json:
         print_json(numbers)
     else:

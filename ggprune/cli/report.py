@@ -23,6 +23,7 @@ _LARGEST = 4 << 20
 @click.option("--sweep", type=FILE, metavar="JSON", help="What sweep wrote.")
 @click.option("--probe", type=FILE, metavar="JSON", help="What probe wrote.")
 @click.option("--tasks", type=FILE, metavar="JSON", help="What bench-tasks --read printed.")
+@click.option("--frontier", type=FILE, metavar="JSON", help="What frontier wrote.")
 @output_option("Where to write the page; default: report.html, none with --json.")
 @force_option
 @json_option

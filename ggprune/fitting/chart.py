@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-
-from ggprune.fitting.frontier import Point
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 760, 460, 64, 44, 28, 150
 _COLOURS = ("#3b6fb6", "#c2571a", "#3a8a4d", "#8a4fa3", "#9a7b1c", "#666666")
 
 
-def svg(points: Sequence[Point], title: str) -> str:
+def svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
     """Draw files as dots, a line for each number of experts, fitted files in red.
 
     Args:
-        points: measured files; ``types`` is ``fit`` for fitted ones.
+        points: the ``points`` that ``ggprune frontier --json`` prints; fitted ones have the
+            ``types`` ``fit``.
         title: above the chart.
     """
-    logs = [math.log10(max(point.score.kld_mean, 1e-7)) for point in points]
+    logs = [math.log10(max(point["kld_mean"], 1e-7)) for point in points]
     low, high = math.floor(min(logs) * 2) / 2, math.ceil(max(logs) * 2) / 2
-    least, most = (f(point.size for point in points) for f in (min, max))
+    least, most = (float(f(point["size_bytes"] for point in points)) for f in (min, max))
     span = max(most - least, 1)
 
     def x(size: float) -> float:
@@ -34,7 +35,7 @@ def svg(points: Sequence[Point], title: str) -> str:
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '
         'font-family="sans-serif" font-size="12">',
         f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="white"/>',
-        f'<text x="{_LEFT}" y="16" font-weight="bold">{title}</text>',
+        f'<text x="{_LEFT}" y="16" font-weight="bold">{escape(title)}</text>',
     ]
     for step in range(round(2 * low), round(2 * high) + 1):
         value = 10 ** (step / 2)
@@ -44,22 +45,22 @@ def svg(points: Sequence[Point], title: str) -> str:
         size = least + span * tick / 5
         parts.append(_text(x(size), _HEIGHT - _BOTTOM + 16, f"{size / 1e6:,.1f}", "middle"))
     parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, "MB", "middle"))
-    grid = [point for point in points if point.types != "fit"]
+    grid = [point for point in points if point["types"] != "fit"]
     series = [
-        (f"{keep} experts", _COLOURS[index % len(_COLOURS)], [p for p in grid if p.keep == keep])
-        for index, keep in enumerate(sorted({p.keep for p in grid}, reverse=True))
+        (f"{keep} experts", _COLOURS[index % len(_COLOURS)], [p for p in grid if p["keep"] == keep])
+        for index, keep in enumerate(sorted({p["keep"] for p in grid}, reverse=True))
     ]
-    fitted = [point for point in points if point.types == "fit"]
+    fitted = [point for point in points if point["types"] == "fit"]
     if fitted:
         series.append(("fitted", "#d0021b", fitted))
     for index, (name, colour, each) in enumerate(series):
-        ordered = sorted(each, key=lambda point: point.size)
-        line = " ".join(f"{x(p.size):.1f},{y(p.score.kld_mean):.1f}" for p in ordered)
+        ordered = sorted(each, key=lambda point: point["size_bytes"])
+        line = " ".join(f"{x(p['size_bytes']):.1f},{y(p['kld_mean']):.1f}" for p in ordered)
         parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}"/>')
         for point in ordered:
-            at = f'cx="{x(point.size):.1f}" cy="{y(point.score.kld_mean):.1f}"'
-            fill = colour if point.best else "white"
-            label = f"{point.keep} experts, {point.types}: {point.score.kld_mean:.5f}"
+            at = f'cx="{x(point["size_bytes"]):.1f}" cy="{y(point["kld_mean"]):.1f}"'
+            fill = colour if point["on_frontier"] else "white"
+            label = escape(f"{point['keep']} experts, {point['types']}: {point['kld_mean']:.5f}")
             dot = f'<circle {at} r="4" fill="{fill}" stroke="{colour}">'
             parts.append(f"{dot}<title>{label}</title></circle>")
         row = _TOP + 18 * index

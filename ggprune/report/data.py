@@ -38,6 +38,10 @@ _SHAPES: Json = {
     },
     "evaluation": {"base?": _ANY, "candidate?": _ANY, "domains?": {str: _ANY}},
     "sweep": {"points?": [{"method": str, "keep": int}], "cliff?": _ANY, "smallest?": _ANY},
+    "frontier": {
+        "points": [{"keep": int, "types": str, "size_bytes": int, "kld_mean": float}],
+        "model?": str,
+    },
     "tasks": {"tasks?": [{"task": str, "base": Any, "candidate": Any}]},
     "probe": {"modes?": {str: {"probes?": [{"id": str}]}}},
 }
@@ -56,6 +60,7 @@ class ReportInput:
         probe: what ``ggprune probe`` writes.
         command: the command line that made the pruned model.
         tasks: what ``ggprune bench-tasks --read FOLDER --json`` prints.
+        frontier: what ``ggprune frontier`` writes.
     """
 
     statistics: Statistics | None = None
@@ -66,6 +71,7 @@ class ReportInput:
     probe: Mapping[str, Any] | None = None
     command: str = ""
     tasks: Mapping[str, Any] | None = None
+    frontier: Mapping[str, Any] | None = None
 
 
 def build(given: ReportInput) -> Json:
@@ -78,8 +84,8 @@ def build(given: ReportInput) -> Json:
     if not any(getattr(given, field.name) for field in fields(given) if field.name != "command"):
         raise InputError(
             "there is nothing to report",
-            remedy="Give at least one of statistics, plan, metadata, evaluation, sweep, probe and "
-            "tasks.",
+            remedy="Give at least one of statistics, plan, metadata, evaluation, sweep, probe, "
+            "tasks and frontier.",
         )
     for name, shape in _SHAPES.items():
         if (part := getattr(given, name)) is not None:
@@ -105,6 +111,7 @@ def build(given: ReportInput) -> Json:
         "sweep": dict(given.sweep) if given.sweep else None,
         "probe": dict(given.probe) if given.probe else None,
         "tasks": list((given.tasks or {}).get("tasks") or []) or None,
+        "frontier": dict(given.frontier) if given.frontier else None,
         "provenance": _provenance(given, plan, metadata),
     }
     report["findings"] = _findings(report)

@@ -22,10 +22,10 @@ def test_a_point_is_marked_if_no_smaller_file_is_better() -> None:
 
 def test_the_chart_is_xml_with_a_dot_for_each_point() -> None:
     points = marked([point(30, 0.1), point(20, 0.2, 48), point(25, 0.0, types="fit")])
-    root = ElementTree.fromstring(chart.svg(points, "a title"))
+    root = ElementTree.fromstring(chart.svg([p.as_json() for p in points], "a <title>"))
     dots = [each for each in root.iter() if each.tag.endswith("title")]
     assert len(dots) == 3
-    assert ElementTree.fromstring(chart.svg([point(5, 0.1)], "one")) is not None
+    assert ElementTree.fromstring(chart.svg([point(5, 0.1).as_json()], "one")) is not None
 
 
 def test_what_the_same_bytes_buy(trained: Path, tmp_path: Path) -> None:
@@ -52,3 +52,14 @@ def test_a_journal_is_of_one_thing(tmp_path: Path) -> None:
     assert Journal(tmp_path, {"source": "b"}).get("search 64:Q8_0") is None
     assert Journal(tmp_path, {"source": "a"}).get("search 64:Q8_0") == score
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2
+
+
+def test_the_report_shows_the_frontier(tmp_path: Path) -> None:
+    from ggprune.report import ReportInput, write_report
+
+    points = [p.as_json() for p in marked([point(30_000_000, 0.125), point(20_000_000, 0.25, 48)])]
+    page = tmp_path / "report.html"
+    report = write_report(page, ReportInput(frontier={"points": points, "experts": 64}))
+    text = page.read_text(encoding="utf-8")
+    assert report["frontier"]["points"] == points
+    assert 'id="frontier"' in text and "48 experts, Q4_K_M: 0.25" in text and "30.0" in text
