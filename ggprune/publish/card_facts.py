@@ -202,6 +202,8 @@ def _models(given: Sequence[Path]) -> tuple[list[Path], bool]:
             models.append(path)
             continue
         for inner in sorted(path.rglob("*.gguf")):
+            if any(part.startswith(".") for part in inner.relative_to(path).parts):
+                continue
             kind, shard = kind_of(inner), split_shard_name(inner.name)
             pictures = pictures or kind == PROJECTOR
             if kind == MODEL and (shard is None or shard.number == 0):

@@ -208,6 +208,7 @@ def test_several_quantizations(release: Path, source: Path) -> None:
     (release / "Big-11e-F16.evaluation.json").write_text(json.dumps(EVALUATION))
     (release / "Big.imatrix.gguf").write_bytes(b"GGUF")
     (release / "mmproj-Big.gguf").write_bytes(b"GGUF")
+    (release / "._Big-11e-F32.gguf").write_bytes(b"hidden")
     for name, kind in {"stats": "ggprune-stats", "matrix": "imatrix", "lora": "adapter"}.items():
         Gguf(keys=[("general.type", string(kind))]).write(release / f"{name}.gguf")
     card = gather([release])
