@@ -18,8 +18,7 @@ from pathlib import Path
 
 import ray
 
-from ggprune.calibration.merge import merge
-from ggprune.calibration.statistics import Statistics
+import ggprune
 
 
 def calibrate(model: str, part: str, shard: str, options: list[str]) -> str:
@@ -57,7 +56,7 @@ def main() -> None:
         for number in range(1, args.shards + 1)
     ]
     parts = ray.get(tasks)
-    merge((part, Statistics.load(Path(part))) for part in parts).save(args.output)
+    ggprune.merge(parts, args.output, force=True)
     print(args.output)
 
 

@@ -13,8 +13,8 @@ from ggprune.api.stages import calibrate as calibrate
 from ggprune.api.stages import choose as choose
 from ggprune.api.stages import convert_lists as convert_lists
 from ggprune.api.stages import imatrix as imatrix
+from ggprune.api.stages import merge as merge
 from ggprune.api.stages import quantize as quantize
-from ggprune.calibration.merge import merge as merge
 from ggprune.calibration.settings import Settings as Settings
 from ggprune.calibration.statistics import Domain as Domain
 from ggprune.calibration.statistics import ExpertSums as ExpertSums

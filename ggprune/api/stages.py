@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ggprune.api.inputs import Text, datasets_of, pairs_of, request_of, statistics_of
+from ggprune.calibration import merge as merging
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
@@ -84,6 +85,32 @@ def calibrate(
             tokens = sum(domain.tokens for domain in statistics.domains)
             observer.save(Path(imatrix), datasets_of(named), tokens // settings.ctx, settings.ctx)
     return statistics
+
+
+def merge(
+    parts: Iterable[Statistics | str | Path],
+    output: str | Path | None = None,
+    *,
+    force: bool = False,
+) -> Statistics:
+    """Put statistics gathered apart together, in any order.
+
+    Args:
+        parts: shards of one run, or runs of one model over different texts; or their files.
+        output: the merged statistics' file; None writes nothing.
+        force: replace an existing file.
+
+    Raises:
+        InputError: there are no parts, or two hold the same text.
+        MismatchError: they are of different models, or of one run with different settings.
+    """
+    if output:
+        check_targets([Path(output)], 0, force=force)
+    opened = map(statistics_of, parts)
+    merged = merging.merge((name, statistics) for statistics, name in opened)
+    if output:
+        merged.save(Path(output))
+    return merged
 
 
 def choose(

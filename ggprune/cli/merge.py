@@ -21,13 +21,10 @@ def command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
     Parts are the shards of one run (`calibrate --shard 3/16`), or runs of one model over different
     texts.
     """
-    from ggprune.calibration.merge import merge, missing_shards
-    from ggprune.calibration.statistics import Statistics
-    from ggprune.gguf_file import check_targets
+    from ggprune.api import stages
+    from ggprune.calibration.merge import missing_shards
 
-    check_targets([output], 0, force=force)
-    merged = merge((str(part), Statistics.load(part)) for part in parts)
-    merged.save(output)
+    merged = stages.merge(parts, output, force=force)
     tokens = sum(domain.tokens for domain in merged.domains)
     note(f"{output}: {tokens:,} tokens in {len(merged.domains)} domains from {len(parts)} files")
     if missing := missing_shards(merged):
