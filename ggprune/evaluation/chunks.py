@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from ggprune.errors import InputError
+from ggprune.interrupts import interrupts
 from ggprune.llama.session import LlamaModel
 from ggprune.text.chat import ChatTemplate, tokenize
 from ggprune.text.documents import Document, Source
 from ggprune.types import Ints32
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,19 +65,13 @@ def chunks_of(
         scored_from: position of the first scored token of plain text; None for the second half.
 
     Raises:
-        InputError: a text is shorter than a chunk.
+        InputError: a text is shorter than a chunk, or has no answer that begins within one.
     """
-    chunks: list[Chunk] = []
-    for source in sources:
-        found = list(_domain(model, template, source, n_ctx, scored_from))
-        if not found:
-            raise InputError(
-                f"text {source.domain!r} has {_plain_length(model, source)} tokens, "
-                f"less than one chunk of {n_ctx}",
-                remedy="Give more text, or a smaller `ctx`.",
-            )
-        chunks += _limited(found, max_tokens)
-    return chunks
+    return [
+        chunk
+        for source in sources
+        for chunk in _domain(model, template, source, n_ctx, max_tokens, scored_from)
+    ]
 
 
 def hash_of(chunks: Sequence[Chunk]) -> str:
@@ -90,51 +88,80 @@ def _domain(
     template: ChatTemplate | None,
     source: Source,
     n_ctx: int,
+    max_tokens: int | None,
     scored_from: int | None,
-) -> Iterator[Chunk]:
+) -> list[Chunk]:
     plain = [document for document in source.documents if not document.messages]
-    yield from _plain_chunks(model, source.domain, plain, n_ctx, scored_from)
-    for document in source.documents:
-        if document.messages:
-            chunk = _conversation(model, template, source.domain, document, n_ctx)
-            if chunk is not None:
-                yield chunk
+    # All documents one after another, each with its own BOS.
+    tokens = [token for document in plain for token in model.tokenize(document.text)]
+    chunks = list(_plain_chunks(model, source.domain, tokens, n_ctx, scored_from))
+    conversations = [document for document in source.documents if document.messages]
+    begins: list[int] = []
+    cut = 0
+    for document in conversations:
+        interrupts.check()
+        ids, scored = _conversation(model, template, document)
+        if scored and scored[0] < n_ctx:
+            reached = [position for position in scored if position < n_ctx]
+            cut += len(ids) > n_ctx
+            columns = (np.array(column, np.int32) for column in (ids[:n_ctx], reached))
+            chunks.append(Chunk(source.domain, *columns))
+        elif scored:
+            begins.append(scored[0])
+    if not chunks:
+        raise _nothing(source.domain, n_ctx, tokens, conversations, begins)
+    for count, what in ((len(begins), "left out: the answer begins later"), (cut, "cut there")):
+        if count:
+            known = source.domain, count, len(conversations), n_ctx, what
+            log.info("text %r: %s of %s conversations are longer than ctx=%s and %s", *known)
+    return _limited(chunks, max_tokens)
 
 
-def _plain_tokens(model: LlamaModel, documents: Sequence[Document]) -> list[int]:
-    """All documents one after another, each with its own BOS."""
-    return [token for document in documents for token in model.tokenize(document.text)]
-
-
-def _plain_length(model: LlamaModel, source: Source) -> int:
-    return len(_plain_tokens(model, [d for d in source.documents if not d.messages]))
+def _nothing(
+    domain: str,
+    n_ctx: int,
+    tokens: Sequence[int],
+    conversations: Sequence[Document],
+    begins: Sequence[int],
+) -> InputError:
+    """Return what to raise for a text that gives no chunk."""
+    if begins:
+        return InputError(
+            f"text {domain!r} has no answer that begins within {n_ctx:,} tokens, the first one "
+            f"begins after {min(begins):,}",
+            remedy=f"Use a ctx well above {min(begins):,}.",
+        )
+    if conversations and not tokens:
+        return InputError(
+            f"text {domain!r} has conversations, but no answers to measure",
+            remedy="Give conversations with answers of the assistant, or plain text.",
+        )
+    return InputError(
+        f"text {domain!r} has {len(tokens):,} tokens, less than one chunk of {n_ctx:,}",
+        remedy="Give more text, or a smaller ctx.",
+    )
 
 
 def _plain_chunks(
     model: LlamaModel,
     domain: str,
-    documents: Sequence[Document],
+    tokens: Sequence[int],
     n_ctx: int,
     scored_from: int | None,
 ) -> Iterator[Chunk]:
-    tokens = np.array(_plain_tokens(model, documents), np.int32)
     first = n_ctx // 2 + 1 if scored_from is None else scored_from
     scored = np.arange(first, n_ctx, dtype=np.int32)
     for start in range(0, len(tokens) - n_ctx + 1, n_ctx):
-        piece = tokens[start : start + n_ctx].copy()
+        piece = np.array(tokens[start : start + n_ctx], np.int32)
         if model.adds_bos:
             piece[0] = model.bos
         yield Chunk(domain, piece, scored)
 
 
 def _conversation(
-    model: LlamaModel,
-    template: ChatTemplate | None,
-    domain: str,
-    document: Document,
-    n_ctx: int,
-) -> Chunk | None:
-    """Score what the assistant says; None if it says nothing within the context."""
+    model: LlamaModel, template: ChatTemplate | None, document: Document
+) -> tuple[list[int], list[int]]:
+    """Tokens of a conversation, and the positions of what the assistant says."""
     tokens = tokenize(model, template, document)
     scored: list[int] = []
     for index, message in enumerate(document.messages):
@@ -145,10 +172,7 @@ def _conversation(
         start = _agreeing(model, template, document, index, tokens) if index else 0
         end = _agreeing(model, template, document, index + 1, tokens)
         scored += range(max(start, 1), end)
-    reached = [position for position in scored if position < n_ctx]
-    if not reached:
-        return None
-    return Chunk(domain, np.array(tokens[:n_ctx], np.int32), np.array(reached, np.int32))
+    return tokens, scored
 
 
 def _agreeing(

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from ggprune.cli import cli
 from ggprune.errors import InputError, LlamaError, MismatchError, OutputError, UnsupportedModelError
 from ggprune.evaluation.candidate import Candidate
-from ggprune.evaluation.chunks import chunks_of
+from ggprune.evaluation.chunks import Chunk, chunks_of
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.logprobs import BaseLog, TokenScores, compare, record
 from ggprune.evaluation.metrics import Metrics, mean_and_error
@@ -184,7 +184,7 @@ def test_no_room_for_the_cache(base: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with evaluator(base, cache=tmp_path / "file") as measured, pytest.raises(OutputError) as error:
         measured.base()
-    assert "--cache" in error.value.remedy
+    assert "cache=FOLDER" in error.value.remedy
 
 
 @pytest.mark.llama
@@ -242,6 +242,34 @@ def test_only_answers_of_conversations_are_scored(base: Path) -> None:
         (cut,) = chunks_of(model, template, [Source("x", (document,))], n_ctx=40)
     assert said == "sun</s>or not</s>"
     assert len(cut.tokens) == 40 and cut.scored.max() < 40
+
+
+@pytest.mark.llama
+def test_what_does_not_fit_into_the_context_is_named(
+    base: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ggprune")
+
+    def told(prompt: int, answer: int) -> Document:
+        return Document(
+            messages=(Message("user", "a" * prompt), Message("assistant", "b" * answer))
+        )
+
+    def cut(*documents: Document) -> list[Chunk]:
+        with LlamaModel(base, OPTIONS, vocab_only=True) as model:
+            return chunks_of(model, None, [Source("x", documents)], n_ctx=64)
+
+    assert len(cut(told(9, 9), told(99, 9), told(9, 99))) == 2
+    assert caplog.messages == [
+        "text 'x': 1 of 3 conversations are longer than ctx=64 and left out: the answer begins "
+        "later",
+        "text 'x': 1 of 3 conversations are longer than ctx=64 and cut there",
+    ]
+    with pytest.raises(InputError, match=r"begins within 64 tokens, .* after 1") as e:
+        cut(told(120, 9), told(199, 9))
+    assert "ctx well above 1" in e.value.remedy and "smaller" not in e.value.remedy
+    with pytest.raises(InputError, match="conversations, but no answers"):
+        cut(Document(messages=(Message("user", "a"),)))
 
 
 @pytest.mark.llama

@@ -61,7 +61,7 @@ def test_using_fewer_experts_alone(tmp_path: Path) -> None:
 def test_mask_equals_file_on_the_fixture(trained: Path, tmp_path: Path) -> None:
     # Activations are rounded to 8 bits for Q8_0 weights, so the last bits of the attention's sums
     # matter a little.
-    check_mask_equals_file(trained, tmp_path / "pruned.gguf", keep=16, n_ctx=128, noise=5e-3)
+    check_mask_equals_file(trained, tmp_path / "pruned.gguf", keep=16, n_ctx=128, noise=2e-2)
 
 
 def check_mask_equals_file(
