@@ -1,4 +1,5 @@
-"""Commands interrupted at random moments: ``python -m tests.support.interrupts 100 0 trained``.
+"""Commands interrupted at random moments: ``python -m tests.support.interrupts 100 0 trained``
+(moments, seed, model; then names of commands, or none for all).
 
 Each command runs in a fork of this process, gets SIGINT or SIGTERM (now and then twice), and is
 then run to its end. Its files must equal those of a run without a break.
@@ -16,7 +17,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -239,8 +240,8 @@ class Case:
         return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
 
 
-def cases(folder: Path, model: Path) -> Iterator[Case]:
-    """All scenarios on a model, ready to be interrupted."""
+def cases(folder: Path, model: Path, names: Sequence[str]) -> Iterator[Case]:
+    """Scenarios of these names (or all) on a model, ready to be interrupted."""
     # Imported here, so that signals come while forks work.
     for module in pkgutil.walk_packages(ggprune.__path__, "ggprune."):
         importlib.import_module(module.name)
@@ -254,13 +255,16 @@ def cases(folder: Path, model: Path) -> Iterator[Case]:
     for domain in ("python", "french"):
         (given / f"{domain}.txt").write_text((_TEXTS / f"{domain}.txt").read_text()[:6000])
     for scenario in SCENARIOS:
+        if names and scenario.name not in ("calibrate", *names):
+            continue
         case = Case(scenario, model, folder)
         whole = case.measure()
         if scenario.name == "calibrate":
             shutil.copy(whole / "s.gguf", given)
             plan = ["plan", "s.gguf", "--keep", "32" if model == TRAINED else "4"]
             assert run([*plan, "-o", "plan.json"], given, []).code == 0
-        yield case
+        if not names or scenario.name in names:
+            yield case
 
 
 def main() -> None:
@@ -272,7 +276,7 @@ def main() -> None:
         model = TRAINED
         if which != "trained":
             model = write_tiny(Path(name) / "tiny.gguf", which, dtype="Q8_0")
-        for case in cases(Path(name) / "runs", model):
+        for case in cases(Path(name) / "runs", model, sys.argv[4:]):
             counts: dict[str, int] = {}
             for moment in range(moments):
                 try:
