@@ -8,14 +8,13 @@ import shutil
 import subprocess
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import jinja2
 import pytest
 
 from ggprune.errors import InputError, OutputError
 from ggprune.publish.ollama import Modelfile, create, create_commands, make_modelfile
-from ggprune.publish.ollama import modelfile as modelfile_module
 from ggprune.publish.ollama.detect import (
     Detected,
     beyond_go,
@@ -47,6 +46,13 @@ QWEN_2_5 = (
     "or (message.role == 'system' and not loop.first) %}{{- '<|im_start|>' + message.role + '\\n'"
     " + message.content + '<|im_end|>' + '\\n' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+_MISTRAL = (
+    "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'user') != (loop.index0 "
+    "% 2 == 0) %}{{ raise_exception('Roles must alternate.') }}{% endif %}"
+    "{% if message['role'] == 'user' %}{{ '[INST] ' + message['content'] + ' [/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ message['content'] + END}}{% else %}"
+    "{{ raise_exception('Only user and assistant roles!') }}{% endif %}{% endfor %}"
 )
 ROLES = {
     "ChatML": CHATML,
@@ -95,6 +101,8 @@ ROLES = {
         "'<|end|>\n'}}{% endif %}{% endfor %}{% if add_generation_prompt %}"
         "{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
     ),
+    "Mixtral v0.1": _MISTRAL.replace("END", "eos_token"),
+    "Mistral 7B v0.1": _MISTRAL.replace("END", "eos_token + ' ' "),
     "Mistral v1": (
         "{%- if messages[0]['role'] == 'system' %}{%- set system_message = messages[0]['content']"
         " %}{%- set loop_messages = messages[1:] %}{%- else %}{%- set loop_messages = messages %}"
@@ -197,10 +205,19 @@ def go_data(turns: list[dict[str, str]]) -> dict[str, Any]:
 
 
 def render_jinja(source: str, turns: list[dict[str, str]], eos: str = "</s>") -> str:
+    """What the original writes; one that refuses system messages gets them from the user."""
     environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(source).render(
-        messages=turns, add_generation_prompt=True, bos_token="", eos_token=eos
-    )
+    template = environment.from_string(source, {"raise_exception": _refuse})
+    more = {"add_generation_prompt": True, "bos_token": "", "eos_token": eos}
+    try:
+        return template.render(messages=turns, **more)
+    except jinja2.TemplateError:
+        first = {"role": "user", "content": "\n\n".join(turn["content"] for turn in turns[:2])}
+        return template.render(messages=[first, *turns[2:]], **more)
+
+
+def _refuse(message: str) -> NoReturn:
+    raise jinja2.TemplateError(message)
 
 
 def model(**more: Any) -> dict[str, object]:
@@ -312,15 +329,6 @@ def test_a_template_of_no_known_family_that_ollama_takes_for_its_own_is_a_warnin
     assert "Ollama uses its own template chatml instead" in warning
     assert "OLLAMA_GO_TEMPLATE=0" in warning and f"# {warning}" in modelfile.render()
     assert made(model(), template="none").warnings
-
-
-def test_a_template_that_ollama_has_itself_is_no_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(modelfile_module, "detect", lambda _: Detected("zephyr", 0))
-    modelfile = made(model(tokenizer__chat_template="{{ messages }}"))
-    assert (
-        "# No TEMPLATE: Ollama has one for this chat template itself: zephyr." in modelfile.render()
-    )
-    assert modelfile.warnings == ()
 
 
 def test_ollama_prefers_a_chat_template_that_has_tools() -> None:

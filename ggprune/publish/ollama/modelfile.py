@@ -283,8 +283,6 @@ def _template_notes(
         return notes, []
     if detected is None:
         return ["No TEMPLATE: Ollama (from 0.30 on) uses the chat template inside the GGUF."], []
-    if detected.distance == 0:
-        return [f"No TEMPLATE: Ollama has one for this chat template itself: {detected.name}."], []
     return [], [
         f"No TEMPLATE: Ollama uses its own template {detected.name} instead of the one inside the "
         f"GGUF, which is like it (edit distance {detected.distance}) but may differ. Start its "

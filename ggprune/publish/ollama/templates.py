@@ -195,6 +195,18 @@ FAMILIES = (
         ("<|return|>", "<|im_start|>", "<|tool|>"),
     ),
     Family(
+        "Mixtral v0.1",
+        _in_user("$system", ("[INST] ", " [/INST]"), ("", "</s>"), ""),
+        ("</s>",),
+        ("'[INST] ' + message['content'] + ' [/INST]'", "message['content'] + eos_token}}"),
+    ),
+    Family(
+        "Mistral 7B v0.1",
+        _in_user("$system", ("[INST] ", " [/INST]"), ("", "</s> "), ""),
+        ("</s>",),
+        ("'[INST] ' + message['content'] + ' [/INST]'", "message['content'] + eos_token + ' ' }}"),
+    ),
+    Family(
         "Mistral v1",
         _in_user("$system", (" [INST] ", " [/INST]"), (" ", "</s>"), ""),
         ("</s>",),
