@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +52,8 @@ def read_json(path: Path, what: str = "a JSON file") -> Any:
         problem = f"byte {error.start} is not UTF-8"
         raise InputError(f"{path}: is not JSON: {problem}", remedy=f"Give {what}.") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: is not JSON: {error}", remedy=f"Give {what}.") from error
+        problem = "a Git LFS pointer, not the file itself" if _is_pointer(path) else str(error)
+        raise InputError(f"{path}: is not JSON: {problem}", remedy=f"Give {what}.") from error
 
 
 def check_shape(value: Any, shape: Any, where: str, key: str = "") -> None:
@@ -117,6 +119,33 @@ def cache_folder() -> Path:
     from platformdirs import user_cache_path
 
     return user_cache_path("ggprune", appauthor=False)
+
+
+def _is_pointer(path: Path) -> bool:
+    with open(path, "rb") as stream:
+        return stream.read(40).startswith(b"version https://git-lfs.github.com/")
+
+
+#: What steers a terminal instead of showing: control characters, changes of direction, line
+#: separators, halves of surrogates. New letters and emoji are none of them, whatever Unicode
+#: version Python has.
+_STEERING = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def printable(text: str, *, keep: str = "") -> str:
+    """Escape what would steer a terminal: texts out of files are anyone's.
+
+    Args:
+        text: any.
+        keep: characters to let through, such as a line feed.
+    """
+
+    def escaped(match: re.Match[str]) -> str:
+        return match[0] if match[0] in keep else f"\\u{ord(match[0]):04x}"
+
+    return _STEERING.sub(escaped, text)
 
 
 def human_size(size: float) -> str:

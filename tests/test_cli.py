@@ -337,3 +337,23 @@ def test_a_second_run_with_the_same_output_learns_it_at_the_start(
             result = ggprune(*words, cwd=tmp_path, code=5)
             assert "another ggprune is writing this file" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == [model.name]
+
+
+@pytest.mark.process
+def test_inspect_always_has_a_table(tmp_path: Path) -> None:
+    pointer = tmp_path / "model.gguf"
+    pointer.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 5000\n")
+    shown = ggprune("inspect", pointer, cwd=tmp_path).stdout
+    assert "Git LFS pointer to one of 5,000 bytes" in shown and "git lfs pull" in shown
+    facts = json.loads(ggprune("inspect", pointer, "--json", cwd=tmp_path).stdout)
+    assert (facts["prunable"], facts["size_bytes"]) == (False, pointer.stat().st_size)
+    grove = write_tiny(tmp_path / "grove.gguf", "grovemoe")
+    assert "adjugate" in ggprune("inspect", grove, cwd=tmp_path).stdout
+    escapes = write_tiny(
+        tmp_path / "evil.gguf", "olmoe", keys={"general.name": "Evil\x1b[31m red\nsecond line"}
+    )
+    shown = ggprune("inspect", escapes, cwd=tmp_path).stdout
+    assert "\x1b" not in shown and "Evil" in shown
+    glm = write_tiny(tmp_path / "glm.gguf", "glm4moe")
+    shown = ggprune("inspect", glm, cwd=tmp_path).stdout
+    assert "sigmoid" in shown

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ggprune.errors import InputError
-from ggprune.util import check_shape
+from ggprune.util import check_shape, printable, read_json
 
 SHAPE = {
     "name": str,
@@ -62,3 +63,53 @@ def test_bad(more: dict[str, Any], said: str) -> None:
 def test_the_whole() -> None:
     with pytest.raises(InputError, match=r"^f: its content is \[\], expected an object$"):
         check_shape([], SHAPE, "f")
+
+
+def test_json_with_and_without_a_byte_order_mark(tmp_path: Path) -> None:
+    for number, start in enumerate((b"", b"\xef\xbb\xbf")):
+        path = tmp_path / f"{number}.json"
+        path.write_bytes(start + '{"ä": 1}'.encode())
+        assert read_json(path) == {"ä": 1}
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (None, r"x\.json: cannot be read: No such file"),
+        (b'{"a": 1', r"x\.json: is not JSON: Expecting"),
+        (b'{"a": "\xff"}', r"x\.json: is not JSON: byte 7 is not UTF-8"),
+        (b"", "is not JSON: Expecting value"),
+        (b"[" * 100_000, "is not JSON: maximum recursion"),
+    ],
+)
+def test_what_is_no_json_is_called_so(tmp_path: Path, data: bytes | None, message: str) -> None:
+    path = tmp_path / "x.json"
+    if data is not None:
+        path.write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        read_json(path, "a plan")
+
+
+def test_a_folder_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="Is a directory"):
+        read_json(tmp_path)
+
+
+def test_a_pointer_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text("version https://git-lfs.github.com/spec/v1\noid …\n")
+    with pytest.raises(InputError, match="is not JSON: a Git LFS pointer"):
+        read_json(tmp_path / "plan.json", "a plan")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("Evil\x1b[31m red\nsecond", r"Evil\u001b[31m red\u000asecond"),
+        ("\u202egnp.exe", r"\u202egnp.exe"),
+        ("\x9b31m \udcff", r"\u009b31m \udcff"),
+        ("Größe 日本 \U0001fae8 \U0001f468\u200d\U0001f469", None),
+    ],
+)
+def test_what_steers_a_terminal_is_escaped(text: str, shown: str | None) -> None:
+    assert printable(text) == (text if shown is None else shown)
+    assert printable(text, keep="\n").count("\n") == text.count("\n")

@@ -24,7 +24,7 @@ from ggprune.gguf_file import GgufModel, OutputFile, check_targets, reserved, wr
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
-from ggprune.model.architectures import Kind
+from ggprune.model.architectures import VOCABULARY_KEY, Kind
 from ggprune.plan import Plan
 from ggprune.publish import ollama
 from ggprune.report.data import ReportInput
@@ -395,7 +395,7 @@ def _measure(
     """
     reason = "an embedding model gives no probabilities"
     for ctx in contexts if model.architecture.kind is not Kind.EMBEDDING else ():
-        vocabulary = max(_length(model, "tokenizer.ggml.tokens"), 1)
+        vocabulary = max(model.metadata.get(VOCABULARY_KEY, 1), 1)
         most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), ctx)
         most = min(most, max_tokens or most)
         try:
@@ -408,14 +408,6 @@ def _measure(
             return measured.measure_file(result, advance=advance).as_json()
     log.info("not measured: %s", reason)
     return None
-
-
-def _length(model: MoeModel, key: str) -> int:
-    """Elements of an array in the metadata."""
-    pair = model.gguf.keys.get(key)
-    if pair is None:
-        return 0
-    return int.from_bytes(model.gguf.files[0].read(pair.value + 4, 8), "little")
 
 
 def _described(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -12,6 +12,9 @@ from ggprune.cli.options import json_option
 from ggprune.cli.terminal import print_json, table
 from ggprune.util import human_size
 
+if TYPE_CHECKING:
+    from ggprune.errors import GgpruneError
+
 
 @click.command("inspect")
 @click.argument("model", type=MODEL)
@@ -19,13 +22,16 @@ from ggprune.util import human_size
 def command(model: Path, as_json: bool) -> None:
     """Show what MODEL is: architecture, layers, experts, quantization, and keep -> size.
 
-    Reads the header only. Exits with 0 for a model that cannot be pruned too; the reason is in
-    the output.
+    Reads the header only. Exits with 0 for a file that cannot be pruned, or is no model at all;
+    the reason is in the output.
     """
+    from ggprune.errors import FormatError
     from ggprune.model import describe
 
-    description = describe(model)
-    facts = summary(description)
+    try:
+        facts = summary(describe(model))
+    except FormatError as error:
+        facts = _unreadable(model, error)
     if as_json:
         print_json(facts)
         return
@@ -33,6 +39,20 @@ def command(model: Path, as_json: bool) -> None:
     if facts["sizes"]:
         rows = [[keep, human_size(size)] for keep, size in facts["sizes"].items()]
         click.echo("\n" + table(rows, header=["keep", "size"]))
+
+
+def _unreadable(path: Path, error: GgpruneError) -> dict[str, Any]:
+    """Say of a file without a sound header what can be said."""
+    reason = error.message.removeprefix(f"{path}: ")
+    return {
+        "file": str(path),
+        "name": path.name,
+        "size_bytes": path.stat().st_size,
+        "prunable": False,
+        "refusal": reason,
+        "remedy": error.remedy,
+        "sizes": {},
+    }
 
 
 def summary(description: Any) -> dict[str, Any]:
@@ -51,6 +71,7 @@ def summary(description: Any) -> dict[str, Any]:
         "experts_used": description.experts_used,
         "expert_groups": description.counts.groups,
         "gating": gating_of(row, metadata).value if prunable else "",
+        "gating_by_default": prunable and _names_no_gating(row, metadata),
         "gates_normalised": is_normalised(row, metadata) if prunable else None,
         "layers": description.layers,
         "moe_layers": list(description.moe_layers),
@@ -76,6 +97,10 @@ def _steps(description: Any) -> list[int]:
 
 
 def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    refused = ("prunable", "yes" if facts["prunable"] else f"no: {facts['refusal']}")
+    if "remedy" in facts:
+        size = human_size(facts["size_bytes"])
+        return [("file", facts["name"]), ("size", size), refused, ("do", facts["remedy"])]
     moe, mtp = facts["moe_layers"], facts["mtp_layers"]
     grouped = f" in {facts['expert_groups']} groups" if facts["expert_groups"] > 1 else ""
     total = max(facts["size_bytes"], 1)
@@ -86,11 +111,22 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("architecture", facts["architecture"]),
         ("layers", f"{facts['layers']}, {len(moe)} with experts" + (f", MTP {mtp}" if mtp else "")),
         ("experts", f"{facts['experts']} a layer, {facts['experts_used']} used{grouped}"),
-        ("gating", facts["gating"] + (", renormalised" if facts["gates_normalised"] else "")),
+        ("gating", _gating(facts)),
         ("size", f"{human_size(facts['size_bytes'])}, {share:.0%} of it experts"),
         ("types", types),
-        ("prunable", "yes" if facts["prunable"] else f"no: {facts['refusal']}"),
+        refused,
     ]
     if facts["note"]:
         lines.append(("note", facts["note"]))
     return [(name, text) for name, text in lines if text]
+
+
+def _names_no_gating(row: Any, metadata: Any) -> bool:
+    from ggprune.model.architectures import GATING_KEY, Gating
+
+    return row.gating is Gating.BY_KEY and GATING_KEY not in metadata
+
+
+def _gating(facts: dict[str, Any]) -> str:
+    text = str(facts["gating"]) + (", renormalised" if facts["gates_normalised"] else "")
+    return text + (" (llama.cpp's own: the file names none)" if facts["gating_by_default"] else "")

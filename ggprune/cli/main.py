@@ -165,8 +165,9 @@ def main() -> NoReturn:
 def fail(error: GgpruneError, command: click.Command | None = None) -> NoReturn:
     """Print an error as a user of the command reads it, and exit."""
     from ggprune.cli.terminal import in_options
+    from ggprune.util import printable
 
-    click.echo(f"Error: {in_options(error.message, command)}", err=True)
-    if error.remedy:
-        click.echo(f"  -> {in_options(error.remedy, command)}", err=True)
+    lines = [f"Error: {error.message}", *([f"  -> {error.remedy}"] if error.remedy else [])]
+    for line in lines:
+        click.echo(printable(in_options(line, command), keep="\n"), err=True)
     sys.exit(error.exit_code)

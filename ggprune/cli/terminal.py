@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggprune.util import printable
+
 if TYPE_CHECKING:
     from ggprune.types import Advance
 
@@ -28,7 +30,7 @@ class _Notes(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         context = click.get_current_context(silent=True)
         text = in_options(record.getMessage(), context.command if context else None)
-        click.echo(text, err=True)
+        click.echo(printable(text, keep="\n"), err=True)
 
 
 @functools.cache
@@ -99,12 +101,12 @@ def print_json(value: Any) -> None:
     """Print a result for scripts."""
     import json
 
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    click.echo(printable(json.dumps(value, indent=2, ensure_ascii=False), keep="\n"))
 
 
 def table(rows: Sequence[Sequence[str]], *, header: Sequence[str] = ()) -> str:
     """Columns aligned with two spaces between; numbers to the right."""
-    lines = [list(header), *map(list, rows)] if header else [list(row) for row in rows]
+    lines = [list(map(printable, row)) for row in ([header, *rows] if header else rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     rendered = []
     for line in lines:

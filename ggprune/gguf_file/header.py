@@ -15,12 +15,15 @@ from typing import Any
 
 from ggprune.errors import FormatError, InputError
 from ggprune.gguf_file.cursor import Cursor, quoted
+from ggprune.gguf_file.strangers import not_gguf
 from ggprune.gguf_file.types import TENSOR_TYPES, ValueType
 from ggprune.gguf_file.values import decode
 from ggprune.system import pread
 from ggprune.util import Closing
 
 MAGIC = b"GGUF"
+#: Bytes that tell what a file is that is no GGUF file.
+_LOOK = 1024
 DEFAULT_ALIGNMENT = 32
 #: Mixtral's first files, with a tensor for each expert, had thousands; nothing comes near these.
 _MAX_TENSORS = 1 << 16
@@ -159,10 +162,7 @@ class GgufFile(Closing):
     def _read_preamble(self, cursor: Cursor) -> tuple[int, int]:
         found = self._pread(len(MAGIC), 0)
         if found != MAGIC:
-            raise FormatError(
-                f"{self.path}: not a GGUF file: it starts with {found!r}, expected b'GGUF'",
-                remedy="Give a .gguf file; convert other formats with llama.cpp's converter.",
-            )
+            raise not_gguf(self.path, self._pread(_LOOK, 0))
         cursor.skip(len(MAGIC), "the magic")
         self.version = cursor.number(ValueType.UINT32, "the version")
         if self.version not in (2, 3):

@@ -107,6 +107,10 @@ class GgufModel(Closing):
         """Decode the value of a metadata key."""
         return self.files[0].get(key, default)
 
+    def length(self, pair: KeyValue) -> int:
+        """Count the elements of a metadata array without reading them."""
+        return int.from_bytes(self.files[0].read(pair.value + 4, 8), "little")
+
     def read(self, tensor: Tensor) -> bytes:
         """Read a tensor's bytes (of small ones: routers, biases)."""
         return self.files[tensor.shard].read(tensor.offset, tensor.nbytes)

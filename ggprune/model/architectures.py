@@ -76,6 +76,9 @@ MASK_NODES: Final = ("ffn_moe_logits", "ffn_moe_probs")
 WEIGHTED_NODES: Final = ("ffn_moe_weighted",)
 CHOSEN_NODE: Final = "ffn_moe_topk"
 
+GATING_KEY: Final = "expert_gating_func"
+# Tokens in the vocabulary: the key, or the length of tokenizer.ggml.tokens.
+VOCABULARY_KEY: Final = "vocab_size"
 BLOCK_COUNT_KEY: Final = "block_count"
 NEXTN_KEY: Final = "nextn_predict_layers"
 EXPERT_COUNT_KEY: Final = "expert_count"
@@ -137,6 +140,7 @@ class Architecture:
             ``expert_weights_norm`` decides, see :func:`is_normalised`.
         default_gating: for ``BY_KEY``, what llama.cpp takes when the key is missing; None: it
             aborts the process.
+        sigmoid_models: models that llama.cpp knows to be sigmoid without the key.
         kind: what the model computes.
         contribution_nodes: nodes of which the first one present holds what each chosen expert
             adds, as rows [n_embd, n_used, tokens].
@@ -163,6 +167,7 @@ class Architecture:
     space: Space = Space.RESIDUAL
     latent_key: str = ""
     residual_node: str | None = "ffn_inp"
+    sigmoid_models: Callable[[Metadata], bool] | None = None
     mtp_experts: bool | None = None
     forbidden_counts: tuple[int, ...] = ()
     refusals: tuple[Refusal, ...] = ()
@@ -187,7 +192,9 @@ def gating_of(architecture: Architecture, metadata: Metadata) -> Gating:
     """
     if architecture.gating is not Gating.BY_KEY:
         return architecture.gating
-    value = _number(metadata, "expert_gating_func")
+    value = _number(metadata, GATING_KEY)
+    if not value and architecture.sigmoid_models and architecture.sigmoid_models(metadata):
+        return Gating.SIGMOID
     gating = GATING_VALUES.get(value) if value else architecture.default_gating
     if gating is None:
         found = f"{value}" if value else "missing"
@@ -274,6 +281,12 @@ def _always(_metadata: Metadata) -> bool:
     return True
 
 
+def _glm_flash(metadata: Metadata) -> bool:
+    """GLM-4.7-Flash, whose files of before 2026-01-21 have no key (src/models/deepseek2.cpp)."""
+    layers = _number(metadata, BLOCK_COUNT_KEY) - _number(metadata, NEXTN_KEY)
+    return layers in (47, 48) and _number(metadata, VOCABULARY_KEY) == 154880
+
+
 _GROVE = Refusal(
     reason=(
         "grovemoe finds the adjugate experts of a group by dividing expert numbers, so other "
@@ -309,9 +322,7 @@ _TABLE = (
     Architecture("cohere2moe", _K, None, _SIGMOID, mtp_experts=True, residual_node=None),
     Architecture("dbrx", _S, True),
     Architecture("deepseek", _S, False),
-    # deepseek2 without the key is softmax, but for GLM-4.7-Flash (47 or 48 layers and 154880
-    # tokens), which is sigmoid.
-    Architecture("deepseek2", _K, None, _S, mtp_experts=True),
+    Architecture("deepseek2", _K, None, _S, mtp_experts=True, sigmoid_models=_glm_flash),
     Architecture("deepseek2-ocr", _K, None, _S),
     Architecture("deepseek32", _K, None, mtp_experts=True),
     # deepseek4: the loader accepts no other gating.
@@ -394,7 +405,7 @@ _TABLE = (
     Architecture("minimax-m3", _K, None),
     Architecture("mistral3", _S, True),
     # mistral4 is deepseek2 under another name.
-    Architecture("mistral4", _K, None, _S, mtp_experts=True),
+    Architecture("mistral4", _K, None, _S, mtp_experts=True, sigmoid_models=_glm_flash),
     # nemotron_h, nemotron_h_moe: experts have no gate matrix; expert_used_count may be an array.
     Architecture(
         "nemotron_h",

@@ -22,6 +22,8 @@ _LONG_VALUE = 1 << 16
 #: All of them together: many such values are a damaged file's.
 _LONG_METADATA = 1 << 20
 _ARCHITECTURE = "general.architecture"
+#: LLAMA_MAX_EXPERTS (src/llama-hparams.h).
+_MAX_EXPERTS = 1024
 _NOT_A_MODEL = {
     "mmproj": "a multimodal projector (mmproj), which has no experts",
     "adapter": "a LoRA adapter, not a model",
@@ -222,6 +224,9 @@ def describe(source: GgufModel | str | os.PathLike[str]) -> Model:
     pair = gguf.keys.get(_ARCHITECTURE)
     name = str(gguf.get(_ARCHITECTURE)) if pair and pair.type == ValueType.STRING else ""
     metadata = _metadata(gguf, name)
+    tokens = gguf.keys.get("tokenizer.ggml.tokens")
+    if tokens is not None and tokens.type == ValueType.ARRAY:
+        metadata.setdefault(architectures.VOCABULARY_KEY, gguf.length(tokens))
     tensors, unknown = _expert_tensors(gguf.tensors)
     mtp = architectures.mtp_layers(metadata, (tensor.name for tensor in gguf.tensors))
     layers = {found.layer for found in tensors.values()}
@@ -311,14 +316,34 @@ def _refusal(model: Model, name: str, unknown: str) -> str:
         return f"it is {_NOT_A_MODEL.get(kind, _NOT_A_MODEL['mmproj'])}"
     if not name:
         return "it has no general.architecture, so it is not a model llama.cpp runs"
-    if not model.experts and not model.expert_tensors and not unknown:
+    count = model.metadata.get(architectures.EXPERT_COUNT_KEY)
+    if not count and not model.expert_tensors and not unknown:
         return f"it is a dense {name} model: it has no experts"
     if model.architecture is None:
         return f"ggprune does not know the architecture {name!r} (docs/architectures.md lists all)"
     known = model.architecture.refusal(model.metadata)
     if known is not None:
         return known.reason
-    return unknown or _inconsistency(model)
+    return unknown or _aborts(model, model.architecture) or _inconsistency(model)
+
+
+def _aborts(model: Model, architecture: Architecture) -> str:
+    """Say at which of its numbers llama.cpp would refuse the file or abort, or nothing."""
+    if isinstance(model.metadata.get(architectures.EXPERT_COUNT_KEY), list):
+        return (
+            f"its {architectures.EXPERT_COUNT_KEY} is a list, one number for each layer; "
+            "llama.cpp has one number for all layers"
+        )
+    if model.experts > _MAX_EXPERTS:
+        return (
+            f"it has {model.experts:,} experts in a layer; llama.cpp aborts at more than "
+            f"{_MAX_EXPERTS:,}"
+        )
+    try:
+        architectures.gating_of(architecture, model.metadata)
+    except UnsupportedModelError as error:
+        return error.message
+    return ""
 
 
 def _inconsistency(model: Model) -> str:

@@ -10,6 +10,7 @@ import pytest
 
 from ggprune.errors import InputError, MismatchError, UnsupportedModelError
 from ggprune.model import ExpertCounts, describe, open_model
+from ggprune.model.architectures import ARCHITECTURES, gating_of
 from tests.support.tiny import write_tiny
 
 
@@ -17,7 +18,7 @@ def write(path: Path, architecture: str, keys: dict[str, object], **tensors: obj
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in keys.items():
         add = writer.add_string if isinstance(value, str) else writer.add_uint32
-        add(key, value)
+        (writer.add_array if isinstance(value, list) else add)(key, value)
     for name, data in tensors.items():
         writer.add_tensor(name.replace("__", "."), data)
     writer.write_header_to_file()
@@ -68,6 +69,24 @@ def test_describes(tmp_path: Path) -> None:
             {"llama.expert_count": 4, "llama.expert_used_count": 5, "llama.block_count": 1},
             {"blk__0__ffn_up_exps__weight": np.zeros((4, 2, 32), np.float32)},
             "5 of 4 experts are used",
+        ),
+        (
+            {"llama.expert_count": 1100, "llama.expert_used_count": 2, "llama.block_count": 1},
+            {
+                "blk__0__ffn_up_exps__weight": np.zeros((1100, 1, 32), np.float32),
+                "blk__0__ffn_gate_inp__weight": np.zeros((1100, 32), np.float32),
+            },
+            "1,100 experts in a layer; llama.cpp aborts at more than 1,024",
+        ),
+        (
+            {"llama.expert_count": [4, 4], "llama.expert_used_count": 2, "llama.block_count": 2},
+            {},
+            "expert_count is a list, one number for each layer",
+        ),
+        (
+            {"llama.expert_count": [4, 4], "llama.expert_used_count": 2, "llama.block_count": 2},
+            {"blk__0__ffn_up_exps__weight": np.zeros((4, 2, 32), np.float32)},
+            "expert_count is a list, one number for each layer",
         ),
     ],
 )
@@ -150,3 +169,33 @@ def test_architecture_that_is_not_a_string(tmp_path: Path) -> None:
     writer.write_tensors_to_file()
     writer.close()
     assert "no general.architecture" in str(describe(tmp_path / "m.gguf").refusal)
+
+
+@pytest.mark.parametrize(
+    ("layers", "tokens", "gating"),
+    [
+        (47, 154880, "sigmoid"),
+        (48, 154880, "sigmoid"),
+        (47, 1000, "softmax"),
+        (27, 154880, "softmax"),
+    ],
+)
+@pytest.mark.parametrize("mtp", [0, 1])
+def test_glm_flash_is_sigmoid_without_the_key(
+    tmp_path: Path, layers: int, tokens: int, gating: str, mtp: int
+) -> None:
+    """As llama.cpp decides (src/models/deepseek2.cpp); block_count includes MTP layers."""
+    metadata = {"block_count": layers + mtp, "nextn_predict_layers": mtp, "vocab_size": tokens}
+    row = ARCHITECTURES["deepseek2"]
+    assert gating_of(row, metadata).value == gating
+    assert gating_of(row, {**metadata, "expert_gating_func": 1}).value == "softmax"
+
+
+def test_the_vocabulary_is_counted_where_no_key_says(tmp_path: Path) -> None:
+    with describe(write_tiny(tmp_path / "m.gguf", "qwen3moe")) as model:
+        assert model.metadata["vocab_size"] == len(model.gguf.get("tokenizer.ggml.tokens"))
+
+
+def test_a_gating_that_llama_cpp_does_not_know_is_refused(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", "glm4moe", keys={"expert_gating_func": 9})
+    assert "expert_gating_func is 9" in str(describe(path).refusal)
