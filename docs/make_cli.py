@@ -40,6 +40,7 @@ def _section(title: str, command: click.Command, parent: click.Context | None) -
         max_content_width=WIDTH,
         help_option_names=cli.context_settings["help_option_names"],
     )
+    context.meta["ggprune.help_all"] = True
     return [f"## {title}", "", "```text", command.get_help(context).rstrip(), "```", ""]
 
 

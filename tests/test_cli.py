@@ -62,6 +62,25 @@ def test_no_option_is_given_twice(name: str) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_is_short_and_all_help_is_whole(name: str) -> None:
+    import click
+    from click.testing import CliRunner
+
+    from ggprune.cli.main import cli
+
+    command = cli.get_command(click.Context(cli), name)
+    short, whole = (
+        CliRunner().invoke(command, [flag]).output
+        for flag in ("--help", "--help-all" if command.__class__ is not click.Command else "--help")
+    )
+    assert len(short.splitlines()) < 80
+    for option in command.params:
+        assert isinstance(option, click.Argument) or option.opts[-1] in whole
+    missing = [p.opts[-1] for p in command.params if p.opts[-1].startswith("--")]
+    assert all(flag in short for flag in missing) or "more options: --help-all" in short
+
+
 def test_reference_is_up_to_date() -> None:
     # In a process of its own: click remembers help options of commands that other tests have run.
     code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['reference'](), end='')"

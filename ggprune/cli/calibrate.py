@@ -11,6 +11,7 @@ from ggprune.calibration.settings import Settings
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
     FILE,
+    Sectioned,
     force_option,
     options_of,
     output_option,
@@ -22,7 +23,7 @@ from ggprune.cli.terminal import note, progress_bar
 from ggprune.llama.options import RunOptions
 
 
-@click.command("calibrate")
+@click.command("calibrate", cls=Sectioned)
 @click.argument("model", type=MODEL)
 @output_option("Name of the statistics file.", required=True)
 @text_option()

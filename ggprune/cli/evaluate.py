@@ -13,6 +13,7 @@ from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
     FILE,
     Command,
+    Sectioned,
     json_option,
     options_of,
     quiet_option,
@@ -57,7 +58,7 @@ def measuring_from(arguments: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-@click.command("evaluate")
+@click.command("evaluate", cls=Sectioned)
 @click.argument("base", type=MODEL)
 @click.argument("candidate", type=FILE)
 @measuring_options

@@ -12,6 +12,7 @@ from ggprune.choosing.request import Budget
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
     FILE,
+    Sectioned,
     force_option,
     json_option,
     options_of,
@@ -71,7 +72,7 @@ def job_from(model: Path, arguments: dict[str, Any]) -> Job:
     )
 
 
-@click.command("fit")
+@click.command("fit", cls=Sectioned)
 @click.argument("model", type=MODEL)
 @options_of(Budget, *LIMITS)
 @output_option("The result; default: <stem>-fit-<size>.gguf in the current folder.")

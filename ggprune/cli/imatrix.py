@@ -9,6 +9,7 @@ import click
 
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
+    Sectioned,
     force_option,
     options_of,
     output_option,
@@ -20,7 +21,7 @@ from ggprune.cli.terminal import note, progress_bar
 from ggprune.llama.options import RunOptions
 
 
-@click.command("imatrix")
+@click.command("imatrix", cls=Sectioned)
 @click.argument("model", type=MODEL)
 @output_option("The importance matrix: OUT.imatrix.gguf.", required=True)
 @text_option(help="Text instead of the built-in prompts; repeatable.")

@@ -175,6 +175,67 @@ _KINDS: dict[str, Any] = {"Path": FILE, "Path | bool": file_or_yes, "tuple[int, 
 _JOINED = frozenset({"override_tensor", "rpc", "types"})
 
 
+#: Sections of the help, in their order, by the record whose fields stand in them.
+SECTIONS = {
+    "Budget": "How many experts stay",
+    "Request": "Which experts stay",
+    "Settings": "Calibration and context",
+    "": "Options",
+    "RunOptions": "Running the model, as llama.cpp calls it",
+}
+#: What the short help shows of these sections.
+COMMON = frozenset(
+    {
+        *("keep", "ratio", "retain", "target_size", "fit_vram", "method", "blend"),
+        *("protect_domains", "ctx", "max_tokens", "generate", "shard", "threads", "gpu_layers"),
+    }
+)
+_ALL = "ggprune.help_all"
+
+
+def _show_all(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and not context.resilient_parsing:
+        context.meta[_ALL] = True
+        click.echo(context.get_help())
+        context.exit()
+
+
+class Sectioned(click.Command):
+    """A command whose help has sections, with the rare options only in ``--help-all``."""
+
+    def get_params(self, ctx: click.Context) -> list[click.Parameter]:
+        """Add --help-all."""
+        every = click.Option(
+            ["--help-all"],
+            is_flag=True,
+            is_eager=True,
+            expose_value=False,
+            callback=_show_all,
+            help="Show all options and exit.",
+        )
+        return [*super().get_params(ctx), every]
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections, and how many options are left out."""
+        sections: dict[str, list[tuple[str, str]]] = {title: [] for title in SECTIONS.values()}
+        left_out = 0
+        for option in self.get_params(ctx):
+            if isinstance(option, click.Argument):
+                continue
+            section = getattr(option, "section", None)
+            if section and option.name not in COMMON and not ctx.meta.get(_ALL):
+                left_out += 1
+            elif record := option.get_help_record(ctx):
+                sections[section or SECTIONS[""]].append(record)
+        for title, records in sections.items():
+            if records:
+                with formatter.section(title):
+                    formatter.write_dl(records)
+        if left_out:
+            formatter.write_paragraph()
+            formatter.write_text(f"{left_out} more options: --help-all")
+
+
 def options_of(record: type, *only: str) -> Callable[[Command], Command]:
     """Give a command the options of a record, in the order of its fields.
 
@@ -186,7 +247,7 @@ def options_of(record: type, *only: str) -> Callable[[Command], Command]:
     def decorate(command: Command) -> Command:
         for field in reversed(list(_described(record))):
             if not only or field.name in only:
-                command = _option(field)(command)
+                command = _option(field, SECTIONS.get(record.__name__))(command)
         return command
 
     return decorate
@@ -219,16 +280,18 @@ def _described(record: type) -> Iterator[Field[Any]]:
     return (field for field in fields(record) if "help" in field.metadata)
 
 
-def _option(field: Field[Any]) -> Callable[[Command], Command]:
+def _option(field: Field[Any], section: str | None) -> Callable[[Command], Command]:
     about, kind = field.metadata, str(field.type).removesuffix(" | None")
     flag = f"--{field.name.replace('_', '-')}"
     default = None if field.default is MISSING else field.default
     if kind == "bool":
-        return _switch(field.name, FLAGS.get(field.name, (flag,)), bool(default), about["help"])
+        flags = FLAGS.get(field.name, (flag,))
+        return _switch(field.name, flags, bool(default), about["help"], section)
     return click.option(
         *FLAGS.get(field.name, (flag,)),
         field.name,
         cls=_Completed,
+        section=section,
         type=_type(field.name, kind, about),
         default=default,
         multiple=kind.startswith(("tuple[str", "tuple[tuple")),
@@ -240,7 +303,15 @@ def _option(field: Field[Any]) -> Callable[[Command], Command]:
 
 
 class _Completed(click.Option):
-    """An option whose help names other fields, or is completed when somebody asks for it."""
+    """An option whose help names other fields, or is completed when somebody asks for it.
+
+    Args:
+        section: of the help that it stands in.
+    """
+
+    def __init__(self, *arguments: Any, section: str | None = None, **others: Any) -> None:
+        super().__init__(*arguments, **others)
+        self.section = section
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         plain, more = self.help, COMPLETED.get(str(self.name))
@@ -265,14 +336,16 @@ COMPLETED: dict[str, Callable[[], str]] = {"method": _methods}
 
 
 def _switch(
-    name: str, flags: tuple[str, ...], default: bool, text: str
+    name: str, flags: tuple[str, ...], default: bool, text: str, section: str | None
 ) -> Callable[[Command], Command]:
     """Make a flag; of what is on by default, one that switches it off."""
     if not default:
-        return click.option(*flags, name, is_flag=True, help=text)
+        return click.option(*flags, name, cls=_Completed, section=section, is_flag=True, help=text)
     return click.option(
         *(flag.replace("--", "--no-", 1) for flag in flags),
         name,
+        cls=_Completed,
+        section=section,
         is_flag=True,
         callback=_not,
         help=text,

@@ -11,6 +11,7 @@ import click
 from ggprune.choosing.request import Budget, Request
 from ggprune.cli.options import (
     FILE,
+    Sectioned,
     force_option,
     json_option,
     options_of,
@@ -31,7 +32,7 @@ def request_from(arguments: Mapping[str, Any]) -> Request:
     return record_from(Request, arguments, budget=record_from(Budget, arguments))
 
 
-@click.command("plan")
+@click.command("plan", cls=Sectioned)
 @click.argument("stats", type=FILE)
 @options_of(Budget)
 @options_of(Request)

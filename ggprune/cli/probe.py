@@ -13,6 +13,7 @@ from ggprune.cli.evaluate import print_verdict
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
     FILE,
+    Sectioned,
     force_option,
     json_option,
     options_of,
@@ -26,7 +27,7 @@ from ggprune.llama.options import RunOptions
 MODES = ("greedy", "sampled")
 
 
-@click.command("probe")
+@click.command("probe", cls=Sectioned)
 @click.argument("base", type=MODEL)
 @click.argument("candidate", type=FILE)
 @click.option(

@@ -14,6 +14,7 @@ from ggprune.choosing.request import Budget, Request
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
     FILE,
+    Sectioned,
     given_of,
     json_option,
     options_of,
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from ggprune.api.pruning import Pruned
 
 
-@click.command("prune")
+@click.command("prune", cls=Sectioned)
 @click.argument("model", type=MODEL)
 @options_of(Budget)
 @output_option("The result; default <stem>-<N>e.gguf in the current folder.")

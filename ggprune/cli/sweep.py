@@ -12,6 +12,7 @@ from ggprune.cli.evaluate import measuring_from, measuring_options
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
     FILE,
+    Sectioned,
     counts,
     force_option,
     json_option,
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from ggprune.evaluation.sweep import Sweep
 
 
-@click.command("sweep")
+@click.command("sweep", cls=Sectioned)
 @click.argument("model", type=MODEL)
 @click.argument("stats", type=FILE)
 @click.option(
