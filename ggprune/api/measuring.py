@@ -11,7 +11,6 @@ from ggprune.api.inputs import Text, pairs_of, request_of, statistics_of
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan, default_method
 from ggprune.choosing.request import Budget, Request, Resources
-from ggprune.errors import UnsupportedModelError
 from ggprune.evaluation import sweep as sweeps
 from ggprune.evaluation.candidate import Candidate
 from ggprune.evaluation.evaluator import Evaluation, Evaluator
@@ -19,7 +18,6 @@ from ggprune.evaluation.probing import compare_answers
 from ggprune.evaluation.sweep import Sweep, Tolerance, default_counts
 from ggprune.llama.options import RunOptions
 from ggprune.model import describe
-from ggprune.model.architectures import Kind
 from ggprune.plan import Plan
 from ggprune.text.load import load_texts
 from ggprune.types import Progress, no_progress
@@ -60,14 +58,6 @@ def evaluator(
         max_tokens=max_tokens,
         cache=cache,
     )
-    architecture = measured.description.architecture
-    if architecture is not None and architecture.kind is Kind.EMBEDDING:
-        measured.close()
-        raise UnsupportedModelError(
-            f"{model}: is an embedding model: it predicts no tokens, so perplexity and divergence "
-            "mean nothing for it",
-            remedy="Compare its embeddings on the task it is used for.",
-        )
     if measured.n_ctx < ctx:
         log.info(
             "ctx=%s: the model was trained with %s tokens; that many are used", ctx, measured.n_ctx

@@ -176,7 +176,7 @@ class Run:
             self.sources,
             ctx=settings.ctx,
             max_tokens=settings.max_tokens,
-            generate=settings.generate,
+            generate=0 if self.model.architecture.kind is Kind.EMBEDDING else settings.generate,
         )
         if not found:
             raise InputError("there is no text to calibrate on", remedy="Give some as text.")

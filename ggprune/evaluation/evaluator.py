@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.errors import MismatchError
+from ggprune.errors import MismatchError, UnsupportedModelError
 from ggprune.evaluation.chunks import chunks_of, hash_of
 from ggprune.evaluation.logcache import LogCache, header_of
 from ggprune.evaluation.logits import SEQUENCES, scored_logits
@@ -24,6 +24,7 @@ from ggprune.interrupts import interrupts
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel
 from ggprune.model import Model, describe
+from ggprune.model.architectures import Kind
 from ggprune.plan import Plan
 from ggprune.text import chat
 from ggprune.text.builtin import HELD_OUT, builtin_texts
@@ -77,6 +78,7 @@ class Evaluator(Closing):
         chunks: what the text is cut into.
 
     Raises:
+        UnsupportedModelError: an embedding model.
         InputError: text shorter than a chunk.
     """
 
@@ -94,6 +96,11 @@ class Evaluator(Closing):
         self.options = options
         self.sources = tuple(sources if sources is not None else builtin_texts(HELD_OUT))
         self.description: Model = describe(path)
+        try:
+            check_predicts(self.description)
+        except UnsupportedModelError:
+            self.description.close()
+            raise
         self._llama: LlamaModel | None = None
         self._experts_used: int | None = None
         self._masked: tuple[MaskObserver, LlamaContext] | None = None
@@ -322,6 +329,21 @@ class Evaluator(Closing):
             f"{self.description.gguf.path} and {path} have different vocabularies, so their "
             "probabilities cannot be compared",
             remedy="Compare a model with one made from it.",
+        )
+
+
+def check_predicts(model: Model) -> None:
+    """See that a model predicts tokens.
+
+    Raises:
+        UnsupportedModelError: it is an embedding model.
+    """
+    architecture = model.architecture
+    if architecture is not None and architecture.kind is Kind.EMBEDDING:
+        raise UnsupportedModelError(
+            f"{model.gguf.path}: is an embedding model: it predicts no tokens, so perplexity, "
+            "divergence and answers mean nothing for it",
+            remedy="Compare its embeddings on the task it is used for.",
         )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from ggprune.calibration.generate import Sampling
 from ggprune.evaluation.candidate import Candidate
+from ggprune.evaluation.evaluator import check_predicts
 from ggprune.evaluation.masking import MaskObserver, dropped_by
 from ggprune.evaluation.probe import (
     GREEDY,
@@ -50,7 +51,11 @@ def compare_answers(
         parallel: prompts answered at the same time.
         seed: for what is drawn at random.
         progress: shows how far it is.
+
+    Raises:
+        UnsupportedModelError: an embedding model.
     """
+    check_predicts(model)
     probes = builtin_probes()
     plan = (
         candidate.plan.for_model(model.prunable(), str(candidate.path)) if candidate.plan else None

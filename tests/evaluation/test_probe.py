@@ -12,6 +12,7 @@ from click.testing import CliRunner
 
 from ggprune.calibration.generate import Sampling
 from ggprune.cli import cli
+from ggprune.errors import UnsupportedModelError
 from ggprune.evaluation.probe import (
     LOOP_RATIO,
     builtin_probes,
@@ -188,3 +189,11 @@ def test_loops_in_the_candidate_only(path: Path) -> None:
     assert finding.gate == "loops" and probes[1].name in finding.text
     assert not verdict(probe=result([fine, loops, fine], [fine, loops, fine]))
     assert not verdict(probe=result([fine, loops, fine], [loops, fine, fine])), "as many as before"
+
+
+@pytest.mark.llama
+def test_an_embedding_model_has_no_answers(tmp_path: Path) -> None:
+    path = write_tiny(tmp_path / "m.gguf", "nomic-bert-moe")
+    result = CliRunner().invoke(cli, ["probe", str(path), str(path), "--max-tokens", "4"])
+    assert isinstance(result.exception, UnsupportedModelError) and not result.stdout
+    assert "embedding model" in result.exception.message
