@@ -10,7 +10,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment
+from jinja2 import ChainableUndefined, Environment, Template
 from markupsafe import Markup, escape
 
 from ggprune.fitting import chart
@@ -48,20 +48,16 @@ def render(report: Mapping[str, Any]) -> str:
     sweep = view.sweep(report)
     charted = {name: report[name] for name in _CHARTED}
     charted["sweep"] = sweep
-    return (
-        _environment()
-        .from_string(_text("report.html.j2"))
-        .render(
-            report=report,
-            sweep=sweep,
-            frontier=_frontier(report["frontier"]),
-            answers=view.answers(report),
-            css=_verbatim("report.css"),
-            d3=_verbatim("vendor/d3.min.js"),
-            plot=_verbatim("vendor/plot.umd.min.js"),
-            script=_verbatim("report.js"),
-            numbers=_script_json(charted),
-        )
+    return _template().render(
+        report=report,
+        sweep=sweep,
+        frontier=_frontier(report["frontier"]),
+        answers=view.answers(report),
+        css=_verbatim("report.css"),
+        d3=_verbatim("vendor/d3.min.js"),
+        plot=_verbatim("vendor/plot.umd.min.js"),
+        script=_verbatim("report.js"),
+        numbers=_script_json(charted),
     )
 
 
@@ -95,7 +91,7 @@ def _verbatim(name: str) -> Markup:
 
 
 @functools.cache
-def _environment() -> Environment:
+def _template() -> Template:
     # Evaluations come from files that may lack parts: what is missing shows as a dash.
     environment = Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined
@@ -111,4 +107,4 @@ def _environment() -> Environment:
         "settings": view.settings,
     }
     environment.filters.update(filters)
-    return environment
+    return environment.from_string(_text("report.html.j2"))
