@@ -40,6 +40,29 @@ def no_advance(done: int) -> None:
     """Count nothing."""
 
 
+#: Between two lines of log_progress.
+_LOG_SECONDS = 10.0
+
+
+@contextmanager
+def log_progress(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
+    """Log a line every ten seconds, where there is no terminal to draw a bar on."""
+    import logging
+    import time
+
+    done, logged = initial, time.monotonic()
+
+    def advance(count: int) -> None:
+        nonlocal done, logged
+        done += count
+        if (now := time.monotonic()) - logged >= _LOG_SECONDS:
+            logged = now
+            share = f"{done / total:.0%}" if total else ""
+            logging.getLogger("ggprune").info("%s: %s of %s %s", what, share, f"{total:,}", unit)
+
+    yield advance
+
+
 def option(
     default: Any,
     help: str,

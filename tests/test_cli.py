@@ -207,6 +207,11 @@ def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
         (["missing.gguf", "--keep", "8"], 2, "No such file"),
         (["{model}", "--keep", "3"], 2, "at least 4 must stay"),
         (["{model}", "--keep", "17"], 2, "16 experts"),
+        (
+            ["{model}", "--keep", "16"],
+            2,
+            "--keep 16: the model has 16 experts, so there is nothing",
+        ),
         (["{model}", "--keep", "8", "--experts-used", "5"], 2, "the model uses 4"),
         (["{model}"], 2, "how many experts"),
         (["{text}", "--keep", "8"], 3, "not a GGUF file"),
@@ -376,3 +381,27 @@ def test_inspect_always_has_a_table(tmp_path: Path) -> None:
     glm = write_tiny(tmp_path / "glm.gguf", "glm4moe")
     shown = ggprune("inspect", glm, cwd=tmp_path).stdout
     assert "sigmoid" in shown
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a disk that is full")
+@pytest.mark.process
+def test_output_to_a_full_disk(tmp_path: Path, model: Path) -> None:
+    command = [sys.executable, "-c", "from ggprune.cli import main; main()", "inspect", model]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert result.returncode == 5
+    assert result.stderr == "Error: the output cannot be written: No space left on device\n"
+
+
+def test_lines_instead_of_a_bar(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ggprune import types
+    from ggprune.cli.terminal import progress_bar, show_notes
+
+    show_notes()
+    for seconds, expected in ((10.0, ""), (0.0, "calibrating: 25% of 200 tok\n")):
+        monkeypatch.setattr(types, "_LOG_SECONDS", seconds)
+        with progress_bar(200, "calibrating", "tok") as advance:
+            advance(50)
+        assert capsys.readouterr().err == expected

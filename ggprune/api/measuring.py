@@ -20,7 +20,7 @@ from ggprune.llama.options import RunOptions
 from ggprune.model import describe
 from ggprune.plan import Plan
 from ggprune.text.load import load_texts
-from ggprune.types import Progress, no_progress
+from ggprune.types import Progress, log_progress
 
 log = logging.getLogger(__name__)
 
@@ -74,7 +74,7 @@ def evaluate(
     max_tokens: int | None = None,
     cache: Path | None = None,
     options: RunOptions | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
 ) -> Evaluation:
     """Measure what a plan or a pruned model costs against the original.
 
@@ -114,7 +114,7 @@ def sweep(
     max_tokens: int | None = None,
     cache: Path | None = None,
     options: RunOptions | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
 ) -> Sweep:
     """Measure how the damage grows the fewer experts stay, by masking: no file is written.
 
@@ -169,7 +169,7 @@ def probe(
     candidate: Candidate | Plan | str | Path,
     *,
     options: RunOptions | None = None,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
     **settings: Any,
 ) -> dict[str, Any]:
     """Let a model and a candidate answer the same prompts, and compare what they write.

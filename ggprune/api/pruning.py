@@ -39,7 +39,7 @@ from ggprune.rewrite import (
 from ggprune.text.documents import Source
 from ggprune.text.held_out import choose_text
 from ggprune.text.load import load_texts
-from ggprune.types import Progress, no_progress
+from ggprune.types import Progress, log_progress
 
 log = logging.getLogger(__name__)
 
@@ -95,6 +95,11 @@ class _Writing:
     force: bool
     verify: bool = True
 
+    @property
+    def changes_nothing(self) -> bool:
+        """Whether a model with all its experts would come out as it is."""
+        return self.mtp == "prune" and self.split_max_size is None
+
     def target(self, model: MoeModel, keep: int) -> Path:
         return Path(self.output or f"{model.gguf.stem}-{keep}e.gguf")
 
@@ -118,7 +123,7 @@ def prune(
     verify: bool = True,
     force: bool = False,
     command: str = "",
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
     **asked: Any,
 ) -> Pruned:
     """Do the whole job: calibrate, choose, rewrite, verify, measure, report.
@@ -235,7 +240,7 @@ def apply(
     split_max_size: int | None = None,
     force: bool = False,
     verify: bool = True,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
 ) -> Pruned:
     """Write a model with the experts that a plan keeps, and its drop metadata; nothing is run.
 
@@ -267,7 +272,7 @@ def apply_to_adapter(
     *,
     mtp: str = "prune",
     force: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
 ) -> Path:
     """Cut a LoRA adapter of the whole model to the experts that a plan keeps.
 
@@ -306,6 +311,11 @@ def _check(
     else:
         keep = known_count(wanted.budget, model.counts, model) or model.experts
         used, method = wanted.fixed_used, wanted.method or DEFAULT
+        if wanted.budget.keep == model.experts and writing.changes_nothing and not used:
+            raise InputError(
+                f"keep={keep}: the model has {keep} experts, so there is nothing to do",
+                remedy="Keep fewer.",
+            )
     files = result_files(
         model,
         keep,

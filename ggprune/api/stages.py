@@ -31,7 +31,7 @@ from ggprune.quantization.quantize import Forecast, Quantizer
 from ggprune.quantization.source import pruned_source
 from ggprune.text.builtin import CALIBRATION
 from ggprune.text.load import load_or_builtin, load_texts
-from ggprune.types import Progress, no_progress
+from ggprune.types import Progress, log_progress
 from ggprune.util import read_json
 
 log = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ def calibrate(
     options: RunOptions | None = None,
     imatrix: str | Path | None = None,
     force: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
 ) -> Statistics:
     """Run a model over text and gather what every expert does.
 
@@ -123,7 +123,7 @@ def choose(
     search_text: Text = (),
     options: RunOptions | None = None,
     force: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
     **asked: Any,
 ) -> Plan:
     """Choose which experts stay.
@@ -221,7 +221,7 @@ def imatrix(
     process_output: bool = False,
     options: RunOptions | None = None,
     force: bool = False,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
 ) -> tuple[int, int]:
     """Gather an importance matrix for quantizing, as llama-imatrix does.
 
@@ -267,7 +267,7 @@ def quantize(
     dry_run: bool = False,
     force: bool = False,
     lines: Callable[[str], object] = lambda _: None,
-    progress: Progress = no_progress,
+    progress: Progress = log_progress,
 ) -> tuple[list[Forecast], dict[str, GgpruneError]]:
     """Quantize a model to each of several types; with a plan, prune it first.
 

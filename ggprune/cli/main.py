@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import click
 
-from ggprune.errors import GgpruneError
+from ggprune.errors import GgpruneError, OutputError
 from ggprune.interrupts import interrupts
 
 
@@ -159,6 +159,12 @@ def main() -> NoReturn:
         # The reader of our output (head, less) has gone: not an error of ours.
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        # What is still in the buffer of our output would fail again at the end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        fail(OutputError(f"the output cannot be written: {error.strerror}"))
     sys.exit(code if isinstance(code, int) else 0)
 
 

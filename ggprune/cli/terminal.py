@@ -8,14 +8,12 @@ import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from ggprune.types import Advance, log_progress
 from ggprune.util import printable
-
-if TYPE_CHECKING:
-    from ggprune.types import Advance
 
 #: ``keep=9``, up to a space or the punctuation before it; or a field's name alone, in backticks.
 _FIELD = re.compile(
@@ -80,7 +78,11 @@ def note(text: str) -> None:
 
 @contextmanager
 def progress_bar(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
-    """Show a bar on stderr with rate and time left; nothing when quiet or without a terminal."""
+    """Show a bar on stderr with rate and time left, or lines without a terminal."""
+    if not sys.stderr.isatty():
+        with log_progress(total, what, unit, initial=initial) as advance:
+            yield advance
+        return
     from tqdm import tqdm
 
     with tqdm(
@@ -90,7 +92,7 @@ def progress_bar(total: int, what: str, unit: str, *, initial: int = 0) -> Itera
         unit=unit,
         unit_scale=True,
         file=sys.stderr,
-        disable=True if is_quiet() else None,
+        disable=is_quiet(),
         dynamic_ncols=True,
         leave=False,
     ) as bar:
