@@ -55,26 +55,6 @@ def diagnose(model: Path | None = None) -> list[Finding]:
     return findings
 
 
-def idle_gpu_note() -> str:
-    """Say in one line that a GPU of this machine is not used, and what mends it; else nothing.
-
-    Integrated Intel GPUs are left out: nearly every laptop has one, and few gain by it.
-    """
-    from ggprune.llama import hardware
-    from ggprune.llama.devices import devices
-    from ggprune.llama.library import library
-
-    idle = [
-        gpu
-        for gpu in hardware.idle_gpus(hardware.machine_gpus(), devices())
-        if gpu.vendor is not hardware.Vendor.INTEL
-    ]
-    if not idle:
-        return ""
-    remedy = hardware.remedy(idle[0].vendor, library().version)
-    return f"{idle[0].name} stands idle: this llama-cpp-python was built without it. {remedy}"
-
-
 def _software() -> Iterator[Finding]:
     yield Finding("ggprune", VERSION)
     yield Finding(

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ggprune.doctor import Finding, diagnose, idle_gpu_note
+import ggprune
+from ggprune.doctor import Finding, diagnose
 from ggprune.llama import hardware
 from ggprune.llama.hardware import Gpu, Vendor
+from ggprune.llama.options import RunOptions
 from tests.support.tiny import write_tiny
 
 pytestmark = [pytest.mark.llama, pytest.mark.process]
@@ -49,18 +51,34 @@ def test_a_gpu_that_stands_idle_is_named_with_the_command(
     idle = by_subject(diagnose())["idle GPU"]
     assert RTX.name in idle.text
     assert "/whl/cu124 llama-cpp-python==0.3.36" in idle.remedy
-    note = idle_gpu_note()
-    assert RTX.name in note
-    assert "\n" not in note
-    assert idle.remedy in note
 
 
-def test_an_integrated_gpu_is_not_worth_a_note_at_every_run(
+@pytest.mark.parametrize(
+    ("gpu", "options", "said"),
+    [
+        (RTX, RunOptions(), True),
+        (RTX, RunOptions(gpu_layers=0), False),
+        (Gpu(Vendor.INTEL, "Intel GPU"), RunOptions(), False),
+    ],
+)
+def test_calibrating_says_in_one_line_that_a_gpu_stands_idle(
+    gpu: Gpu,
+    options: RunOptions,
+    said: bool,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(hardware, "machine_gpus", lambda: [Gpu(Vendor.INTEL, "Intel GPU")])
-    assert idle_gpu_note() == ""
-    assert "idle GPU" in by_subject(diagnose())
+    monkeypatch.setattr(hardware, "machine_gpus", lambda: [gpu])
+    monkeypatch.setattr(hardware, "cuda_version", lambda: (12, 4))
+    text = tmp_path / "t.txt"
+    text.write_text("the of and in " * 20)
+    model = write_tiny(tmp_path / "m.gguf", "qwen3moe")
+    settings = ggprune.Settings(ctx=32)
+    ggprune.calibrate(model, text={"t": text}, settings=settings, options=options)
+    lines = [line for line in caplog.messages if "stands idle" in line]
+    assert len(lines) == said
+    assert all("/whl/cu124 " in line and "\n" not in line for line in lines)
 
 
 def test_a_model_that_fits_and_one_that_does_not(

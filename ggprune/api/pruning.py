@@ -21,6 +21,7 @@ from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import InputError, OutputError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.gguf_file import GgufModel, OutputFile, check_targets, reserved, write_files
+from ggprune.llama.hardware import warn_of_idle_gpus
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
@@ -170,6 +171,7 @@ def prune(
         )
         known = known_path = None
         if wanted is not None:
+            warn_of_idle_gpus(options)
             run = Run(
                 source,
                 reading.calibration,

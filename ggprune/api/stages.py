@@ -21,6 +21,7 @@ from ggprune.choosing.request import Request, Resources
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import GgufModel, check_targets, reserved, write_text
 from ggprune.hub.client import output_folder
+from ggprune.llama.hardware import warn_of_idle_gpus
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
@@ -65,18 +66,19 @@ def calibrate(
         GgpruneError: the model cannot be pruned or run, a text cannot be used, or the result
             cannot be written.
     """
-    settings, named = settings or Settings(), pairs_of(text)
+    settings, options, named = settings or Settings(), options or RunOptions(), pairs_of(text)
     observer = importance.ImatrixObserver() if imatrix else None
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_model(model))
         for target in [Path(path) for path in (output, imatrix) if path]:
             check_targets([target], 0, force=force)
             stack.enter_context(reserved(target))
+        warn_of_idle_gpus(options)
         run = Run(
             source,
             load_or_builtin(named, CALIBRATION),
             settings,
-            options or RunOptions(),
+            options,
             progress,
             observers=[observer] if observer else [],
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import logging
 import platform
 import re
 import shutil
@@ -12,6 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ggprune.llama.devices import Device, Kind, devices
+from ggprune.llama.library import library
+from ggprune.llama.options import RunOptions
+
+log = logging.getLogger(__name__)
 
 #: Prebuilt wheels, by backend: the index that llama-cpp-python's documentation names.
 WHEELS = "https://abetlen.github.io/llama-cpp-python/whl"
@@ -93,6 +98,23 @@ def remedy(vendor: Vendor, version: str) -> str:
         "pip install --force-reinstall --no-deps --only-binary :all: "
         f"--extra-index-url {WHEELS}/{tag} llama-cpp-python=={version}"
     )
+
+
+def warn_of_idle_gpus(options: RunOptions) -> None:
+    """Log in one line that a GPU of this machine is not used, and what mends it.
+
+    Integrated Intel GPUs are left out: nearly every laptop has one, and few gain by it. Nothing
+    is said to who asked for no layers on the GPU.
+    """
+    if options.gpu_layers == 0:
+        return
+    idle = [g for g in idle_gpus(machine_gpus(), devices()) if g.vendor is not Vendor.INTEL]
+    if idle:
+        log.warning(
+            "%s stands idle: this llama-cpp-python was built without it. -> %s",
+            idle[0].name,
+            remedy(idle[0].vendor, library().version),
+        )
 
 
 def free_memory() -> tuple[int, int]:
