@@ -14,7 +14,7 @@ WIDTH = 96
 
 
 def reference() -> str:
-    """The whole page."""
+    """Return the whole page."""
     parts = [
         "# Command line",
         "",

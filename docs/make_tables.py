@@ -106,7 +106,7 @@ TABLES: dict[str, dict[str, Callable[[], str]]] = {
 
 
 def page(name: str) -> str:
-    """The text of a page with its tables made anew."""
+    """Make the tables of a page anew, and return its text."""
     text = (ROOT / name).read_text(encoding="utf-8")
     for table, make in TABLES[name].items():
         begin, end = f"<!-- begin {table} -->", f"<!-- end {table} -->"

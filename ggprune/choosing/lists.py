@@ -174,7 +174,7 @@ def _unused(layer: int, lists: Mapping[int, Any], name: str) -> int:
 
 
 def _of_layer(key: str, value: Any, name: str, told: Meaning | None) -> tuple[Meaning | None, Any]:
-    """The list of one layer, and what it holds if a key says so."""
+    """Return the list of one layer, and what it holds if a key says so."""
     if isinstance(value, list):
         return told, value
     for meaning in get_args(Meaning):

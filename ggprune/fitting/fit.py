@@ -97,7 +97,7 @@ class Fit:
     note: str = ""
 
     def as_json(self, study: Study) -> dict[str, Any]:
-        """The form that ``ggprune fit --json`` prints."""
+        """Return the form that ``ggprune fit --json`` prints."""
         rivals = [each for each in (self.whole, self.single, *self.others) if each is not None]
         unique = {each.mix.key: each for each in reversed(rivals) if each.mix != self.best.mix}
         score = self.best.judged or self.best.search
@@ -196,7 +196,7 @@ def _tried(study: Study, limit: int, most: int) -> list[Rated]:
 def _promising(
     study: Study, limit: int, power: float, keeps: Iterable[int], best: Rated
 ) -> Mix | None:
-    """The best with another count, if the prediction for it is nearly that good."""
+    """Return the best with another count, if the prediction for it is nearly that good."""
     others = [study.best(limit, keep, power) for keep in keeps]
     prediction = study.prediction(power)
     found = [(prediction.of(mix), mix.keep, mix) for mix in others if mix is not None]
@@ -232,7 +232,7 @@ def _searched(rated: Rated) -> float:
 
 
 def name_of(study: Study, mix: Mix) -> str:
-    """What a mix is, in a few words: experts, and the types by class of tensor."""
+    """Say what a mix is, in a few words: experts, and the types by class of tensor."""
     by_part: dict[str, dict[str, None]] = {}
     for group, option in zip(study.space.groups, mix.options, strict=True):
         by_part.setdefault(group.part, {}).update(dict.fromkeys(option.types))
@@ -241,7 +241,7 @@ def name_of(study: Study, mix: Mix) -> str:
 
 
 def main_type(study: Study, mix: Mix) -> str:
-    """The file type that most bytes of a file have."""
+    """Return the file type that most bytes of a file have."""
     totals: dict[str, int] = {}
     for index, option in enumerate(mix.options):
         kind = option.types[0]
@@ -333,7 +333,7 @@ def _folder(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _prepared(study: Study, mix: Mix, folder: Path) -> Iterator[tuple[Path, Path]]:
-    """The source without the experts that go, and its importance matrix."""
+    """Return the source without the experts that go, and its importance matrix."""
     if mix.keep == study.source.experts:
         yield study.source.gguf.path, study.imatrix
         return

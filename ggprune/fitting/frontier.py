@@ -150,7 +150,7 @@ def _mix(study: Study, type_name: str, keep: int) -> Mix:
 
 
 def rows_of(points: Sequence[Point]) -> list[list[str]]:
-    """The table: one line a file, large to small."""
+    """Lay out the table: one line a file, large to small."""
     return [
         [
             "*" if point.best else "",

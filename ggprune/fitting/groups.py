@@ -108,7 +108,7 @@ def groups_of(model: MoeModel, names: Collection[str], most: int) -> tuple[Group
 
 
 def part_of(name: str) -> str:
-    """The class of a tensor, by its name."""
+    """Return the class of a tensor, by its name."""
     if layer_of(name) is None:
         return HEAD if name.startswith("output") else EMBEDDING
     role = role_of(name)

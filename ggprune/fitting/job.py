@@ -175,7 +175,7 @@ def fit_model(
 
 
 def words_on(fitted: Fitted) -> list[str]:
-    """What the terminal says: the file, and what it beat."""
+    """Write what the terminal says: the file, and what it beat."""
     answer, best = fitted.answer, fitted.answer.best
     score = fitted.written.score if fitted.written else best.judged
     assert score is not None
@@ -226,7 +226,7 @@ def _limit_of(model: MoeModel, vram: int, context: int, kv_type: str, parallel: 
 
 
 def _made_reference(source: MoeModel, work: Path, progress: Progress) -> Path | None:
-    """A Q8_0 to run in place of a source that is not quantized and does not fit into memory."""
+    """Name a Q8_0 to run in place of an unquantized source that does not fit into memory."""
     memory = physical_memory()
     unquantized = all(kinds.is_unquantized(tensor) for tensor in source.gguf.tensors)
     if not (unquantized and memory and source.gguf.size > _SHARE_OF_MEMORY * memory):

@@ -37,12 +37,12 @@ _FALLBACKS = {
 
 
 def number_of(kind: str) -> int:
-    """The number of a tensor type in ``enum ggml_type``."""
+    """Return the number of a tensor type in ``enum ggml_type``."""
     return _NUMBERS[kind]
 
 
 def resolved(row: int, kind: str) -> str:
-    """The type that llama-quantize gives a tensor with rows of this length when asked for one."""
+    """Return the type llama-quantize gives a tensor with rows of this length when asked for one."""
     if row % TENSOR_TYPES[_NUMBERS[kind]].block == 0:
         return kind
     other = _FALLBACKS.get(kind, kind)

@@ -82,7 +82,7 @@ class Journal:
             part.write_text("\n".join([first, *kept]) + "\n", encoding="utf-8")
 
     def get(self, key: str) -> Score | None:
-        """A measurement, if there is one."""
+        """Return a measurement, if there is one."""
         return self._scores.get(key)
 
     def put(self, key: str, score: Score) -> None:
@@ -122,7 +122,7 @@ class Meter:
         self.passes = 0
 
     def known(self, key: str) -> Score | None:
-        """What was measured, now or in an earlier run."""
+        """Return what was measured, now or in an earlier run."""
         return self._journal.get(f"{self._text} {key}")
 
     def measure(self, key: str, path: Path, what: str, dropped: Dropped | None = None) -> Score:

@@ -47,7 +47,7 @@ class Curve:
         return cls(tuple(found), usual)
 
     def at(self, x: float) -> float:
-        """The value; 0 at 0."""
+        """Return the value; 0 at 0."""
         if x <= 0 or not self.points:
             return 0.0
         after = next((i for i, (known, _) in enumerate(self.points) if known >= x), None)
@@ -102,7 +102,7 @@ class Prediction:
         )
 
     def group(self, index: int, option: Option) -> float:
-        """What a group costs."""
+        """Predict what a group costs."""
         known = self._groups.get((index, option.types))
         return max(known, 0.0) if known is not None else self._by_error(index, option)
 
@@ -110,16 +110,16 @@ class Prediction:
         return self._curves[index].at(self.error(index, option.types))
 
     def count(self, keep: int) -> float:
-        """What missing experts cost."""
+        """Predict what missing experts cost."""
         return self._counts.at(self._space.model.experts - keep)
 
     def of(self, mix: Mix) -> float:
-        """What a file costs."""
+        """Predict what a file costs."""
         groups = self._sum(mix, self.power)
         return self.base + self.count(mix.keep) + groups
 
     def power_of(self, mix: Mix, measured: float) -> float:
-        """The power with which the prediction for a mix is what was measured."""
+        """Return the power with which the prediction for a mix is what was measured."""
         left = measured - self.base - self.count(mix.keep)
         low, high = _POWERS
         for _ in range(40):

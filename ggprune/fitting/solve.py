@@ -84,7 +84,7 @@ def _best_so_far(costs: Costs) -> npt.NDArray[np.bool_]:
 
 
 def _relaxed(groups: Sequence[_Items], limit: int) -> tuple[float, float]:
-    """The price of a byte at which the limit is just kept, and what a choice at it costs."""
+    """Return the price of a byte at which the limit is just kept, and what a choice at it costs."""
 
     def at(price: float) -> tuple[int, float]:
         picks = [int((g.costs + price * g.sizes).argmin()) for g in groups]

@@ -103,7 +103,7 @@ class Space:
         return Mix(self.model.experts, tuple(each[0] for each in self.options))
 
     def smallest(self, keep: int) -> Mix:
-        """The fewest bytes with so many experts."""
+        """Return the fewest bytes with so many experts."""
         return Mix(keep, tuple(each[-1] for each in self.options))
 
     def group_bytes(self, index: int, option: Option, keep: int) -> int:
@@ -130,7 +130,7 @@ class Space:
         return self.fixed_bytes(mix.keep) + sum(self.group_bytes(i, o, mix.keep) for i, o in groups)
 
     def patterns(self, mix: Mix) -> tuple[tuple[str, str], ...]:
-        """What to give llama-quantize as ``--tensor-type``."""
+        """Return what to give llama-quantize as ``--tensor-type``."""
         found: list[tuple[str, str]] = []
         for group, option in zip(self.groups, mix.options, strict=True):
             names = [tensor.name for tensor in group.tensors]
@@ -147,7 +147,7 @@ class Space:
         return tuple(found)
 
     def of_file_type(self, type_name: str, keep: int) -> Mix:
-        """What llama-quantize makes of the model with so many experts for a type of its own."""
+        """Return what llama-quantize makes of so many experts for a type of its own."""
         # With exactly 8 experts llama.cpp takes other types: it treats the model as Mixtral.
         types = self._forecast(type_name, 8 if keep == 8 else self.model.experts)
         return Mix(
@@ -156,7 +156,7 @@ class Space:
         )
 
     def skeleton(self, keep: int) -> Path:
-        """A file with the header of the pruned model and no data: sparse, so it takes no room."""
+        """Write a sparse file with the header of the pruned model and no data; it takes no room."""
         path = self._folder / f"header-{keep}.gguf"
         if not path.exists():
             method = self._method if keep < self.model.experts else ""
@@ -213,7 +213,7 @@ def quantizable(gguf: GgufModel, folder: Path) -> frozenset[str]:
 def _options(
     group: Group, wanted: Sequence[str] | None, covered: frozenset[str]
 ) -> tuple[Option, ...]:
-    """The types a group can have, each smaller than the one before."""
+    """Return the types a group can have, each smaller than the one before."""
     own = tuple(tensor_type_name(tensor.type) for tensor in group.tensors)
     has_narrow = any(tensor.shape[0] % 256 for tensor in group.tensors)
     known = dict.fromkeys((*kinds.WIDE, *(kinds.NARROW if has_narrow else ())))

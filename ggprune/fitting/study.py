@@ -93,7 +93,7 @@ class Errors:
         write_text(self._path, json.dumps({"of": self._of, "errors": self._known}))
 
     def of(self, tensor: Tensor, kind: str) -> float:
-        """The error of one tensor."""
+        """Measure the error of one tensor."""
         if kind == tensor_type_name(tensor.type):
             return 0.0
         known = self._known.setdefault(tensor.name, {})
@@ -296,7 +296,7 @@ class Study(Closing):
         return dropped_by(self.plan(keep)) if keep < self.source.experts else None
 
     def prediction(self, power: float = POWER) -> Prediction:
-        """What all that was measured so far predicts, with this power of the sum."""
+        """Return what all that was measured so far predicts, with this power of the sum."""
         base = self.search.known(self.space.base.key)
         counts = {}
         for keep in range(self.source.experts):
@@ -313,7 +313,7 @@ class Study(Closing):
         )
 
     def best(self, limit: int, keep: int | None = None, power: float = POWER) -> Mix | None:
-        """The file of at most so many bytes with the least predicted divergence.
+        """Return the file of at most so many bytes with the least predicted divergence.
 
         Args:
             limit: bytes.
@@ -335,7 +335,7 @@ class Study(Closing):
         return min(found, key=_cost)[1] if found else None
 
     def _nearest(self, index: int, bits: float) -> Option | None:
-        """The option of a group, other than the first, with about so many bits a weight."""
+        """Return the option of a group, other than the first, with about so many bits a weight."""
         group, options = self.space.groups[index], self.space.options[index][1:]
         wanted = sum(math.prod(tensor.shape) for tensor in group.tensors) * bits / 8
 
@@ -403,7 +403,7 @@ class Study(Closing):
         return found, ours[1]
 
     def _say_beforehand(self) -> None:
-        """What will be run, and what the disk must hold; refuse where it cannot.
+        """Say what will be run, and what the disk must hold; refuse where it cannot.
 
         Raises:
             OutputError: no room for one candidate.

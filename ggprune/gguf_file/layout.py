@@ -132,7 +132,7 @@ def lay_out(
 def shard_head(
     source: GgufModel, number: int, count: int, tensors: Sequence[OutputTensor], total: int
 ) -> tuple[Segment, ...]:
-    """What a shard starts with; its tensors' data follow, each padded to the alignment.
+    """Return what a shard starts with; its tensors' data follow, each padded to the alignment.
 
     Args:
         source: for metadata, which the first shard holds, and the alignment.

@@ -430,7 +430,7 @@ def _bytes_as(tensor: Tensor, kind: str) -> int:
 
 
 def _as_type(tensor: Tensor, kind: str) -> OutputTensor:
-    """A tensor as large as it will be, without its bytes."""
+    """Return a tensor as large as it will be, without its bytes."""
     room = ByteRange(tensor.shard, tensor.offset, _bytes_as(tensor, kind))
     return OutputTensor(tensor.name, tensor.shape, tensor.type, (room,))
 
