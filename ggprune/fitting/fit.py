@@ -99,7 +99,9 @@ class Fit:
     def as_json(self, study: Study) -> dict[str, Any]:
         """Return the form that ``ggprune fit --json`` prints."""
         rivals = [each for each in (self.whole, self.single, *self.others) if each is not None]
-        unique = {each.mix.key: each for each in reversed(rivals) if each.mix != self.best.mix}
+        unique = {
+            each.mix.key: each for each in reversed(rivals) if each.mix.key != self.best.mix.key
+        }
         score = self.best.judged or self.best.search
         assert score is not None
         return {
@@ -134,7 +136,9 @@ def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
         raise _impossible(study, limit, smallest)
     study.survey()
     first = not study.refined
-    study.refine(limit, len(study.space.groups) if first else 1)
+    known = study.best(limit)
+    if first or known is None or study.search.known(known.key) is None:
+        study.refine(limit, len(study.space.groups) if first else 1)
     tried = _tried(study, limit, _MIXES if first else _LATER_MIXES)
     rivals = _rivals(study, limit)
     best = _judged(study, min(tried, key=_searched))
@@ -145,7 +149,7 @@ def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
     )
     note = ""
     for simpler in (whole, single):
-        if simpler is None or simpler.mix == best.mix:
+        if simpler is None or simpler.mix.key == best.mix.key:
             continue
         gain, error = study.judge.difference(simpler.mix.key, best.mix.key)
         if gain < _NOISE * error:

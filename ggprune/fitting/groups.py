@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from ggprune.gguf_file import Tensor
@@ -51,10 +51,15 @@ class Group:
     def pattern(self) -> str:
         """A regular expression, in the syntax of C++ and Python, that matches exactly these."""
         if self.layers is None:
-            return f"^({'|'.join(re.escape(t.name) for t in self.tensors)})$"
+            return exactly(self.tensors)
         layers = sorted({layer_of(t.name) or 0 for t in self.tensors})
         suffixes = sorted({t.name.split(".", 2)[2].replace(".", r"\.") for t in self.tensors})
         return rf"^blk\.({'|'.join(map(str, layers))})\.({'|'.join(suffixes)})$"
+
+
+def exactly(tensors: Iterable[Tensor]) -> str:
+    """Write a regular expression that matches the names of these tensors and no others."""
+    return f"^({'|'.join(re.escape(tensor.name) for tensor in tensors)})$"
 
 
 def groups_of(model: MoeModel, names: Collection[str], most: int) -> tuple[Group, ...]:

@@ -187,7 +187,7 @@ def words_on(fitted: Fitted) -> list[str]:
     ]
     rivals = [("all experts in one type", answer.whole), ("the best count in one", answer.single)]
     for what, rival in (*rivals, *(("pruning alone", other) for other in answer.others)):
-        if rival is not None and rival.mix != best.mix and rival.judged is not None:
+        if rival is not None and rival.mix.key != best.mix.key and rival.judged is not None:
             times = rival.judged.kld_mean / max(score.kld_mean, 1e-9)
             lines.append(
                 f"beats {what}: {rival.name}, {human_size(rival.size)}, "

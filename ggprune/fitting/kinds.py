@@ -41,6 +41,11 @@ def number_of(kind: str) -> int:
     return _NUMBERS[kind]
 
 
+def is_kind(name: str) -> bool:
+    """Whether this is the name of a tensor type, not of a file type or AS_IS."""
+    return name in _NUMBERS
+
+
 def resolved(row: int, kind: str) -> str:
     """Return the type llama-quantize gives a tensor with rows of this length when asked for one."""
     if row % TENSOR_TYPES[_NUMBERS[kind]].block == 0:

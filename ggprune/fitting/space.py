@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ggprune.errors import InputError
 from ggprune.fitting import kinds
-from ggprune.fitting.groups import Group, groups_of
+from ggprune.fitting.groups import Group, exactly, groups_of
 from ggprune.gguf_file import GgufModel, OutputFile, Tensor, padded, replacing, tensor_type_name
 from ggprune.llama.options import QuantizeOptions
 from ggprune.model import MoeModel
@@ -133,27 +133,24 @@ class Space:
         """Return what to give llama-quantize as ``--tensor-type``."""
         found: list[tuple[str, str]] = []
         for group, option in zip(self.groups, mix.options, strict=True):
-            names = [tensor.name for tensor in group.tensors]
-            if option.kind == AS_IS and len(set(option.types)) > 1:
-                for kind in dict.fromkeys(option.types):
-                    chosen = [n for n, k in zip(names, option.types, strict=True) if k == kind]
-                    found.append(
-                        (f"^({'|'.join(n.replace('.', chr(92) + '.') for n in chosen)})$", kind)
-                    )
-            else:
-                found.append(
-                    (group.pattern, option.types[0] if option.kind == AS_IS else option.kind)
-                )
+            if kinds.is_kind(option.kind):
+                found.append((group.pattern, option.kind))
+                continue
+            # As in the source, or a mixture of llama-quantize: by the types that come out.
+            for kind in dict.fromkeys(option.types):
+                chosen = zip(group.tensors, option.types, strict=True)
+                part = tuple(tensor for tensor, own in chosen if own == kind)
+                whole = len(part) == len(group.tensors)
+                found.append((group.pattern if whole else exactly(part), kind))
         return tuple(found)
 
     def of_file_type(self, type_name: str, keep: int) -> Mix:
         """Return what llama-quantize makes of so many experts for a type of its own."""
         # With exactly 8 experts llama.cpp takes other types: it treats the model as Mixtral.
         types = self._forecast(type_name, 8 if keep == 8 else self.model.experts)
-        return Mix(
-            keep,
-            tuple(Option(type_name, tuple(types[t.name] for t in g.tensors)) for g in self.groups),
-        )
+        name = f"as {type_name}"  # Many file types are called like a tensor type.
+        of_group = (tuple(types[tensor.name] for tensor in g.tensors) for g in self.groups)
+        return Mix(keep, tuple(Option(name, each) for each in of_group))
 
     def skeleton(self, keep: int) -> Path:
         """Write a sparse file with the header of the pruned model and no data; it takes no room."""

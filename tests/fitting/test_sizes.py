@@ -15,7 +15,7 @@ from ggprune.fitting.shards import Shards
 from ggprune.fitting.space import Mix, Space
 from ggprune.gguf_file import GgufModel, lay_out, whole, write_files
 from ggprune.gguf_file import KeyEdits as Edits
-from ggprune.llama.options import QuantizeOptions
+from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.llama.quantizer import quantize
 from ggprune.model import MoeModel, open_model
 from ggprune.plan import LayerPlan, Plan
@@ -75,6 +75,8 @@ def study_of(path: Path, folder: Path, keep: int) -> Any:
         plan=lambda _: plan.for_model(model),
         progress=no_progress,
         judge=SimpleNamespace(measure=lambda *_: None),
+        measure=lambda *_: None,
+        run=RunOptions(threads=1),
     )
 
 
@@ -176,3 +178,22 @@ def test_shards_make_room_for_each_other(tmp_path: Path) -> None:
             assert {tensor.name for tensor in model.tensors} == names
     kept = sum(path.stat().st_size for path in (tmp_path / "small" / "shards").iterdir())
     assert kept <= room
+
+
+def test_a_mixture_of_llama_quantize_is_written_as_it_is_there(tmp_path: Path) -> None:
+    source = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
+    study = study_of(source, tmp_path, 16)
+    mix = study.space.of_file_type("Q2_K", 16)
+    write(study, mix, tmp_path / "result.gguf")
+    made = Quantizer(
+        study.source.gguf,
+        QuantizeOptions(imatrix=study.imatrix),
+        tmp_path / "types",
+        imatrix_name="imatrix.gguf",
+    ).run("Q2_K")
+    with GgufModel(tmp_path / "result.gguf") as ours, GgufModel(made.paths[0]) as theirs:
+        assert [(t.name, t.type) for t in ours.tensors] == [
+            (t.name, t.type) for t in theirs.tensors
+        ]
+        for one, other in zip(ours.tensors, theirs.tensors, strict=True):
+            assert ours.read(one) == theirs.read(other)
