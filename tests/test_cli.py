@@ -405,3 +405,23 @@ def test_lines_instead_of_a_bar(
         with progress_bar(200, "calibrating", "tok") as advance:
             advance(50)
         assert capsys.readouterr().err == expected
+
+
+def test_another_size_uses_the_statistics(tmp_path: Path, model: Path, text: str) -> None:
+    statistics = tmp_path / "tiny-Q8_0.stats.gguf"
+    ggprune(model, "--keep", 12, "--text", text, "--ctx", 64, "--generate", 0, cwd=tmp_path)
+    first = statistics.read_bytes()
+    # Neither another text nor --force is a reason to calibrate again.
+    same = ["--no-verify", "--force"]
+    result = ggprune(model, "--keep", 10, *same, cwd=tmp_path)
+    assert "using tiny-Q8_0.stats.gguf, gathered on words (" in result.stderr
+    assert "--recalibrate gathers anew" in result.stderr
+    assert statistics.read_bytes() == first
+    again = ["--recalibrate", "--text", text, "--ctx", 32, "--generate", 0]
+    ggprune(model, "--keep", 10, *same, *again, cwd=tmp_path)
+    assert statistics.read_bytes() != first
+    # Those of another model are neither used nor replaced unasked.
+    (tmp_path / "other").mkdir()
+    other = write_tiny(tmp_path / "other" / "tiny-Q8_0.gguf", "olmoe", layers=2, seed=9)
+    result = ggprune(other, "--keep", 10, *same, cwd=tmp_path, code=5)
+    assert "not of this model" in result.stderr and "--recalibrate" in result.stderr

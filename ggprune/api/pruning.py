@@ -18,7 +18,7 @@ from ggprune.choosing.check import check_request
 from ggprune.choosing.choose import choose_plan, is_measured
 from ggprune.choosing.count import known_count
 from ggprune.choosing.request import DEFAULT, Request, Resources
-from ggprune.errors import InputError, OutputError
+from ggprune.errors import InputError, MismatchError, OutputError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.gguf_file import GgufModel, OutputFile, check_targets, reserved, write_files
 from ggprune.llama.hardware import warn_of_idle_gpus
@@ -112,6 +112,7 @@ def prune(
     request: Request | None = None,
     plan: Plan | str | Path | None = None,
     statistics: str | Path | None = None,
+    recalibrate: bool = False,
     text: Text = (),
     eval_text: Text = (),
     search_text: Text = (),
@@ -138,6 +139,7 @@ def prune(
         request: which experts stay, and how many.
         plan: this plan (or its file) instead: nothing is calibrated or chosen.
         statistics: a statistics file to use instead of calibrating.
+        recalibrate: gather statistics again, though an earlier run has left some beside the result.
         text: what to calibrate on; none for the built-in prompts.
         eval_text: what to measure on; none for a part held out of ``text``.
         search_text: what methods that measure plans measure them on; none for a part of ``text``
@@ -179,7 +181,7 @@ def prune(
                 options,
                 progress,
             )
-            known, known_path = _statistics(run, statistics, wanted, writing)
+            known, known_path = _statistics(run, statistics, wanted, writing, anew=recalibrate)
             resources = Resources(
                 model=source,
                 options=options,
@@ -333,28 +335,42 @@ def _check(
 
 
 def _statistics(
-    run: Run, given: str | Path | None, wanted: Request, writing: _Writing
+    run: Run, given: str | Path | None, wanted: Request, writing: _Writing, *, anew: bool
 ) -> tuple[Statistics, Path]:
-    """Take the statistics given, or those beside the result if they fit, or calibrate."""
+    """Take the statistics given, or those beside the result, or calibrate."""
     model = run.model
-    if given is not None:
-        known = Statistics.load(Path(given))
-        known.identity.check_same(model.identity(), str(given), str(model.gguf.path))
-        return known, Path(given)
     # They are of the source, whatever is kept of it.
-    path = writing.target(model, model.experts).with_name(f"{model.gguf.stem}.stats.gguf")
-    if not path.exists() or writing.force:
+    beside = writing.target(model, model.experts).with_name(f"{model.gguf.stem}.stats.gguf")
+    path = Path(given) if given is not None else beside
+    if given is None and (anew or not path.exists()):
         domains = [source.domain for source in run.sources]
         check_request(wanted, model.moe_layers, model.counts, domains)
-        return run.run_into(path, force=writing.force), path
+        return run.run_into(path, force=anew), path
     known = Statistics.load(path)
-    if difference := run.difference(known):
+    try:
+        known.identity.check_same(model.identity(), str(path), str(model.gguf.path))
+    except MismatchError as error:
+        if given is not None:
+            raise
         raise OutputError(
-            f"{path}: exists, and is not of this run: {difference}",
-            remedy=f"Use it all the same with statistics={path}, or replace it with force=True.",
-        )
-    log.info("using %s: same model, text and settings", path)
+            f"{path}: exists, and is not of this model: {error.message}",
+            remedy="Replace it with recalibrate=True, or choose an output in another folder.",
+        ) from error
+    if given is None:
+        _say_of_what(known, run.difference(known), path)
     return known, path
+
+
+def _say_of_what(statistics: Statistics, difference: str | None, path: Path) -> None:
+    if difference is None:
+        log.info("using %s: same model, text and settings", path)
+        return
+    domains = (f"{domain.name} ({domain.tokens:,} tokens)" for domain in statistics.domains)
+    log.info(
+        "using %s, gathered on %s: not what this run says; recalibrate=True gathers anew",
+        path,
+        ", ".join(domains),
+    )
 
 
 def _write(

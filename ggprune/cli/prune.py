@@ -52,6 +52,11 @@ if TYPE_CHECKING:
     "--eval-ctx", type=click.IntRange(8), help="Context to measure with; default: as --ctx."
 )
 @click.option("--stats", "statistics", type=FILE, help="Use these statistics: skip calibration.")
+@click.option(
+    "--recalibrate",
+    is_flag=True,
+    help="Gather statistics again, though some lie beside the result.",
+)
 @click.option("--plan", type=FILE, help="Use this plan: skip scoring too.")
 @writing_options
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile too.")
@@ -86,7 +91,16 @@ def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **argu
             {str(file.path): file.size for file in pruning.outputs(model, **asked)}, as_json
         )
         return
-    rest = ("statistics", "text", "eval_text", "search_text", "eval_ctx", "modelfile", "verify")
+    rest = (
+        "statistics",
+        "recalibrate",
+        "text",
+        "eval_text",
+        "search_text",
+        "eval_ctx",
+        "modelfile",
+        "verify",
+    )
     pruned = pruning.prune(
         model,
         **asked,
