@@ -81,6 +81,7 @@ def test_help_is_short_and_all_help_is_whole(name: str) -> None:
     assert all(flag in short for flag in missing) or "more options: --help-all" in short
 
 
+@pytest.mark.process
 def test_reference_is_up_to_date() -> None:
     # In a process of its own: click remembers help options of commands that other tests have run.
     code = "import runpy, sys; print(runpy.run_path(sys.argv[1])['reference'](), end='')"
@@ -346,6 +347,7 @@ def test_the_program_that_runs_the_result(architecture: str, program: str) -> No
     assert text.endswith(f"Run it:  {program} -m 'small model.gguf'")
 
 
+@pytest.mark.process
 def test_a_mistyped_command_is_no_model(tmp_path: Path, model: Path) -> None:
     result = ggprune("inspct", model, cwd=tmp_path, code=2)
     assert "no command 'inspct'" in result.stderr and "Did you mean inspect?" in result.stderr
@@ -353,6 +355,7 @@ def test_a_mistyped_command_is_no_model(tmp_path: Path, model: Path) -> None:
     assert "No such file" in ggprune("inspct.gguf", "--keep", 8, cwd=tmp_path, code=2).stderr
 
 
+@pytest.mark.process
 def test_a_second_run_with_the_same_output_learns_it_at_the_start(
     tmp_path: Path, model: Path
 ) -> None:

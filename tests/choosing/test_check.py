@@ -64,6 +64,7 @@ def test_what_is_possible_passes() -> None:
         check(ExpertCounts(16, 4, 4, 2), always_keep=("1:0,1,2",))
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     "wrong",
     [
