@@ -1,7 +1,7 @@
 """What ggprune knows of each mixture-of-experts architecture of llama.cpp, as one table.
 
 Everything here was read in the source of llama.cpp and is checked against the library by
-``tests/test_architectures.py``, with a generated model of every architecture: which graph nodes
+``tests/model/test_architectures.py``, with a generated model of every architecture: which graph nodes
 appear, which tensors are per expert, and that masking the nodes named here gives the same logits
 as removing the experts.
 
