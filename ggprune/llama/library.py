@@ -35,10 +35,11 @@ _REMEDIES = (
         "This llama-cpp-python does not know it yet: see whether a newer ggprune does.",
     ),
     (
-        "allocat|out of memory|could not reserve|[mM]alloc",
+        "alloc|out of memory|could not reserve",
         "Not enough memory: try a smaller ctx or ubatch, fewer gpu_layers, or cpu_moe=True.",
     ),
     ("[sS]plit file|GGUF split|number of splits", "Name the first shard; all lie beside it."),
+    ("memory slot", "The context is full: use a larger ctx."),
     ("requires? flash_attn", "Pass flash_attn=on."),
     ("cache types?", "Choose other types of the cache: cache_type_k=f16 and cache_type_v=f16."),
     ("main_gpu", "Choose another GPU: `ggprune doctor` lists them."),
@@ -193,7 +194,7 @@ class LogCatcher:
     def _receive(self, level: int, text: bytes, _: Any) -> None:
         line = text.decode("utf-8", "replace")
         # llama.cpp names the function first.
-        said = re.sub(r"^[\w:~<>]+: ", "", line.strip())
+        said = re.sub(r"^[\w:~<>]+: (error loading model: )?", "", line.strip())
         if level == _ERROR and said:
             self._errors.append(said)
         elif level == _WARN and said:
