@@ -1,9 +1,9 @@
 """What ggprune knows of each mixture-of-experts architecture of llama.cpp, as one table.
 
 Everything here was read in the source of llama.cpp and is checked against the library by
-``tests/model/test_architectures.py``, with a generated model of every architecture: which graph nodes
-appear, which tensors are per expert, and that masking the nodes named here gives the same logits
-as removing the experts.
+``tests/model/test_architectures.py``, with a generated model of every architecture: which graph
+nodes appear, which tensors are per expert, and that masking the nodes named here gives the same
+logits as removing the experts.
 
 Nearly all of it happens in one function, ``build_moe_ffn`` (``src/llama-graph.cpp``); the files
 named in comments are in ``src/models``. Metadata is passed as a mapping from key to value, where
