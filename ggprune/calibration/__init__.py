@@ -1,1 +1,1 @@
-"""Text, the run over it, and the statistics it gives."""
+"""The run over text, and the statistics it gives."""
