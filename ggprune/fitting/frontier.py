@@ -91,15 +91,17 @@ def frontier(
     for keep in wanted:
         counts.check(keep)
     kept = sorted({experts, *wanted}, reverse=True)
-    names = [AS_IS, *dict.fromkeys(map(file_type, types or TYPES))]
+    # A source that is not quantized is measured as the Q8_0 that is made of it.
+    own = AS_IS if all(o.kind == AS_IS for o in study.space.base.options) else "Q8_0"
+    names = dict.fromkeys([own, *map(file_type, types or TYPES)])
     room = _Room(study, vram) if vram else None
     points = []
     for type_name in names:
         rate = None
         for keep in kept:
             if type_name == AS_IS and keep == experts:
-                continue  # The reference itself, or what it was made of.
-            mix = _mix(study, type_name, keep)
+                continue  # The reference itself.
+            mix = _mix(study, type_name, keep, own)
             point = measured(study, mix, type_name, room)
             if speed and keep == experts:
                 rate = decode_speed(study.shards.candidate(mix.options), study.run)
@@ -143,8 +145,8 @@ class _Room:
         return max(0, min(int(_CONTEXTS[0] + most) // 256 * 256, self._most))
 
 
-def _mix(study: Study, type_name: str, keep: int) -> Mix:
-    if type_name == AS_IS:
+def _mix(study: Study, type_name: str, keep: int, own: str) -> Mix:
+    if type_name == own:
         return Mix(keep, study.space.base.options)
     return study.space.of_file_type(type_name, keep)
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Iterable, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ggprune.errors import InputError
 from ggprune.fitting import kinds
 from ggprune.fitting.groups import Group, exactly, groups_of
-from ggprune.gguf_file import GgufModel, OutputFile, Tensor, padded, replacing, tensor_type_name
+from ggprune.gguf_file import GgufModel, OutputFile, Tensor, padded, tensor_type_name
 from ggprune.llama.options import QuantizeOptions
 from ggprune.model import MoeModel
 from ggprune.quantization.quantize import Quantizer
@@ -152,17 +154,19 @@ class Space:
         of_group = (tuple(types[tensor.name] for tensor in g.tensors) for g in self.groups)
         return Mix(keep, tuple(Option(name, each) for each in of_group))
 
-    def skeleton(self, keep: int) -> Path:
-        """Write a sparse file with the header of the pruned model and no data; it takes no room."""
+    @contextlib.contextmanager
+    def skeleton(self, keep: int) -> Iterator[GgufModel]:
+        """Lend a sparse file with the header of the pruned model and no data; it takes no room."""
+        method = self._method if keep < self.model.experts else ""
         path = self._folder / f"header-{keep}.gguf"
-        if not path.exists():
-            method = self._method if keep < self.model.experts else ""
-            file = result_files(self.model, keep, path, method=method)[0]
-            with replacing(path) as part:
-                part.write_bytes(_first_bytes(self.model.gguf, file))
-                with open(part, "rb+") as stream:
-                    stream.truncate(file.size)
-        return path
+        file = result_files(self.model, keep, path, method=method)[0]
+        path.write_bytes(_first_bytes(self.model.gguf, file))
+        os.truncate(path, file.size)
+        try:
+            with GgufModel(path) as model:
+                yield model
+        finally:
+            path.unlink()
 
     def _shape(self, tensor: Tensor, keep: int) -> tuple[int, ...]:
         if tensor.name not in self.model.expert_tensors:
@@ -172,7 +176,7 @@ class Space:
     @functools.cache  # noqa: B019
     def _header(self, keep: int) -> int:
         """Bytes before the data in what the quantizer writes: it copies keys, and sets a few."""
-        with GgufModel(self.skeleton(keep)) as model:
+        with self.skeleton(keep) as model:
             length = 24 + sum(
                 pair.end - pair.start
                 for key, pair in model.keys.items()
@@ -194,7 +198,7 @@ class Space:
     def _forecast(self, type_name: str, keep: int) -> Mapping[str, str]:
         matrix = self._imatrix if keep == self.model.experts else None
         options = QuantizeOptions(imatrix=matrix, allow_requantize=True)
-        with GgufModel(self.skeleton(keep)) as model:
+        with self.skeleton(keep) as model:
             return Quantizer(model, options, self._folder).forecast(type_name).types
 
 
