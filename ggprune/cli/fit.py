@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 LIMITS = ("target_size", "fit_vram", "context", "kv_type", "parallel")
 
 
-def job_options(command: Any) -> Any:
+def job_options(command: Any, *only: str) -> Any:
     """Add the options that say what a model is measured on and with; see job_from."""
     for option in reversed(
         (
@@ -48,7 +48,7 @@ def job_options(command: Any) -> Any:
             click.option(
                 "--work", type=FILE, help="Folder for what is measured; default: <stem>.fit."
             ),
-            options_of(FitOptions),
+            options_of(FitOptions, *only),
             options_of(Settings, "max_tokens", "generate"),
             options_of(RunOptions),
         )

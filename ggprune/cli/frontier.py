@@ -22,13 +22,19 @@ from ggprune.cli.options import (
 from ggprune.cli.terminal import print_json, table
 
 
+def _measuring(command: Any) -> Any:
+    """Give what ``fit`` is measured with, without what only fitting decides."""
+    return job_options(command, "method", "held_out_tokens")
+
+
 @click.command("frontier")
 @click.argument("model", type=MODEL)
 @click.option(
     "--keep", "keeps", type=counts, default=(), metavar="N,N,…", help="Counts beside all experts."
 )
 @click.option(
-    "--grid",
+    "--types",
+    "grid",
     type=words,
     default=(),
     metavar="TYPE,…",
@@ -36,7 +42,7 @@ from ggprune.cli.terminal import print_json, table
 )
 @click.option("--vram", type=size, help="Say what context a card of this size has room for: 24G.")
 @output_option("Write the numbers as JSON, and a chart beside it as SVG.")
-@job_options
+@_measuring
 @force_option
 @json_option
 @quiet_option

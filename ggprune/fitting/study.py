@@ -222,7 +222,13 @@ class Study(Closing):
         """Which experts stay of so many."""
         if keep not in self._plans:
             request = Request(budget=Budget(keep=keep), method=self.options.method)
-            plan = choose_plan(self.statistics, request, Resources(model=self.source))
+            resources = Resources(
+                model=self.reference,
+                options=self.run,
+                search_sources=tuple(self._texts.search),
+                progress=self.progress,
+            )
+            plan = choose_plan(self.statistics, request, resources)
             self._plans[keep] = plan.for_model(self.source)
         return self._plans[keep]
 
