@@ -13,14 +13,13 @@ from typing import Any
 from jinja2 import ChainableUndefined, Environment, Template
 from markupsafe import Markup, escape
 
-from ggprune.fitting import chart
 from ggprune.gguf_file import write_text
 from ggprune.report import view
 from ggprune.report.data import ReportInput, build
 
 _ASSETS = files("ggprune.report") / "assets"
 #: What charts are drawn from; the rest is in tables already.
-_CHARTED = ("model", "retained", "heat_map", "concentration", "evaluation")
+_CHARTED = ("model", "retained", "heat_map", "concentration", "evaluation", "frontier")
 
 
 def write_report(path: Path, given: ReportInput) -> dict[str, Any]:
@@ -51,7 +50,6 @@ def render(report: Mapping[str, Any]) -> str:
     return _template().render(
         report=report,
         sweep=sweep,
-        frontier=_frontier(report["frontier"]),
         answers=view.answers(report),
         css=_verbatim("report.css"),
         d3=_verbatim("vendor/d3.min.js"),
@@ -59,15 +57,6 @@ def render(report: Mapping[str, Any]) -> str:
         script=_verbatim("report.js"),
         numbers=_script_json(charted),
     )
-
-
-def _frontier(given: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Draw the chart of divergence by size; its points, large to small."""
-    points = (given or {}).get("points")
-    if not points:
-        return None
-    drawn = [{**point, "on_frontier": bool(point.get("on_frontier"))} for point in points]
-    return {"chart": Markup(chart.svg(drawn, "KL divergence by size")), "points": drawn}
 
 
 def _script_json(value: Any) -> Markup:

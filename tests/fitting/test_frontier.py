@@ -62,4 +62,4 @@ def test_the_report_shows_the_frontier(tmp_path: Path) -> None:
     report = write_report(page, ReportInput(frontier={"points": points, "experts": 64}))
     text = page.read_text(encoding="utf-8")
     assert report["frontier"]["points"] == points
-    assert 'id="frontier"' in text and "48 experts, Q4_K_M: 0.25" in text and "30.0" in text
+    assert 'id="frontier"' in text and "0.250" in text and "30.0" in text

@@ -441,7 +441,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     given.statistics.save(folder / "s.gguf")
     given.plan.save(folder / "p.json")
     options = ["--statistics", str(folder / "s.gguf"), "--plan", str(folder / "p.json")]
-    for name in ("metadata", "evaluation", "sweep", "probe", "tasks"):
+    for name in ("metadata", "evaluation", "sweep", "probe", "tasks", "frontier"):
         path = folder / f"{name}.json"
         path.write_text(json.dumps(getattr(given, name)))
         options += [f"--{name}", str(path)]
@@ -584,7 +584,7 @@ def test_all_charts_are_drawn(visited: Visit, large: Visit) -> None:
     for seen, layers in ((visited, 30), (large, 60)):
         assert set(seen.charts) == {
             "kld-by-domain", "ratio-by-domain", "sweep-kld", "sweep-ratio", "retained",
-            "heat-map", "top-share", "experts-for-share", "gini",
+            "heat-map", "top-share", "experts-for-share", "gini", "frontier",
         }  # fmt: skip
         for name, text in seen.charts.items():
             drawn = text[: text.index("</svg>")]

@@ -116,6 +116,17 @@ def probe() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def frontier() -> dict[str, Any]:
+    points = [
+        {"keep": keep, "types": types, "size_bytes": size - (128 - keep) * 90_000_000,
+         "kld_mean": kld * 128 / keep, "kld_p99": 9 * kld, "worst_domain": "code",
+         "worst_kld": 2 * kld, "on_frontier": keep == 128}
+        for keep in (128, 109)
+        for types, size, kld in (("Q8_0", 27 * 10**9, 0.002), ("Q4_K_M", 17 * 10**9, 0.03))
+    ]  # fmt: skip
+    return {"points": points, "experts": 128}
+
+
 def tasks() -> dict[str, Any]:
     def row(task: str, base: float, candidate: float, error: float) -> dict[str, Any]:
         sides = {
@@ -153,4 +164,5 @@ def realistic(layers: int = 30, experts: int = 128, keep: int = 109) -> ReportIn
         probe(),
         command="ggprune Example-Q4_K_M.gguf --keep 109 --method contribution",
         tasks=tasks(),
+        frontier=frontier(),
     )

@@ -225,7 +225,34 @@
     };
   }
 
+  function frontier(width) {
+    const points = report.frontier.points.filter((d) => d.kld_mean > 0);
+    const counts = d3.sort(new Set(points.map((d) => d.keep)), d3.descending);
+    const [unit, name] = d3.max(points, (d) => d.size_bytes) >= 1e9 ? [1e9, "GB"] : [1e6, "MB"];
+    const colour = (d) => series(counts.indexOf(d.keep));
+    const ticks = roundSteps(...d3.extent(points, (d) => d.kld_mean));
+    const at = { x: (d) => d.size_bytes / unit, y: "kld_mean" };
+    return Plot.plot({
+      width, height: 300, marginTop: 14, marginLeft: 52, marginRight: 20, marginBottom: 40, style,
+      ariaLabel: "Mean KL divergence by size",
+      x: { label: `Size, ${name}`, labelArrow: "none", tickSize: 0, ticks: width / 90, inset: 8 },
+      y: { type: "log", label: null, axis: null },
+      marks: [
+        Plot.gridY(ticks),
+        Plot.axisY(ticks, { tickSize: 0, text: (x) => d3.format("~g")(x) }),
+        Plot.lineY(points, { ...at, z: "keep", sort: "size_bytes", stroke: colour }),
+        Plot.dot(points, {
+          ...at, r: 4, stroke: colour, fill: (d) => (d.on_frontier ? colour(d) : "var(--page)"),
+          tip: true,
+          title: (d) => `${d.types}, ${d.keep} experts\n${short(d.size_bytes / unit)} ${name}\n` +
+            `mean KL divergence ${short(d.kld_mean)}`,
+        }),
+      ],
+    });
+  }
+
   const charts = {
+    frontier,
     retained,
     "heat-map": heatMap,
     "top-share": byLayer("top_share", "Share of the largest experts", d3.format(".0%")),
