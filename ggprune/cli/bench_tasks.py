@@ -38,7 +38,9 @@ def command(
     ggprune does not run it.
     """
     from ggprune.errors import InputError, OutputError
-    from ggprune.evaluation.bench_tasks import Settings, read_results, scores, script, write_script
+    from ggprune.evaluation.bench_tasks import Settings, read_results, scores, script
+    from ggprune.evaluation.candidate import Candidate
+    from ggprune.gguf_file import write_text
 
     if results:
         found = read_results(results)
@@ -53,29 +55,22 @@ def command(
             "bench-tasks needs BASE, CANDIDATE and -o FOLDER, or --read FOLDER",
             remedy="ggprune bench-tasks BASE.gguf PRUNED.gguf -o bench",
         )
-    _check_models(base, candidate)
+    for model in (base, candidate):
+        if Candidate.load(model).plan is not None:
+            raise InputError(
+                f"{model}: is a plan, and a server needs a model",
+                remedy=f"ggprune apply MODEL.gguf {model} -o PRUNED.gguf",
+            )
     path = output / "run.sh"
     if path.exists() and not force:
         raise OutputError(f"{path}: exists", remedy="Use --force to replace it.")
     output.mkdir(parents=True, exist_ok=True)
     settings = Settings(limit=limit, port=port, gpu_layers=gpu_layers)
     text = script(base.resolve(), candidate.resolve(), output.resolve(), settings)
-    write_script(path, text)
+    write_text(path, text)
+    path.chmod(path.stat().st_mode | 0o111)
     if as_json:
         print_json({"script": str(path)})
     else:
         click.echo(text)
         click.echo(f"Run it:  sh {path}", err=True)
-
-
-def _check_models(*paths: Path) -> None:
-    """Both are models llama-server can load: a plan must be applied first."""
-    from ggprune.errors import InputError
-    from ggprune.evaluation.candidate import Candidate
-
-    for path in paths:
-        if Candidate.load(path).plan is not None:
-            raise InputError(
-                f"{path}: is a plan, and a server needs a model",
-                remedy=f"ggprune apply MODEL.gguf {path} -o PRUNED.gguf",
-            )
