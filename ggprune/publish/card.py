@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -36,12 +37,33 @@ def render(card: Card) -> str:
         undefined=ChainableUndefined,
     )
     environment.filters.update(
-        clean=clean, percent="{:.2%}".format, grouped="{:,}".format, quoted=shlex.quote
+        cell=_cell,
+        clean=clean,
+        grouped="{:,}".format,
+        parameters=_parameters,
+        percent="{:.2%}".format,
+        quoted=shlex.quote,
+        settings=_settings,
+        size=human_size,
     )
+    metadata = card.metadata or {}
+    retained = {n: share for n, share in _shares(card).items() if isinstance(share, int | float)}
     source = files("ggprune.publish").joinpath("card.md.j2").read_text(encoding="utf-8")
-    return metadata_block(metadata_fields(card)) + environment.from_string(source).render(
-        card=card, table=table, **_numbers(card), **_measurements(card)
+    body = environment.from_string(source).render(
+        card=card,
+        metadata=metadata,
+        source=source_of(card),
+        method=METHODS.get(str(metadata.get("method", ""))),
+        texts=calibration_texts(metadata),
+        retained=retained,
+        layers=_in_columns([[f"L{n}", f"{share:.2%}"] for n, share in sorted(retained.items())]),
+        worst=min(retained.items(), key=lambda item: item[1], default=None),
+        mean=sum(retained.values()) / max(len(retained), 1),
+        example=_example(card.files),
+        context=min(_CONTEXT, card.context or _CONTEXT),
+        **_measurements(card),
     )
+    return metadata_block(metadata_fields(card)) + body
 
 
 def metadata_fields(card: Card) -> dict[str, Any]:
@@ -63,74 +85,22 @@ def metadata_fields(card: Card) -> dict[str, Any]:
     }
 
 
-def _numbers(card: Card) -> dict[str, Any]:
-    """Gather what the template says of the pruning and the files."""
-    metadata = card.metadata or {}
-    texts = calibration_texts(metadata)
-    layers = metadata.get("layers") or {}
-    shares = {int(n): part.get("retained") for n, part in layers.items()}
-    retained = {n: share for n, share in shares.items() if isinstance(share, int | float)}
-    cells = [[f"L{n}", f"{share:.2%}"] for n, share in sorted(retained.items())]
+def _shares(card: Card) -> dict[int, Any]:
+    layers = (card.metadata or {}).get("layers") or {}
+    return {int(n): part.get("retained") for n, part in layers.items()}
+
+
+def _in_columns(cells: Sequence[Sequence[str]]) -> str:
+    """Write pairs as a table that reads down, then right."""
     height = max(-(-len(cells) // _COLUMNS), 1)
     columns = [cells[i : i + height] for i in range(0, len(cells), height)]
-    counted = any("tokens" in part for part in texts.values())
-    settings = metadata.get("settings") or {}
-    return {
-        "metadata": metadata,
-        "source": source_of(card),
-        "comparison": _comparison(card),
-        "files": [
-            [
-                f"`{file.name}`" + (f" ({file.shards} shards)" if file.shards > 1 else ""),
-                file.quantization,
-                human_size(file.size),
-            ]
-            for file in card.files
-        ],
-        "method": METHODS.get(str(metadata.get("method", ""))),
-        "texts": [
-            [clean(name), f"{part.get('tokens', 0):,}" if counted else f"`{part.get('sha256')}`"]
-            for name, part in texts.items()
-        ],
-        "texts_say": "Tokens" if counted else "SHA-256",
-        "kinds": [clean(name) for name in texts],
-        "calibrated_with": _settings((metadata.get("calibration") or {}).get("settings") or {}),
-        "settings": _settings({k: v for k, v in settings.items() if k != "calibration"}),
-        "retained": retained,
-        "layers": layers,
-        "columns": len(columns),
-        "by_layer": [
-            [cell for part in columns for cell in (part[i] if i < len(part) else ["", ""])]
-            for i in range(height)
-        ],
-        "worst": min(retained.items(), key=lambda item: item[1], default=None),
-        "mean": sum(retained.values()) / max(len(retained), 1),
-        "example": _example(card.files),
-        "context": min(_CONTEXT, card.context or _CONTEXT),
-    }
-
-
-def _comparison(card: Card) -> list[list[str]]:
-    """Both sides in numbers: experts, parameters, and the size in one quantization."""
-    before, now = card.experts_before, card.experts
-    rows = [
-        ["Experts a layer", str(before or "not recorded"), f"{now}{_less(now, before)}"],
-        ["Experts used for a token", str(card.experts_used_before), str(card.experts_used)],
-    ]
-    if card.parameters_before:
-        less = _less(card.parameters, card.parameters_before)
-        counts = [_count(card.parameters_before), f"{_count(card.parameters)}{less}"]
-        rows.append(["Parameters", *counts])
-    source, result = source_of(card), (card.metadata or {}).get("result") or {}
-    was, became = source.get("size_bytes"), result.get("size_bytes")
-    if was and became:
-        name = f"Size as pruned (`{clean(source.get('name'))}`)"
-        rows.append([name, human_size(was), f"{human_size(became)}{_less(became, was)}"])
-    return rows
+    rows = itertools.zip_longest(*columns, fillvalue=["", ""])
+    header = ["Layer", "Retained"] * len(columns)
+    return table(header, [[cell for pair in row for cell in pair] for row in rows])
 
 
 def _measurements(card: Card) -> dict[str, Any]:
-    """Gather what the template says of quality: measurements with their errors."""
+    """Gather evaluations: of each file, or the one that the drop metadata holds."""
     metadata = card.metadata or {}
     measured = [file for file in card.files if file.evaluation]
     quantized = bool(card.files[0].quantization)
@@ -139,67 +109,23 @@ def _measurements(card: Card) -> dict[str, Any]:
     if not measured and isinstance(single, Mapping):
         name = (metadata.get("result") or {}).get("name") or card.files[0].name
         measured, missing = [ModelFile(str(name), "", 0, evaluation=single)], []
-    first = (measured[0].evaluation if measured else None) or {}
-    domains = first.get("domains") or {}
-    return {
-        "measured": measured,
-        "missing": [f"`{name}`" for name in missing],
-        "evaluations": [_row(file.name, file.evaluation or {}) for file in measured],
-        "tokens": int(first.get("tokens", 0)),
-        "domains": [
-            [
-                clean(name),
-                f"{part.get('tokens', 0):,}",
-                _number(part, "ppl_ratio", 4, error="ppl_ratio_se"),
-                _number(part, "kld_mean", 4, error="kld_se"),
-            ]
-            for name, part in domains.items()
-            if len(domains) > 1
-        ],
-        "findings": _findings(card, measured),
-    }
-
-
-def _findings(card: Card, measured: Sequence[ModelFile]) -> list[str]:
-    """List what ggprune itself calls bad: it belongs into the card."""
-    layers = (card.metadata or {}).get("layers") or {}
-    shares = {int(n): part.get("retained") for n, part in layers.items()}
-    seen: dict[str, None] = {}
+    findings: dict[str, None] = {}
     for file in measured:
-        for finding in verdict(evaluation=file.evaluation, keep=card.experts, retained=shares):
-            of = "" if finding.gate == "layers" else f"`{clean(file.name)}`: "
-            seen.setdefault(f"- {of}{clean(finding.text)}")
-    return list(seen)
-
-
-def _row(name: str, evaluation: Mapping[str, Any]) -> list[str]:
-    base, mine = evaluation["base"], evaluation["candidate"]
-    same = evaluation.get("top1_agreement")
-    return [
-        f"`{clean(name)}`",
-        _number(base, "ppl", 3, error="ppl_se"),
-        _number(mine, "ppl", 3, error="ppl_se"),
-        _number(evaluation, "ppl_ratio", 4, error="ppl_ratio_se"),
-        _number(evaluation, "kld_mean", 4, error="kld_se"),
-        _number(evaluation, "kld_p99", 4),
-        "not measured" if same is None else f"{same:.2%}",
-    ]
-
-
-def _number(part: Mapping[str, Any], key: str, digits: int, *, error: str = "") -> str:
-    value, spread = part.get(key), part.get(error)
-    if not isinstance(value, int | float):
-        return "not measured"
-    more = f" ± {spread:.{digits}f}" if isinstance(spread, int | float) else ""
-    return f"{value:.{digits}f}{more}"
+        # What ggprune itself calls bad belongs into the card.
+        shares = _shares(card)
+        for each in verdict(evaluation=file.evaluation, keep=card.experts, retained=shares):
+            of = "" if each.gate == "layers" else f"`{clean(file.name)}`: "
+            findings.setdefault(f"- {of}{clean(each.text)}")
+    return {"measured": measured, "missing": missing, "findings": list(findings)}
 
 
 def _settings(settings: Mapping[str, Any]) -> str:
-    """Write settings in a line; long ones are left to the drop metadata."""
+    """Write settings in a line; long ones, and the texts, are left to the drop metadata."""
     parts = []
-    for name, value in settings.items():
+    for name, value in (settings or {}).items():
         text = json.dumps(value, ensure_ascii=False)
-        if value not in (None, "", {}, []) and len(text) <= _LONGEST_SETTING:
+        known = value not in (None, "", {}, []) and name != "calibration"
+        if known and len(text) <= _LONGEST_SETTING:
             parts.append(f"`{clean(name)}` {clean(text)}")
     return ", ".join(parts)
 
@@ -216,19 +142,18 @@ def _example(candidates: Sequence[ModelFile]) -> ModelFile:
     return named[0] if named else min(candidates, key=lambda file: file.size)
 
 
-def _count(count: int) -> str:
+def _parameters(count: int) -> str:
     return f"{count / 1e9:.2f} B" if count >= 1e9 else f"{count / 1e6:.1f} M"
-
-
-def _less(now: int, before: int | None) -> str:
-    return f" (-{1 - now / before:.1%})" if before else ""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Write a table in Markdown."""
     lines = [header, ["---"] * len(header), *rows]
-    escaped = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "".join(f"| {' | '.join(line)} |\n" for line in escaped)
+    return "".join(f"| {' | '.join(map(_cell, line))} |\n" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def clean(value: Any) -> str:

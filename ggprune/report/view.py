@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+import re
 from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from typing import Any
+
+from jinja2 import ChainableUndefined, Environment, Template
+from markupsafe import Markup, escape
 
 from ggprune.util import human_size
 
@@ -133,3 +139,36 @@ def answers(report: Report) -> dict[str, list[dict[str, Any]]]:
     for entry in prompts.values():
         kinds.setdefault(entry["kind"], []).append(entry)
     return kinds
+
+
+def with_code(text: str) -> Markup:
+    """Show `commands` as code, which is not broken in two."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+@functools.cache
+def asset(name: str) -> str:
+    """Read a file of the folder ``assets``."""
+    return files("ggprune.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+@functools.cache
+def template(name: str, **options: Any) -> Template:
+    """Return a template of the folder ``assets`` with this module's functions as its filters.
+
+    What an evaluation from a file lacks shows as a dash.
+    """
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, **options
+    )
+    environment.filters.update(
+        pct=percent,
+        num=number,
+        fixed=fixed,
+        points=points,
+        code=with_code,
+        count=count,
+        size=size,
+        settings=settings,
+    )
+    return environment.from_string(asset(name))
