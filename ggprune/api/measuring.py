@@ -19,7 +19,8 @@ from ggprune.evaluation.sweep import Sweep, Tolerance, default_counts
 from ggprune.llama.options import RunOptions
 from ggprune.model import describe
 from ggprune.plan import Plan
-from ggprune.text.load import load_texts
+from ggprune.text.builtin import HELD_OUT
+from ggprune.text.load import load_or_builtin
 from ggprune.types import Progress, log_progress
 
 log = logging.getLogger(__name__)
@@ -49,11 +50,10 @@ def evaluator(
         UnsupportedModelError: an embedding model, which predicts no tokens.
         GgpruneError: the model cannot be run, or the text is too short.
     """
-    named = pairs_of(text)
     measured = Evaluator(
         Path(model),
         options or RunOptions(),
-        load_texts(named) if named else None,
+        load_or_builtin(pairs_of(text), HELD_OUT),
         n_ctx=ctx,
         max_tokens=max_tokens,
         cache=cache,

@@ -27,7 +27,6 @@ from ggprune.model import Model, describe
 from ggprune.model.architectures import Kind
 from ggprune.plan import Plan
 from ggprune.text import chat
-from ggprune.text.builtin import HELD_OUT, builtin_texts
 from ggprune.text.documents import Source
 from ggprune.types import Advance, no_advance
 from ggprune.util import Closing
@@ -67,7 +66,7 @@ class Evaluator(Closing):
     Args:
         path: the base model.
         options: how to run it.
-        sources: text; None for the held-out conversations that ship with ggprune.
+        sources: text, best not calibrated on.
         n_ctx: context, at most what the model was trained with.
         max_tokens: of each domain.
         scored_from: see chunks.chunks_of.
@@ -86,7 +85,7 @@ class Evaluator(Closing):
         self,
         path: Path,
         options: RunOptions,
-        sources: Sequence[Source] | None = None,
+        sources: Sequence[Source],
         *,
         n_ctx: int = 2048,
         max_tokens: int | None = None,
@@ -94,7 +93,7 @@ class Evaluator(Closing):
         cache: Path | None = None,
     ) -> None:
         self.options = options
-        self.sources = tuple(sources if sources is not None else builtin_texts(HELD_OUT))
+        self.sources = tuple(sources)
         self.description: Model = describe(path)
         try:
             check_predicts(self.description)
