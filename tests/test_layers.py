@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
-from tests.support.layers import LAYERS, MODULES, imports, layer
+from tests.support.layers import LAYERS, MODULES, ROOT, imports, layer
 
 
 def test_every_module_belongs_to_a_layer() -> None:
@@ -26,3 +28,15 @@ def test_no_circle_of_modules() -> None:
         for name in leaves:
             del graph[name]
     assert sorted(graph) == []
+
+
+def test_no_test_module_imports_another() -> None:
+    """What several need is in tests/support."""
+    tests = ROOT / "tests"
+    lines = [
+        f"{path.relative_to(ROOT)}: {line}"
+        for path in tests.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.match(r"\s*(from|import) tests\.([a-z_]+\.)?test_", line)
+    ]
+    assert lines == []

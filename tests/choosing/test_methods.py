@@ -17,7 +17,7 @@ from ggprune.choosing.request import DEFAULT, DEFAULT_OF_SUMS, Budget, Request, 
 from ggprune.cli.main import cli
 from ggprune.publish.card import METHODS as CARD_METHODS
 from tests.support.plans import planned
-from tests.test_plan import statistics_of
+from tests.support.statistics import statistics_of
 
 ROOT = Path(__file__).parents[2]
 KEEP = Request(budget=Budget(keep=8))

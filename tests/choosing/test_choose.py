@@ -18,33 +18,12 @@ from ggprune.choosing.trust import JUDGED, trust_of
 from ggprune.choosing.weights import MTP_RULE
 from ggprune.cli.main import cli
 from ggprune.errors import InputError
-from ggprune.model import Identity, open_model
+from ggprune.model import open_model
 from ggprune.plan import Plan
+from tests.support.statistics import EXPERTS, LAYERS, statistics_of
 from tests.support.tiny import write_tiny
 
-LAYERS, EXPERTS = 3, 16
 ONE_SHOT = sorted(name for name, method in METHODS.items() if method.sums)
-
-
-def statistics_of(
-    *, domains: int = 3, groups: int = 1, tokens: int = 4000, seed: int = 0
-) -> Statistics:
-    random = np.random.default_rng(seed)
-    parts = []
-    for number in range(domains):
-        sums = ExpertSums.zeros(LAYERS, EXPERTS)
-        sums.tokens[:] = tokens
-        popular = random.gamma(0.7, 1, (LAYERS, EXPERTS))
-        sums.count[:] = (popular / popular.sum(axis=1, keepdims=True) * tokens * 4).astype(int)
-        norms = random.lognormal(0, 0.5, (LAYERS, EXPERTS))
-        sums.gate_sum[:] = sums.count * random.uniform(0.1, 0.4, (LAYERS, EXPERTS))
-        sums.norm_sum[:] = sums.count * norms
-        sums.norm_sq_sum[:] = sums.count * norms**2 * 1.1
-        sums.contribution_sum[:] = sums.gate_sum * norms
-        sums.norm_max[:] = norms * 2
-        parts.append(Domain(f"d{number}", tokens, f"hash{number}", sums))
-    identity = Identity("qwen3moe", LAYERS, EXPERTS, 4, "", "", groups=groups, groups_used=groups)
-    return Statistics(identity, tuple(range(LAYERS)), tuple(parts))
 
 
 def planned(keep: int = 8, statistics: Statistics | None = None, **request: object) -> Plan:
