@@ -62,6 +62,21 @@ def test_no_option_is_given_twice(name: str) -> None:
 
 
 @pytest.mark.process
+@pytest.mark.process
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_waits_for_nothing_heavy(name: str) -> None:
+    code = (
+        "import sys\n"
+        "from ggprune.cli.main import cli\n"
+        "try: cli([sys.argv[1], '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'numpy', 'llama_cpp', 'gguf', 'huggingface_hub', 'jinja2', 'tqdm'}\n"
+        "sys.exit(' '.join(heavy & set(sys.modules)) or 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_is_short_and_all_help_is_whole(name: str) -> None:
     import click

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
@@ -315,7 +316,7 @@ class _Completed(click.Option):
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         plain, more = self.help, COMPLETED.get(str(self.name))
-        self.help = f"{plain} {more()}" if more else plain
+        self.help = f"{plain} {more(ctx)}" if more else plain
         try:
             record = super().get_help_record(ctx)
         finally:
@@ -323,7 +324,11 @@ class _Completed(click.Option):
         return record and (record[0], in_options(record[1], ctx.command))
 
 
-def _methods() -> str:
+def _methods(ctx: click.Context) -> str:
+    # The table of methods needs numpy and half of the package, which the short help does not wait
+    # for.
+    if not ctx.meta.get(_ALL) and "ggprune.choosing.methods" not in sys.modules:
+        return "--help-all lists them."
     from ggprune.choosing.methods import ordered
 
     scored = ", ".join(method.name for method in ordered() if method.decide is None)
@@ -332,7 +337,7 @@ def _methods() -> str:
 
 
 #: What ends a help text, where it takes time to find out.
-COMPLETED: dict[str, Callable[[], str]] = {"method": _methods}
+COMPLETED: dict[str, Callable[[click.Context], str]] = {"method": _methods}
 
 
 def _switch(
