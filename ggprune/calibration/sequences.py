@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from ggprune.llama.session import LlamaModel
 from ggprune.text import chat
 from ggprune.text.documents import Source
 from ggprune.types import Ints32
+
+log = logging.getLogger(__name__)
 
 #: Sequences in one context: enough to fill batches with short prompts.
 SEQUENCES = 32
@@ -62,6 +65,7 @@ def cut(
     answer = generate if template else 0
     for index, source in enumerate(sources):
         room = sys.maxsize if max_tokens is None else max_tokens
+        long = 0
         for document in source.documents:
             interrupts.check()
             tokens = np.array(chat.tokenize(llama, template, document), np.int32)
@@ -70,10 +74,18 @@ def cut(
                 found.append(TokenSequence(index, tokens, stream=len(found)))
                 room -= len(tokens) + answer
                 continue
+            long += document.awaits_answer and bool(answer) and len(tokens) + answer > ctx
             for piece in _pieces(tokens, ctx, llama):
                 if len(kept := piece[:room]):
                     found.append(TokenSequence(index, kept))
                     room -= len(kept)
+        if long:
+            known = source.domain, long, len(source.documents), answer, ctx
+            log.info(
+                "text %r: %s of %s prompts leave no room for an answer of %s tokens in ctx=%s and "
+                "are read without one",
+                *known,
+            )
     return found
 
 

@@ -237,6 +237,19 @@ def test_answers_are_replayed(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not np.array_equal(again.total.count, other.total.count)
 
 
+def test_prompts_too_long_for_an_answer_are_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ggprune.calibration.run.chat.template_of", template)
+    caplog.set_level("INFO", "ggprune")
+    found = run(path, sources=[PROMPTS], generate=90)
+    assert found.domains[0].tokens == run(path, sources=[PROMPTS]).domains[0].tokens
+    assert caplog.messages == [
+        "text 'chat': 6 of 6 prompts leave no room for an answer of 90 tokens in ctx=96 and are "
+        "read without one"
+    ]
+
+
 def test_max_tokens_holds_for_prompts_and_answers(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
