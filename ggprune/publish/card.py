@@ -12,6 +12,7 @@ from typing import Any
 from ggprune.choosing.methods import METHODS
 from ggprune.evaluation.verdict import verdict
 from ggprune.hub.client import metadata_block
+from ggprune.model.architectures import ARCHITECTURES, Kind
 from ggprune.publish.card_facts import Card, ModelFile, gather
 from ggprune.rewrite.drop_metadata import calibration_texts
 from ggprune.util import human_size
@@ -24,6 +25,12 @@ _COLUMNS = 3
 _LONGEST_SETTING = 120
 #: Context of the example command: it fits where the model just fits.
 _CONTEXT = 8192
+#: What the Hub calls what a model does.
+_TASKS = {
+    Kind.CAUSAL: "text-generation",
+    Kind.DIFFUSION: "text-generation",
+    Kind.EMBEDDING: "feature-extraction",
+}
 
 
 def render(card: Card) -> str:
@@ -46,7 +53,7 @@ def render(card: Card) -> str:
         settings=_settings,
         size=human_size,
     )
-    metadata = card.metadata or {}
+    metadata, kind = card.metadata or {}, _kind(card)
     retained = {n: share for n, share in _shares(card).items() if isinstance(share, int | float)}
     source = files("ggprune.publish").joinpath("card.md.j2").read_text(encoding="utf-8")
     body = environment.from_string(source).render(
@@ -61,6 +68,7 @@ def render(card: Card) -> str:
         mean=sum(retained.values()) / max(len(retained), 1),
         example=_example(card.files),
         context=min(_CONTEXT, card.context or _CONTEXT),
+        program="llama-server" if kind is Kind.CAUSAL else kind.program,
         **_measurements(card),
     )
     return metadata_block(metadata_fields(card)) + body
@@ -80,9 +88,14 @@ def metadata_fields(card: Card) -> dict[str, Any]:
         "license_link": card.licence_link,
         "language": list(card.languages) or None,
         "library_name": "gguf",
-        "pipeline_tag": "image-text-to-text" if card.pictures else "text-generation",
+        "pipeline_tag": "image-text-to-text" if card.pictures else _TASKS[_kind(card)],
         "tags": tags,
     }
+
+
+def _kind(card: Card) -> Kind:
+    row = ARCHITECTURES.get(card.architecture)
+    return row.kind if row else Kind.CAUSAL
 
 
 def _shares(card: Card) -> dict[int, Any]:

@@ -174,6 +174,22 @@ def test_a_model_that_ggprune_did_not_make(source: Path) -> None:
     assert "- Pruned from: not recorded" in text
 
 
+@pytest.mark.parametrize(
+    ("architecture", "program", "task"),
+    [
+        ("olmoe", "llama-server -m", "text-generation"),
+        ("llama-embed", "llama-embedding -m", "feature-extraction"),
+        ("llada-moe", "llama-diffusion-cli -m", "text-generation"),
+    ],
+)
+def test_the_program_and_the_task_go_by_what_the_model_does(
+    tmp_path: Path, architecture: str, program: str, task: str
+) -> None:
+    text = render(gather([write_tiny(tmp_path / "m.gguf", architecture)]))
+    assert f"\n{program} m.gguf -c " in section(text, "How to run")
+    assert block(text)["pipeline_tag"] == task
+
+
 def test_the_evaluation_with_its_errors(release: Path) -> None:
     (release / "Big-11e-F32.evaluation.json").write_text(json.dumps(EVALUATION))
     text = section(render(gather([release])), "Evaluation")
