@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Collection, Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Plan:
             **({"experts_used": self.experts_used} if self.experts_used else {}),
             "method": self.method,
             "settings": dict(self.settings),
-            "model": asdict(self.identity) if self.identity else None,
+            "model": self.identity.as_dict() if self.identity else None,
             "layers": layers,
         }
 
@@ -176,7 +176,12 @@ class Plan:
                 f"{model.gguf.path} has {model.experts}"
             )
         if self.identity is not None:
-            self.identity.check_same(model.identity(), name, str(model.gguf.path))
+            self.identity.check_same(
+                model.identity(),
+                name,
+                str(model.gguf.path),
+                remedy='If you know better, set "model" to null in the plan\'s file.',
+            )
         model.counts.check(self.keep)
         model.check_used(self.experts_used)
         self._check_layers(model, name)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -171,7 +171,7 @@ class Statistics:
         """Return what ``ggprune stats --json`` prints."""
         total = self.total
         return {
-            "model": asdict(self.identity),
+            "model": self.identity.as_dict(),
             "settings": dict(self.settings),
             "domains": {d.name: {"tokens": d.tokens, "sha256": d.sha256} for d in self.domains},
             "layers": {
@@ -192,7 +192,7 @@ class Statistics:
         """
         values = {
             f"{_PREFIX}.version": _VERSION,
-            **{f"{_PREFIX}.model.{name}": value for name, value in asdict(self.identity).items()},
+            **{f"{_PREFIX}.model.{name}": v for name, v in self.identity.as_dict().items()},
             f"{_PREFIX}.layers": list(self.layers),
             f"{_PREFIX}.settings": json.dumps(dict(self.settings), sort_keys=True),
             f"{_PREFIX}.domains": [domain.name for domain in self.domains],
@@ -233,7 +233,7 @@ class Statistics:
         """SHA-256 of everything that the file holds, to recognise a damaged one."""
         digest = hashlib.sha256()
         texts = [[domain.name, domain.sha256, domain.tokens] for domain in self.domains]
-        facts = [asdict(self.identity), self.layers, dict(self.settings), texts]
+        facts = [self.identity.as_dict(), self.layers, dict(self.settings), texts]
         digest.update(json.dumps(facts, sort_keys=True).encode())
         for domain in self.domains:
             for _, array in domain.arrays():

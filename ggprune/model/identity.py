@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
 from ggprune.errors import MismatchError
 from ggprune.gguf_file import GgufModel, Tensor, tensor_type_name
+from ggprune.model import sketch
 from ggprune.model.counts import ExpertCounts
+
+log = logging.getLogger(__name__)
 
 _HASH_CHUNK = 8 << 20
 
@@ -20,9 +24,18 @@ _HASH_CHUNK = 8 << 20
 class Identity:
     """What tells that two files are quantizations of one model.
 
-    The router is kept in F32 whatever the quantization, so its bytes identify the weights; the
-    name is for people only, since whoever quantizes may change it. Hashes are SHA-256; an empty
-    one is unknown and agrees with any.
+    The router stays in F32 or F16 whatever the quantization, so it identifies the model; files may
+    share it and have other experts, so some of their weights are compared too. Hashes are SHA-256;
+    what is empty is unknown and agrees with any.
+
+    Attributes:
+        architecture, layers, experts, experts_used: of the model.
+        tokenizer: hash of the vocabulary.
+        router: hash of all routers as F32.
+        name: for people only, since whoever quantizes may change it.
+        groups, groups_used: of experts.
+        router_sketch: one projection of each layer's router; see sketch.py.
+        expert_sketch: projections of rows of some experts.
     """
 
     architecture: str
@@ -34,32 +47,73 @@ class Identity:
     name: str = ""
     groups: int = 1
     groups_used: int = 1
+    router_sketch: str = field(default="", compare=False)
+    expert_sketch: str = field(default="", compare=False)
 
     @property
     def counts(self) -> ExpertCounts:
         """How many experts there are, are used, and how they are grouped."""
         return ExpertCounts(self.experts, self.experts_used, self.groups, self.groups_used)
 
-    def check_same(self, other: Identity, mine: str, others: str) -> None:
+    def as_dict(self) -> dict[str, Any]:
+        """Give what is known, as files have it; sketches only where there are any."""
+        sketches = ("router_sketch", "expert_sketch")
+        return {k: v for k, v in asdict(self).items() if v or k not in sketches}
+
+    def check_same(
+        self, other: Identity, mine: str, others: str, *, remedy: str | None = None
+    ) -> None:
         """Compare with another file's identity.
+
+        Another vocabulary of a model with the same router is only warned of: whoever converts a
+        model may rename a token, and the experts are the same.
 
         Args:
             other: the identity to compare with.
             mine: what this one describes, for the message ("plan.json").
             others: what the other one describes.
+            remedy: what to do about a difference, beside using files of one model.
 
         Raises:
             MismatchError: names the first thing that differs.
         """
-        ours, theirs = asdict(self), asdict(other)
-        for field in ("architecture", "layers", "experts", "experts_used", "tokenizer", "router"):
-            a, b = ours[field], theirs[field]
-            if a != b and a != "" and b != "":
-                raise MismatchError(
-                    f"{mine} and {others} are not of one model: {field} is {_short(a)} "
-                    f"and {_short(b)}",
-                    remedy="Use files made from the same model; its quantization may differ.",
+        alike = self._same_router(other)
+        for name in ("architecture", "layers", "experts", "experts_used", "tokenizer"):
+            a, b = getattr(self, name), getattr(other, name)
+            if a == b or a == "" or b == "":
+                continue
+            if name == "tokenizer" and alike:
+                log.warning(
+                    "%s and %s have other vocabularies, but the same router: they are taken for "
+                    "one model with renamed tokens",
+                    mine,
+                    others,
                 )
+                continue
+            raise _mismatch(mine, others, f"{name} is {_short(a)} and {_short(b)}", remedy)
+        if alike is False:
+            what = f"router is {_short(self.router)} and {_short(other.router)}"
+            raise _mismatch(mine, others, what, remedy)
+        if difference := sketch.experts_differ(self.expert_sketch, other.expert_sketch):
+            raise _mismatch(mine, others, difference, remedy)
+
+    def _same_router(self, other: Identity) -> bool | None:
+        """Compare the routers; None: what is known does not tell."""
+        hashed = bool(self.router and other.router)
+        if hashed and self.router == other.router:
+            return True
+        near = sketch.routers_alike(
+            self.router_sketch, other.router_sketch, sketch.ROUNDED if hashed else sketch.QUANTIZED
+        )
+        return False if hashed and near is None else near
+
+
+def _mismatch(mine: str, others: str, what: str, remedy: str | None) -> MismatchError:
+    advice = "Use files made from the same model; its quantization may differ."
+    return MismatchError(
+        f"{mine} and {others} are not of one model: {what}",
+        remedy=f"{advice} {remedy}" if remedy else advice,
+    )
 
 
 def tokenizer_hash(gguf: GgufModel) -> str:

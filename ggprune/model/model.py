@@ -14,6 +14,7 @@ from ggprune.model import architectures
 from ggprune.model.architectures import Architecture
 from ggprune.model.counts import ExpertCounts
 from ggprune.model.identity import Identity, router_hash, tokenizer_hash
+from ggprune.model.sketch import expert_sketch, router_sketch
 from ggprune.model.tensors import HASH_TABLE, ExpertTensor, Role, layer_of, role_of
 from ggprune.util import Closing
 
@@ -192,12 +193,15 @@ class MoeModel(Model):
         return widths if derived and not known else frozenset()
 
     def identity(self) -> Identity:
-        """Hash what identifies the model; reads all routers, once."""
+        """Hash what identifies the model; reads all routers and rows of some experts, once."""
         return self._identity
 
     @cached_property
     def _identity(self) -> Identity:
-        routers = [t for layer in self.moe_layers for t in self.tensors_of(layer, Role.ROUTER)]
+        routers, downs = (
+            [t for layer in self.moe_layers for t in self.tensors_of(layer, role)]
+            for role in (Role.ROUTER, Role.DOWN)
+        )
         return Identity(
             architecture=self.architecture.name,
             layers=self.layers - len(self.mtp_layers),
@@ -208,6 +212,8 @@ class MoeModel(Model):
             name=self.name,
             groups=self.counts.groups,
             groups_used=self.counts.groups_used,
+            router_sketch=router_sketch(self.gguf, routers),
+            expert_sketch=expert_sketch(self.gguf, downs, self.experts),
         )
 
 
