@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,6 @@ from ggprune.errors import InputError
 from ggprune.model import describe
 from ggprune.plan import Plan
 from ggprune.rewrite.drop_metadata import metadata_path
-from ggprune.text.documents import Source
 
 _GGUF_MAGIC = b"GGUF"
 
@@ -61,10 +60,6 @@ class Candidate:
         shares = {layer: part.retained for layer, part in candidate.layers.items()}
         hashes = _hashes(candidate.settings)
         return cls(Path("the plan"), candidate, candidate.keep, shares, hashes)
-
-    def calibrated_on(self, sources: Iterable[Source]) -> list[str]:
-        """Domains of text that the experts were chosen on: measuring on it flatters."""
-        return [source.domain for source in sources if source.sha256 in self.calibration]
 
 
 def _model_file(path: Path) -> Candidate:

@@ -19,6 +19,7 @@ import tempfile
 from pathlib import Path
 
 from ggprune.errors import LlamaError
+from ggprune.interrupts import interrupts
 from ggprune.llama.library import library
 from ggprune.util import cache_folder
 
@@ -65,6 +66,8 @@ def _survives(*, repack: bool) -> bool:
             timeout=_SECONDS,
             check=False,
         )
+    # Ctrl-C ends the child too, which says nothing about the CPU.
+    interrupts.check()
     return result.returncode == 0
 
 

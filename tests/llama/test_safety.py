@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from ggprune.errors import LlamaError
+from ggprune.interrupts import interrupts
 from ggprune.llama import safety
 from ggprune.util import cache_folder
 
@@ -47,6 +50,24 @@ def test_a_build_that_works() -> None:
     works = safety.extra_buffers_work()
     remembered = json.loads((cache_folder() / "cpu.json").read_text())
     assert list(remembered.values()) == [works]
+
+
+def test_ctrl_c_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the child as well, which says nothing about the CPU."""
+
+    def interrupted(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        signal.raise_signal(signal.SIGINT)
+        return subprocess.CompletedProcess(command, -signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    monkeypatch.setattr(safety.subprocess, "run", interrupted)
+    monkeypatch.setattr(safety, "_machine_key", str)
+    try:
+        with pytest.raises(KeyboardInterrupt), interrupts:
+            safety.extra_buffers_work()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not (cache_folder() / "cpu.json").exists()
 
 
 @pytest.mark.process
