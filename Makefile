@@ -23,12 +23,34 @@ help:
 	@echo "make prune requant release   batch work on models of yours: see the end of the Makefile"
 	@echo "make docs      write docs/cli.md from --help, and the tables of the other pages"
 
-# Building llama.cpp takes minutes the first time; pip keeps what it built.
+# WHEELS=cpu (or cu124, metal, vulkan, see README.md) takes a ready llama.cpp instead of compiling.
+INSTALL := --editable "$(ROOT)[dev]"
+ifdef WHEELS
+INSTALL += --only-binary llama-cpp-python \
+	--extra-index-url https://abetlen.github.io/llama-cpp-python/whl/$(WHEELS)
+endif
+
+# Shows how far the compiler is (ninja says [3/171], make [ 3%]), and pip's last words if it fails.
+define SHOW_COMPILING
+/^pip: / { status = $$2; next }
+{ last[NR % 30] = $$0 }
+match($$0, /\[ *[0-9]+(%|\/[0-9]+)\]/) {
+	step = substr($$0, RSTART, RLENGTH)
+	split(step, part, /[^0-9]+/)
+	tenth = part[3] ? int(10 * part[2] / part[3]) : int(part[2] / 10)
+	if (tenth != before) { printf "  compiling %s\n", step; fflush() }
+	before = tenth
+}
+END { for (i = NR > 30 ? NR - 30 : 1; status && i < NR; i++) print last[i % 30]; exit status }
+endef
+export SHOW_COMPILING
+
 $(BIN)/ggprune: $(ROOT)pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
-	@echo "installing; llama.cpp is compiled the first time, which takes about 8 minutes on 2 cores"
-	$(BIN)/pip install --quiet --editable "$(ROOT)[dev]"
+	@echo "Installing into $(VENV): half a minute if pip has a llama.cpp, else it is compiled first,"
+	@echo "about 8 minutes on 2 cores. (make demo WHEELS=cpu takes a ready one; see README.md.)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --upgrade pip
+	@{ $(BIN)/pip install --verbose $(INSTALL) 2>&1; echo "pip: $$?"; } | awk "$$SHOW_COMPILING"
 	@touch $@
 
 # The model was trained on these domains; it is measured on text that nothing has seen.
