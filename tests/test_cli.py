@@ -425,6 +425,7 @@ def test_lines_instead_of_a_bar(
         assert capsys.readouterr().err == expected
 
 
+@pytest.mark.process
 def test_another_size_uses_the_statistics(tmp_path: Path, model: Path, text: str) -> None:
     statistics = tmp_path / "tiny-Q8_0.stats.gguf"
     ggprune(model, "--keep", 12, "--text", text, "--ctx", 64, "--generate", 0, cwd=tmp_path)

@@ -180,6 +180,7 @@ def test_shards_make_room_for_each_other(tmp_path: Path) -> None:
     assert kept <= room
 
 
+@pytest.mark.process
 def test_a_mixture_of_llama_quantize_is_written_as_it_is_there(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
     study = study_of(source, tmp_path, 16)

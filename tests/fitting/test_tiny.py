@@ -40,6 +40,7 @@ def job_of(model: Path, folder: Path) -> Job:
     )
 
 
+@pytest.mark.llama
 @pytest.mark.parametrize(
     ("architecture", "share"), [("qwen3moe", 0.5), ("glm4moe", 0.3), ("llama", 0.25)]
 )
@@ -61,6 +62,7 @@ def quantized(source: Path, folder: Path, kind: str) -> Path:
         return Quantizer(model, options, folder, stem="Other").run(kind).paths[0]
 
 
+@pytest.mark.process
 def test_another_quantization_is_run_in_its_place(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -76,6 +78,7 @@ def test_another_quantization_is_run_in_its_place(
         fit_model(replace(job, reference=other), target_size=100_000, dry_run=True)
 
 
+@pytest.mark.process
 def test_few_bits_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     whole = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
     source = quantized(whole, tmp_path, "Q5_0")
@@ -85,6 +88,7 @@ def test_few_bits_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture
     assert fitted.numbers["size_bytes"] <= source.stat().st_size
 
 
+@pytest.mark.llama
 def test_what_predicts_no_token_is_refused(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", "llada-moe", seed=1)
     with pytest.raises(UnsupportedModelError, match="no next token"):
