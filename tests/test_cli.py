@@ -10,6 +10,15 @@ from pathlib import Path
 import pytest
 
 from ggprune.cli.main import COMMANDS
+from ggprune.gguf_file import (
+    GgufModel,
+    KeyEdits,
+    TypedValue,
+    ValueType,
+    lay_out,
+    whole,
+    write_files,
+)
 from ggprune.gguf_file.parts import PartFile
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
@@ -391,11 +400,12 @@ def test_inspect_always_has_a_table(tmp_path: Path) -> None:
     assert (facts["prunable"], facts["size_bytes"]) == (False, pointer.stat().st_size)
     grove = write_tiny(tmp_path / "grove.gguf", "grovemoe")
     assert "adjugate" in ggprune("inspect", grove, cwd=tmp_path).stdout
-    escapes = write_tiny(
-        tmp_path / "evil.gguf", "olmoe", keys={"general.name": "Evil\x1b[31m red\nsecond line"}
-    )
-    shown = ggprune("inspect", escapes, cwd=tmp_path).stdout
-    assert "\x1b" not in shown and "Evil" in shown
+    with GgufModel(grove) as source:
+        name = TypedValue(ValueType.STRING, "Evil\x1b[31m red\nsecond line")
+        edits, tensors = KeyEdits({"general.name": name}), [*map(whole, source.tensors)]
+        write_files(lay_out(tmp_path / "evil.gguf", source, edits, tensors), source)
+    shown = ggprune("inspect", tmp_path / "evil.gguf", cwd=tmp_path).stdout
+    assert "Evil" in shown and "\x1b" not in shown
     glm = write_tiny(tmp_path / "glm.gguf", "glm4moe")
     shown = ggprune("inspect", glm, cwd=tmp_path).stdout
     assert "sigmoid" in shown

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from ggprune.errors import VerificationError
+from ggprune.errors import LlamaError, VerificationError
 from ggprune.gguf_file import ByteRange, GgufModel, Tensor, write_files
 from ggprune.llama.memory import check_loads
 from ggprune.model import MoeModel, describe
 from ggprune.plan import Plan
 from ggprune.rewrite.slices import Rewrite, sliced
 from ggprune.types import Progress, no_progress
+
+log = logging.getLogger(__name__)
 
 _COMPARE_CHUNK = 8 << 20
 
@@ -41,7 +44,7 @@ def write_result(
     Raises:
         OutputError: it cannot be written.
         VerificationError: it does not hold what it should.
-        LlamaError: llama.cpp would not load it.
+        LlamaError: llama.cpp would not load it, though it loads the source.
     """
     compared = 0
 
@@ -49,7 +52,7 @@ def write_result(
         nonlocal compared
         with check_result(path, rewrite.plan) as result:
             compared = verify_bytes(model, rewrite.plan, result.gguf)
-        check_loads(path)
+        _check_loads(path, model)
         if check is not None:
             check(path)
 
@@ -62,6 +65,19 @@ def write_result(
             check=look if verify else check,
         )
     return compared
+
+
+def _check_loads(path: Path, source: MoeModel) -> None:
+    """See that llama.cpp takes the result; where it does not take the source, that is only said."""
+    try:
+        check_loads(path)
+    except LlamaError as error:
+        try:
+            check_loads(source.gguf.path)
+        except LlamaError:
+            log.warning("llama.cpp loads neither the source nor the result: %s", error.message)
+            return
+        raise
 
 
 def check_result(path: Path, plan: Plan) -> MoeModel:

@@ -113,3 +113,19 @@ def test_a_result_that_llama_cpp_does_not_take_has_no_name(
         with pytest.raises(LlamaError, match="cannot load"):
             write_result(model, rewrite)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["d.gguf", "m.gguf"]
+
+
+@pytest.mark.llama
+def test_a_source_that_llama_cpp_does_not_take_can_be_pruned(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be of another version of llama.cpp."""
+    path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
+    with GgufModel(path) as whole_model:
+        edits = KeyEdits(removed=frozenset({"qwen3moe.context_length"}))
+        tensors = [*map(whole, whole_model.tensors)]
+        write_files(lay_out(tmp_path / "n.gguf", whole_model, edits, tensors), whole_model)
+    with open_model(tmp_path / "n.gguf") as model:
+        rewrite = plan_rewrite(model, everything(model, 2), tmp_path / "o.gguf")
+        assert write_result(model, rewrite) > 0
+    assert "loads neither the source nor the result" in caplog.text
