@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,22 +59,19 @@ class Hub:
         Raises:
             HubError: there is no such repository or revision, or it cannot be read.
         """
-
-        def listing(api: HfApi) -> list[RemoteFile]:
-            entries = api.list_repo_tree(
-                repo.name, recursive=True, revision=repo.revision, repo_type=repo.kind
-            )
-            return [_remote(entry) for entry in entries if hasattr(entry, "blob_id")]
-
-        found = self._attempt(f"listing {repo}", listing, reading=True)
-        return sorted(found, key=lambda file: file.path)
+        found = self._attempt(
+            f"listing {repo}",
+            lambda api: list(api.list_repo_tree(**_place(repo), recursive=True)),
+            reading=True,
+        )
+        return sorted(_remote_files(found), key=lambda file: file.path)
 
     def exists(self, repo: Repo) -> bool:
         """Whether the repository (and its revision) can be seen."""
         try:
             self._attempt(
                 f"looking for {repo}",
-                lambda api: api.repo_info(repo.name, revision=repo.revision, repo_type=repo.kind),
+                lambda api: api.repo_info(**_place(repo)),
                 reading=True,
             )
         except Failure as failure:
@@ -91,17 +88,16 @@ class Hub:
         """
         from huggingface_hub import hf_hub_download
 
-        def fetch(_: HfApi) -> str:
-            return hf_hub_download(
-                repo.name,
-                path,
-                repo_type=repo.kind,
-                revision=repo.revision,
+        found = self._attempt(
+            f"downloading {path} of {repo}",
+            lambda _: hf_hub_download(
+                **_place(repo),
+                filename=path,
                 endpoint=self.endpoint,
                 cache_dir=os.environ.get("HF_HUB_CACHE") or None,
-            )
-
-        return Path(self._attempt(f"downloading {path} of {repo}", fetch))
+            ),
+        )
+        return Path(found)
 
     def create(self, repo: Repo, *, private: bool) -> None:
         """Make the repository and its branch unless they exist."""
@@ -111,8 +107,8 @@ class Hub:
                 repo.name, private=private, repo_type=repo.kind, exist_ok=True
             ),
         )
-        if repo.revision:
-            branch = repo.revision
+        branch = repo.revision
+        if branch:
             self._attempt(
                 f"creating the branch {branch} of {repo.name}",
                 lambda api: api.create_branch(
@@ -135,27 +131,19 @@ class Hub:
                 # Saves reading a large file a second time.
                 operation.upload_info.sha256 = bytes.fromhex(file.sha256)
                 operations.append(operation)
-            return api.create_commit(
-                repo.name,
-                operations,
-                commit_message=message,
-                revision=repo.revision,
-                repo_type=repo.kind,
-            )
+            return api.create_commit(**_place(repo), operations=operations, commit_message=message)
 
         names = files[0].name if len(files) == 1 else f"{len(files)} files"
         self._attempt(f"uploading {names} to {repo}", send)
 
     def stored(self, repo: Repo, names: Sequence[str]) -> dict[str, RemoteFile]:
         """Ask what the Hub has under these paths."""
-
-        def look(api: HfApi) -> list[RemoteFile]:
-            found = api.get_paths_info(
-                repo.name, list(names), revision=repo.revision, repo_type=repo.kind
-            )
-            return [_remote(entry) for entry in found if hasattr(entry, "blob_id")]
-
-        return {file.path: file for file in self._attempt(f"checking {repo}", look, reading=True)}
+        found = self._attempt(
+            f"checking {repo}",
+            lambda api: api.get_paths_info(**_place(repo), paths=list(names)),
+            reading=True,
+        )
+        return {file.path: file for file in _remote_files(found)}
 
     def _attempt(
         self, action: str, call: Callable[[HfApi], Result], *, reading: bool = False
@@ -232,43 +220,43 @@ def metadata_block(fields: Mapping[str, Any]) -> str:
     return f"---\n{ModelCardData(**fields).to_yaml()}\n---\n"
 
 
-def _downloads() -> Path:
-    """Find where huggingface_hub keeps them."""
-    from huggingface_hub import constants
-
-    return Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser()
-
-
 def output_folder(model: Path) -> Path:
     """Return where results go by default: beside the model, but never into the Hub's cache."""
+    from huggingface_hub import constants
+
+    cache = Path(os.environ.get("HF_HUB_CACHE") or constants.HF_HUB_CACHE).expanduser()
     # Not resolved: in the cache, a model's path is a link to a blob, which is in the cache too.
     folder = Path(os.path.abspath(model)).parent
-    return Path.cwd() if Path(os.path.abspath(_downloads())) in folder.parents else folder
+    return Path.cwd() if Path(os.path.abspath(cache)) in folder.parents else folder
 
 
-def _remote(entry: Any) -> RemoteFile:
-    lfs = entry.lfs
-    # An old release gives a dict, later ones an object.
-    sha256 = (lfs["sha256"] if isinstance(lfs, dict) else lfs.sha256) if lfs else None
-    return RemoteFile(entry.path, entry.size, sha256, entry.blob_id)
+def _place(repo: Repo) -> dict[str, Any]:
+    return {"repo_id": repo.name, "repo_type": repo.kind, "revision": repo.revision}
+
+
+def _remote_files(entries: Iterable[Any]) -> list[RemoteFile]:
+    """Take the files among the entries of a listing, which holds folders too."""
+    return [
+        RemoteFile(each.path, each.size, each.lfs.sha256 if each.lfs else None, each.blob_id)
+        for each in entries
+        if hasattr(each, "blob_id")
+    ]
 
 
 def has_token() -> bool:
     """Whether huggingface_hub finds a token; its value stays there."""
-    return bool(_token())
-
-
-def _token() -> str | None:
     from huggingface_hub import get_token
 
-    return get_token()
+    return bool(get_token())
 
 
 class _Redact(logging.Filter):
     """Takes tokens and signed addresses out of the library's own messages."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.msg = redacted(record.getMessage(), _token())
+        from huggingface_hub import get_token
+
+        record.msg = redacted(record.getMessage(), get_token())
         record.args = ()
         return True
 

@@ -1,9 +1,4 @@
-"""Tables behind the Modelfile: what Ollama calls a setting, and what it renders itself.
-
-Only data and its look-up: sampling keys of a GGUF and the Ollama parameters they become, tokens
-that end a turn, renderers and parsers built into Ollama. The Go templates are in
-:mod:`ggprune.publish.ollama.templates`.
-"""
+"""Tables behind the Modelfile: what Ollama calls a setting, and what it renders itself."""
 
 from __future__ import annotations
 
@@ -13,9 +8,7 @@ from dataclasses import dataclass, replace
 #: ``general.sampling.*`` keys of llama.cpp (src/llama-arch.cpp) and their Ollama names.
 SAMPLING = {
     "general.sampling.temp": "temperature",
-    "general.sampling.top_k": "top_k",
-    "general.sampling.top_p": "top_p",
-    "general.sampling.min_p": "min_p",
+    **{f"general.sampling.{name}": name for name in ("top_k", "top_p", "min_p")},
     "general.sampling.penalty_last_n": "repeat_last_n",
     "general.sampling.penalty_repeat": "repeat_penalty",
 }
@@ -23,53 +16,26 @@ SAMPLING = {
 #: Every parameter that ``ollama create`` accepts and keeps, with its type. Names that Ollama only
 #: warns about (mirostat, low_vram, ...) or refuses (typical_p) are left out on purpose.
 PARAMETERS: dict[str, type] = {
-    "temperature": float,
-    "top_k": int,
-    "top_p": float,
-    "min_p": float,
-    "repeat_last_n": int,
-    "repeat_penalty": float,
-    "presence_penalty": float,
-    "frequency_penalty": float,
-    "seed": int,
-    "num_ctx": int,
-    "num_predict": int,
-    "num_keep": int,
-    "num_batch": int,
-    "num_gpu": int,
-    "num_thread": int,
-    "main_gpu": int,
-    "draft_num_predict": int,
-    "use_mmap": bool,
-    "stop": str,
+    name: kind
+    for kind, names in {
+        float: "temperature top_p min_p repeat_penalty presence_penalty frequency_penalty",
+        int: "top_k repeat_last_n seed num_ctx num_predict num_keep num_batch num_gpu num_thread "
+        "main_gpu draft_num_predict",
+        bool: "use_mmap",
+        str: "stop",
+    }.items()
+    for name in names.split()
 }
 
 #: Tokens that end an assistant's turn, after llama.cpp's list (src/llama-vocab.cpp). Two of its
 #: entries are missing here: ``<|tool_response>`` ends no turn, and ``</s>`` as text also occurs
 #: in HTML, so it counts only where the GGUF names it by id.
 END_OF_TURN = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<end_of_turn>",
-    "<turn|>",
-    "<|end|>",
-    "<|return|>",
-    "<|call|>",
-    "<|calls|>",
-    "<|flush|>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<\uff5cend\u2581of\u2581sentence\uff5c>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<end_of_utterance>",
-    "<|role_end|>",
-    "<EOT>",
-    "_<EOT>",
-    "[EOT]",
-    "[EOS]",
-    "[e~[",
-)
+    "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<turn|>", "<|end|>", "<|return|>",
+    "<|call|>", "<|calls|>", "<|flush|>", "<|END_OF_TURN_TOKEN|>",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>", "<|endoftext|>", "<|end_of_text|>",
+    "<end_of_utterance>", "<|role_end|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "[e~[",
+)  # fmt: skip
 
 #: Where both tokens of a pair exist, ``<|end|>`` ends a channel and the turn goes on (gpt-oss,
 #: solar-open); llama.cpp makes the same exception.
@@ -82,7 +48,7 @@ class Renderer:
 
     ``name`` is a pattern that the model's name in the metadata must hold; ``jinja`` are strings
     that its chat template must hold, ``without`` strings that it must not hold; ``experts`` says
-    whether it must be a mixture of experts. ``note`` is for the reader of the Modelfile.
+    whether it must be a mixture of experts.
     """
 
     renderer: str
@@ -140,9 +106,7 @@ RENDERERS = (
 )
 
 
-def renderer_for(
-    architecture: str, name: str, jinja: str, *, experts: bool = False
-) -> Renderer | None:
+def renderer_for(architecture: str, name: str, jinja: str, *, experts: bool) -> Renderer | None:
     """Return the built-in renderer for a model; None where its chat template is the better guide.
 
     Args:
@@ -151,13 +115,13 @@ def renderer_for(
         jinja: ``tokenizer.chat_template``; may be empty.
         experts: whether it is a mixture of experts.
     """
-    for rule in RENDERERS:
-        if (
-            architecture in rule.architectures
-            and rule.experts in (None, experts)
-            and re.search(rule.name, name, re.IGNORECASE)
-            and all(sign in jinja for sign in rule.jinja)
-            and not any(sign in jinja for sign in rule.without)
-        ):
-            return rule
-    return None
+    fitting = (
+        rule
+        for rule in RENDERERS
+        if architecture in rule.architectures
+        and rule.experts in (None, experts)
+        and re.search(rule.name, name, re.IGNORECASE)
+        and all(sign in jinja for sign in rule.jinja)
+        and not any(sign in jinja for sign in rule.without)
+    )
+    return next(fitting, None)

@@ -11,7 +11,6 @@ from ggprune.publish.ollama.families import (
     END_OF_TURN,
     SAMPLING,
     Renderer,
-    renderer_for,
 )
 from ggprune.publish.ollama.templates import Family
 from ggprune.publish.ollama.text import number
@@ -23,12 +22,7 @@ from ggprune.text.documents import Message
 DEFAULT_NUM_CTX = 8192
 
 _END_IDS = tuple(f"tokenizer.ggml.{name}_token_id" for name in ("eot", "eos", "eom"))
-_NAME_KEYS = (
-    "general.name",
-    "general.basename",
-    "general.size_label",
-    "general.base_model.0.name",
-)
+_NAME_KEYS = ("name", "basename", "size_label", "base_model.0.name")
 
 Parameters = list[tuple[str, str]]
 
@@ -61,7 +55,7 @@ class Facts:
         experts = metadata.get(f"{architecture}.expert_count")
         return cls(
             architecture=architecture,
-            name=" ".join(_text(metadata.get(key)) for key in _NAME_KEYS),
+            name=" ".join(_text(metadata.get(f"general.{key}")) for key in _NAME_KEYS),
             jinja=_text(metadata.get("tokenizer.chat_template")),
             tokens=tokens,
             known=frozenset(tokens),
@@ -75,11 +69,6 @@ def _text(value: object) -> str:
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return value if isinstance(value, str) else ""
-
-
-def renderer(facts: Facts) -> Renderer | None:
-    """Return Ollama's built-in renderer and parser for the model, if it has them."""
-    return renderer_for(facts.architecture, facts.name, facts.jinja, experts=facts.experts > 0)
 
 
 def stops(facts: Facts, rule: Renderer | None, family: Family | None, asked: str) -> list[str]:

@@ -1,15 +1,13 @@
-"""The Modelfile that runs a GGUF model in Ollama, from the model's own metadata.
-
-``make_modelfile`` decides what the file says and opens no file; ``write_modelfile`` writes it for
-a model on disk.
-"""
+"""The Modelfile that runs a GGUF model in Ollama, from the model's own metadata."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,13 +15,12 @@ from ggprune.errors import InputError, OutputError
 from ggprune.gguf_file import GgufModel, split_shard_name, write_text
 from ggprune.model import describe
 from ggprune.publish.ollama.detect import beyond_go, detect
-from ggprune.publish.ollama.families import Renderer
+from ggprune.publish.ollama.families import renderer_for
 from ggprune.publish.ollama.metadata import (
     Facts,
     context,
     default_system,
     licence,
-    renderer,
     sampling,
     stops,
 )
@@ -34,10 +31,6 @@ log = logging.getLogger(__name__)
 
 TemplateMode = Literal["auto", "go", "none"]
 
-_MTP = (
-    "Ollama cannot load a model with an MTP block (a layer that predicts further tokens): write "
-    "the model again with mtp=drop."
-)
 #: Large, and nothing a Modelfile could say depends on them.
 _NOT_NEEDED = ("tokenizer.ggml.merges", "tokenizer.ggml.scores", "tokenizer.ggml.token_type")
 
@@ -68,19 +61,21 @@ class Modelfile:
         Raises:
             InputError: a value that the format cannot hold (see text.quote).
         """
+
+        def instruction(keyword: str, *values: str | None) -> list[str]:
+            return [f"{keyword} {quote(text, keyword)}" for text in values if text is not None]
+
         lines = [f"# {' '.join(comment.split())}" for comment in self.comments]
-        lines += [f"FROM {quote(path, 'FROM')}" for path in self.from_paths]
-        lines += [f"ADAPTER {quote(path, 'ADAPTER')}" for path in self.adapters]
-        for keyword, value in (("RENDERER", self.renderer), ("PARSER", self.parser)):
-            if value is not None:
-                lines.append(f"{keyword} {quote(value, keyword)}")
+        lines += instruction("FROM", *self.from_paths)
+        lines += instruction("ADAPTER", *self.adapters)
+        lines += instruction("RENDERER", self.renderer)
+        lines += instruction("PARSER", self.parser)
         for name, value in self.parameters:
-            text = quote(value, f"PARAMETER {name}") if name == "stop" else value
-            lines.append(f"PARAMETER {name} {text}")
-        for keyword, value in (("TEMPLATE", self.template), ("SYSTEM", self.system)):
-            if value is not None:
-                lines.append(f"{keyword} {quote(value, keyword)}")
-        lines += [f"LICENSE {quote(text, 'LICENSE')}" for text in self.license]
+            keyword = f"PARAMETER {name}"
+            lines += instruction(keyword, value) if name == "stop" else [f"{keyword} {value}"]
+        lines += instruction("TEMPLATE", self.template)
+        lines += instruction("SYSTEM", self.system)
+        lines += instruction("LICENSE", *self.license)
         return "\n".join(lines) + "\n"
 
 
@@ -101,11 +96,10 @@ def make_modelfile(
 
     Args:
         metadata: the GGUF's keys and decoded values.
-        model_paths: the model's file, or all its shards.
+        model_paths: all shards.
         modelfile_path: where the Modelfile will lie; paths are written relative to its folder.
         mtp: the model has layers that predict further tokens.
-        mmproj: the projector's file, for models that see or hear.
-        adapters: a LoRA adapter.
+        mmproj, adapters: files of a projector and a LoRA adapter; one of each at most.
         num_ctx: context length in tokens; 0 leaves it to Ollama, None takes the model's own up
             to :data:`ggprune.publish.ollama.metadata.DEFAULT_NUM_CTX`.
         parameters: more of Ollama's parameters, stronger than those found in the metadata; a
@@ -124,7 +118,10 @@ def make_modelfile(
     asked = dict(parameters or {})
     if num_ctx is not None:
         asked["num_ctx"] = num_ctx
-    rule = renderer(facts) if template != "go" else None
+    rule = None
+    if template != "go":
+        known = (facts.architecture, facts.name, facts.jinja)
+        rule = renderer_for(*known, experts=facts.experts > 0)
     family = None if rule else _family(facts, template)
     window, window_note = context(facts, asked.pop("num_ctx", None))
     turn_ends = stops(facts, rule, family, str(asked.pop("stop", "")))
@@ -132,9 +129,17 @@ def make_modelfile(
     message = system if system is not None else default_system(facts.jinja)
     terms = licence(metadata)
     folder = modelfile_path.parent
-    template_notes, warnings = _template_notes(facts, family, rule)
-    if mtp:
-        warnings.append(_MTP)
+    comments, warnings = _comments(
+        model_paths=model_paths,
+        merge_command=" ".join(printable(_merge_command(model_paths[0])).split()),
+        adapters=adapters,
+        rule=rule,
+        family=family,
+        jinja=facts.jinja,
+        detected=detect(facts.jinja),
+        more=beyond_go(facts.jinja),
+        mtp=mtp,
+    )
     return Modelfile(
         from_paths=tuple(relative(path, folder) for path in (*model_paths, *mmproj)),
         parameters=(*(("stop", token) for token in turn_ends), *window, *settings),
@@ -145,10 +150,7 @@ def make_modelfile(
         parser=rule.parser if rule else None,
         adapters=tuple(relative(path, folder) for path in adapters),
         comments=(
-            "Written by ggprune from the model's metadata.",
-            *_file_notes(model_paths, adapters),
-            *template_notes,
-            *warnings,
+            *comments,
             *window_note,
             *settings_notes,
             *_text_notes(("SYSTEM", message), *(("LICENSE", text) for text in terms)),
@@ -203,10 +205,8 @@ def parse_parameters(given: Iterable[str]) -> dict[str, float | int | str]:
 
 def _number(value: str) -> float | int | str:
     for kind in (int, float):
-        try:
+        with contextlib.suppress(ValueError):
             return kind(value)
-        except ValueError:
-            continue
     return value
 
 
@@ -248,61 +248,15 @@ def _family(facts: Facts, template: TemplateMode) -> Family | None:
     return family
 
 
-def _template_notes(
-    facts: Facts, family: Family | None, rule: Renderer | None
-) -> tuple[list[str], list[str]]:
-    """How conversations will be written, and what of that is a reason to worry."""
-    if rule:
-        notes = [f"No TEMPLATE: Ollama's built-in renderer {rule.renderer} writes conversations."]
-        return [*notes, rule.note] if rule.note else notes, []
-    if not facts.jinja and family:
-        return [
-            f"TEMPLATE: the model has no chat template; its vocabulary is that of {family.name}. "
-            "For a base model, which takes plain text, delete it."
-        ], []
-    if not facts.jinja:
-        return ["No TEMPLATE: the model has no chat template and its family is not known."], []
-    detected, more = detect(facts.jinja), beyond_go(facts.jinja)
-    notes = []
-    if family:
-        notes.append(
-            f"TEMPLATE: the model's chat template ({family.name}) in Go, without tool calls."
-        )
-    if family and detected:
-        notes.append(
-            f"Without it Ollama would take its own template {detected.name}, which is like the "
-            f"model's (edit distance {detected.distance})."
-        )
-    if more and (family or detected):
-        notes.append(
-            "Ollama from 0.30 on prefers the chat template inside the GGUF, since it also has "
-            f"{more}; with OLLAMA_GO_TEMPLATE=1, and before 0.30, it uses "
-            + (f"its own {detected.name}." if detected and not family else "this TEMPLATE.")
-        )
-    if family or (more and detected):
-        return notes, []
-    if detected is None:
-        return ["No TEMPLATE: Ollama (from 0.30 on) uses the chat template inside the GGUF."], []
-    return [], [
-        f"No TEMPLATE: Ollama uses its own template {detected.name} instead of the one inside the "
-        f"GGUF, which is like it (edit distance {detected.distance}) but may differ. Start its "
-        "server with OLLAMA_GO_TEMPLATE=0 for the model's own."
-    ]
+def _comments(**known: Any) -> tuple[list[str], list[str]]:
+    """Write what a reader should know, and those of it that are warnings."""
+    from jinja2 import Environment
 
-
-def _file_notes(model_paths: Sequence[Path], adapters: Sequence[Path]) -> list[str]:
-    notes = []
-    if len(model_paths) > 1:
-        notes.append(
-            "Ollama before split models refuses several FROM lines; merge the shards for it: "
-            + printable(_merge_command(model_paths[0]))
-        )
-    if adapters:
-        notes.append(
-            "Newer Ollama refuses ADAPTER: merge the adapter into the model with "
-            "llama-export-lora for it."
-        )
-    return notes
+    environment = Environment(trim_blocks=True, lstrip_blocks=True)
+    source = files(__package__).joinpath("comments.txt.j2").read_text(encoding="utf-8")
+    lines = environment.from_string(source).render(**known).splitlines()
+    warnings = [line.removeprefix("! ") for line in lines if line.startswith("! ")]
+    return [line.removeprefix("! ") for line in lines], warnings
 
 
 def _text_notes(*texts: tuple[str, str | None]) -> list[str]:
