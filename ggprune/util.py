@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar, get_args
@@ -112,6 +112,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     names = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(word.casefold(), names, 1)
     return f" Did you mean {names[near[0]]}?" if near else ""
+
+
+def first_few(names: Sequence[str], most: int) -> str:
+    """List names, with … for those that are too many."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def cache_folder() -> Path:

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ggprune.util import first_few
+
 #: Above this perplexity ratio users notice without looking for it.
 MAX_PPL_RATIO = 1.2
 #: Nats a token. Where no sweep has found the cliff, this much is past any: the base's own choice
@@ -170,7 +172,7 @@ def _loops(probe: Mapping[str, Any]) -> Iterator[Finding]:
     for name, mode in (probe.get("modes") or {}).items():
         ids = mode.get("loops_in_candidate_only") or []
         if len(ids) > len(mode.get("loops_in_base_only") or []):
-            shown = ", ".join(ids[:4]) + (", …" if len(ids) > 4 else "")
+            shown = first_few(ids, 4)
             yield Finding(
                 "loops",
                 f"The candidate loops where the base model does not ({name}): {shown}.",

@@ -14,6 +14,7 @@ from ggprune.hub.addresses import Reference, parse
 from ggprune.hub.client import Hub
 from ggprune.hub.errors import Failure
 from ggprune.hub.files import RemoteFile
+from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
 
@@ -57,8 +58,7 @@ def resolve_text(reference: str, *, hub: Hub | None = None) -> Path:
     found = None if os.path.lexists(reference) else parse(reference)
     if found is None or found.file is None:
         return Path(reference)
-    hub = hub or Hub()
-    return hub.download(found.repo, found.file)
+    return (hub or Hub()).download(found.repo, found.file)
 
 
 def shards_of(file: str, files: Sequence[str], reference: str) -> list[str]:
@@ -90,9 +90,8 @@ def with_tag(files: Sequence[str], tag: str) -> str | None:
     models = [file for file in sorted(files) if _is_model(file)]
     for before in (r"(?:^|[-._/])", ""):
         pattern = re.compile(before + re.escape(tag) + "[.-]", re.IGNORECASE)
-        for file in models:
-            if pattern.search(file):
-                return file
+        if found := next(filter(pattern.search, models), None):
+            return found
     return None
 
 
@@ -126,8 +125,7 @@ def _named(files: Sequence[str], found: Reference, reference: str) -> str:
         return file
     models = [name for name in files if _is_model(name)]
     wanted = f"quantization {found.tag}" if found.tag else f"file {found.file}"
-    listed = ", ".join(models[:12]) + (", …" if len(models) > 12 else "")
     raise HubError(
         f"{reference}: {found.repo} has no {wanted}",
-        remedy=f"It has: {listed}." if models else "It has no GGUF model at all.",
+        remedy=f"It has: {first_few(models, 12)}." if models else "It has no GGUF model at all.",
     )

@@ -16,7 +16,7 @@ from ggprune.hub.client import Hub
 from ggprune.hub.files import LocalFile, RemoteFile, Repo
 from ggprune.publish.kinds import STATISTICS, kind_of
 from ggprune.types import Advance, Progress, no_progress
-from ggprune.util import human_size
+from ggprune.util import first_few, human_size
 
 #: The Hub takes no larger file, and recommends smaller ones than the second number of bytes
 #: (https://huggingface.co/docs/hub/storage-limits).
@@ -188,7 +188,7 @@ def _send(plan: Push, folder: Path, hub: Hub, *, private: bool) -> None:
     small = [file for file in plan.upload if file.size < _OWN_COMMIT]
     batches = [[file] for file in plan.upload if file.size >= _OWN_COMMIT] + [small]
     for batch in filter(None, batches):
-        names = ", ".join(file.name for file in batch[:4]) + (", …" if len(batch) > 4 else "")
+        names = first_few([file.name for file in batch], 4)
         log.info("uploading %s", names)
         hub.commit(plan.repo, batch, f"Upload {names}")
         check(plan.repo, batch, hub)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ggprune.errors import InputError
@@ -48,7 +48,8 @@ class ChatTemplate:
         """
         failure: Exception | None = None
         incomplete: str | None = None
-        for attempt in (messages, _without_tools(messages), _without_system(messages)):
+        plain = _renamed(messages, {"tool": "user", "developer": "system"})
+        for attempt in (messages, plain, _renamed(plain, {"system": "user"})):
             try:
                 text = self._render(attempt)
             except Exception as error:
@@ -114,24 +115,14 @@ def _holds(text: str, content: str) -> bool:
     return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
 
 
-def _without_tools(messages: Sequence[Message]) -> list[Message]:
-    """Say with the three common roles what tools and developers say."""
-    roles = {"tool": "user", "developer": "system"}
-    return _joined([Message(roles.get(m.role, m.role), m.content) for m in messages])
-
-
-def _without_system(messages: Sequence[Message]) -> list[Message]:
-    plain = _without_tools(messages)
-    return _joined([Message("user" if m.role == "system" else m.role, m.content) for m in plain])
-
-
-def _joined(messages: Sequence[Message]) -> list[Message]:
-    """Join neighbours of one role: many templates want the roles to alternate."""
+def _renamed(messages: Sequence[Message], roles: Mapping[str, str]) -> list[Message]:
+    """Give roles other names, and join neighbours of one: many templates want them to alternate."""
     joined: list[Message] = []
     for message in messages:
-        if joined and joined[-1].role == message.role:
-            message = Message(message.role, f"{joined.pop().content}\n\n{message.content}")
-        joined.append(message)
+        role, content = roles.get(message.role, message.role), message.content
+        if joined and joined[-1].role == role:
+            content = f"{joined.pop().content}\n\n{content}"
+        joined.append(Message(role, content))
     return joined
 
 
@@ -154,6 +145,7 @@ def _environment() -> Any:
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
     )
     environment.globals.update(raise_exception=_raise, strftime_now=_now)
+    # Jinja's own also escapes what HTML acts on, and takes no options.
     environment.filters["tojson"] = _to_json
     return environment
 
@@ -165,14 +157,8 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own also escapes what HTML acts on, and takes none of these.
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
+    options: Any = {"indent": indent, "separators": separators, "sort_keys": sort_keys}
+    return json.dumps(value, ensure_ascii=ensure_ascii, **options)
 
 
 def _raise(message: str) -> NoReturn:

@@ -14,6 +14,7 @@ from typing import Any
 
 from ggprune.errors import InputError
 from ggprune.text.documents import Document, Message
+from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
 
@@ -38,19 +39,14 @@ _PAIRS = (
 )
 _SYSTEM = ("system", "system_prompt")
 _CONTEXT = ("input", "context")
-_ROLES = {role: role for role in ("system", "user", "assistant", "tool", "developer")} | {
+_ROLES = {
+    **{role: role for role in ("system", "user", "assistant", "tool", "developer")},
     "human": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "function_call": "assistant",
-    "function": "tool",
-    "observation": "tool",
-    "ipython": "tool",
+    **dict.fromkeys(("gpt", "chatgpt", "bot", "model", "function_call"), "assistant"),
+    **dict.fromkeys(("function", "observation", "ipython"), "tool"),
 }
 _KEYS = ("text", *_TURNS, *(question for question, _ in _PAIRS))
-_OF_TURN = ("role", "from", "content", "value", "tool_calls", "function_call")
+_SAID = ("content", "value", "tool_calls", "function_call")
 _MEDIA = re.compile("image|audio|video|sound|picture|file", re.IGNORECASE)
 #: Keys of a row or turn that say something about it and are no part of its text.
 _ABOUT = re.compile(
@@ -89,10 +85,6 @@ def json_rows(text: str, name: object) -> Iterator[tuple[str, Any]]:
 def read_rows(rows: Iterable[tuple[str, Any]], name: object) -> list[Document]:
     """Read all rows of a file; note which were empty and which of their keys were not used.
 
-    Args:
-        rows: see json_rows.
-        name: of the file, for messages.
-
     Raises:
         InputError: a row has no known layout, or none has any text.
     """
@@ -107,8 +99,7 @@ def read_rows(rows: Iterable[tuple[str, Any]], name: object) -> list[Document]:
     if not documents:
         raise InputError(f"{name}: is empty" + (": no row has any text" if empty else ""))
     if empty:
-        listed = ", ".join(empty[:5]) + (", …" if len(empty) > 5 else "")
-        log.info("%s: %d empty rows skipped (%s)", name, len(empty), listed)
+        log.info("%s: %d empty rows skipped (%s)", name, len(empty), first_few(empty, 5))
     if unused:
         log.info("%s: not used: %s", name, ", ".join(map(repr, unused)))
     return documents
@@ -120,12 +111,7 @@ def has_layout(row: Any) -> bool:
 
 
 def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Document | None:
-    """Read one row; None if it has no text.
-
-    Args:
-        row: of a data set.
-        where: names it in messages and in the document.
-        unused: takes the keys whose text is not part of the document.
+    """Read one row; None if it has no text. ``unused`` takes the keys that are left out.
 
     Raises:
         InputError: it has no known layout, or a turn is not one.
@@ -164,20 +150,16 @@ def _is_empty(row: Row, where: str) -> bool:
             raise InputError(f"{where}: has {orphan!r}, but {question!r} is empty")
     known = [row[key] for key in _KEYS if key in row]
     blank = [not value or (isinstance(value, str) and not value.strip()) for value in known]
-    return all(blank) and (bool(known) or not any(map(_holds, row.values())))
+    numbers = any(isinstance(value, int | float) for value in row.values())
+    return all(blank) and (bool(known) or not (numbers or any(map(_holds_text, row.values()))))
 
 
 def read_turns(
     turns: Any, where: str, unused: dict[str, None] | None = None
 ) -> tuple[Message, ...]:
-    """Read the turns of a conversation; those without text are left out.
+    """Read the turns of a conversation, a list or the same as JSON; empty ones are left out.
 
     Tool calls become JSON text; pictures and sounds in a list of parts are left out.
-
-    Args:
-        turns: a list, or the same as JSON.
-        where: names the row in messages.
-        unused: takes what is left out.
 
     Raises:
         InputError: one is no turn, or of an unknown role.
@@ -200,7 +182,7 @@ def _turn(turn: Any, where: str, unused: dict[str, None]) -> Message:
     known = _ROLES.get(role.lower()) if isinstance(role, str) else None
     said = named.get("content", named.get("value"))
     calls = named.get("tool_calls") or named.get("function_call") or []
-    given = any(key in named for key in ("content", "value", "tool_calls", "function_call"))
+    given = any(key in named for key in _SAID)
     if known is None or not given or not isinstance(said, str | list | type(None)):
         raise InputError(
             f'{where}: a turn needs "role" and "content" (or "from" and "value"), '
@@ -209,8 +191,8 @@ def _turn(turn: Any, where: str, unused: dict[str, None]) -> Message:
         )
     parts = [said] if isinstance(said, str) else [_part(part, where, unused) for part in said or ()]
     parts += [_call(call) for call in (calls if isinstance(calls, list) else [calls]) if call]
-    more = (key for key in named if key not in _OF_TURN and _is_text(key, named[key]))
-    unused.update((f"{key} of turns", None) for key in more)
+    more = (key for key in named if key not in ("role", "from", *_SAID))
+    unused.update((f"{key} of turns", None) for key in more if _is_text(key, named[key]))
     return Message(known, "\n".join(part for part in parts if part))
 
 
@@ -263,10 +245,10 @@ def _pair(
     asked = _as_turns(row[question], "user", where)
     more = row.get(context) or ""
     if asked and more.strip():
-        first, last = (asked[-1].content, more)
-        if question != "instruction":
-            first, last = last, first
-        asked = (*asked[:-1], Message(asked[-1].role, f"{first}\n\n{last}"))
+        parts = [more, asked[-1].content]
+        if question == "instruction":
+            parts.reverse()
+        asked = (*asked[:-1], Message(asked[-1].role, "\n\n".join(parts)))
     answer = _as_turns(row[given[0]], "assistant", where) if given else ()
     return (*asked, *answer)
 
@@ -278,17 +260,13 @@ def _as_turns(value: Any, role: str, where: str) -> tuple[Message, ...]:
 
 
 def _holds_text(value: Any) -> bool:
-    return bool(
-        value.strip() if isinstance(value, str) else isinstance(value, list | dict) and value
-    )
+    if isinstance(value, str):
+        return bool(value.strip())
+    return isinstance(value, list | dict) and bool(value)
 
 
 def _is_text(key: str, value: Any) -> bool:
     return _holds_text(value) and not _ABOUT.fullmatch(key)
-
-
-def _holds(value: Any) -> bool:
-    return _holds_text(value) or isinstance(value, int | float)
 
 
 def _short(value: Any) -> str:

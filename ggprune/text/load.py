@@ -14,6 +14,7 @@ from ggprune.errors import InputError
 from ggprune.text.builtin import builtin_texts
 from ggprune.text.documents import Document, Source
 from ggprune.text.layouts import has_layout, json_rows, read_rows
+from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
 
@@ -31,14 +32,12 @@ def load_or_builtin(named: Sequence[tuple[str, str]], name: str) -> tuple[Source
 
 
 def load_texts(named: Iterable[tuple[str, str]]) -> tuple[Source, ...]:
-    """Load texts by domain.
+    """Load texts by domain, as (domain, path) pairs; several paths of one domain are joined.
 
-    Args:
-        named: (domain, path) pairs; several paths of one domain are joined. A path is a .jsonl,
-            .json or .parquet file whose rows have one of the known layouts, a folder (all such
-            files and all text files in it), any text file, one of these on the Hub
-            (``hf://datasets/owner/repo/file``), or a recipe (``@name``, with its own domains if
-            it is its own domain's name).
+    A path is a .jsonl, .json or .parquet file whose rows have one of the known layouts, a folder
+    (all such files and all text files in it), any text file, one of these on the Hub
+    (``hf://datasets/owner/repo/file``), or a recipe (``@name``, with its own domains if it is its
+    own domain's name).
 
     Raises:
         InputError: a file is missing, empty, not text, or a row of it is not what it should be.
@@ -52,17 +51,13 @@ def load_texts(named: Iterable[tuple[str, str]]) -> tuple[Source, ...]:
             for source in recipes.load_recipe(path):
                 name = source.domain if domain == path else domain
                 domains.setdefault(name, []).extend(source.documents)
+        elif path.startswith("hf://"):
+            from ggprune.hub.download import resolve_text
+
+            domains.setdefault(domain, []).extend(_read(resolve_text(path)))
         else:
-            domains.setdefault(domain, []).extend(_read(_local(path)))
+            domains.setdefault(domain, []).extend(_read(Path(path).expanduser()))
     return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
-
-
-def _local(path: str) -> Path:
-    if not path.startswith("hf://"):
-        return Path(path).expanduser()
-    from ggprune.hub.download import resolve_text
-
-    return resolve_text(path)
 
 
 def _read(path: Path) -> list[Document]:
@@ -109,10 +104,8 @@ def _read_folder(folder: Path) -> Iterator[Document]:
         elif text.strip():
             yield from _read_file(path, text, of_folder=True)
     if passed_over:
-        listed = ", ".join(passed_over[:5]) + (", …" if len(passed_over) > 5 else "")
-        log.info(
-            "%s: %d files are not UTF-8 text and left out: %s", folder, len(passed_over), listed
-        )
+        left_out, listed = len(passed_over), first_few(passed_over, 5)
+        log.info("%s: %d files are not UTF-8 text and left out: %s", folder, left_out, listed)
 
 
 def _read_file(path: Path, text: str, *, of_folder: bool = False) -> list[Document]:

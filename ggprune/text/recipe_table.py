@@ -18,9 +18,7 @@ class Part:
     Attributes:
         domain: the name its text is counted under.
         dataset: owner/name on the Hub.
-        split: of the data set.
         count: rows.
-        fields: columns that are read.
         form: makes a document's turns of a row's fields.
         subset: of the data set ("configuration"); None for its only one.
         skip: rows that an earlier part of the same data set has taken.
@@ -42,14 +40,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """A mix.
-
-    Attributes:
-        title: for people.
-        origin: where it was published.
-        note: what is known, and what is not.
-        parts: in the published order.
-    """
+    """A mix: its title, where it was published, what is known of it and what is not, its parts."""
 
     title: str
     origin: str
@@ -63,7 +54,6 @@ class Recipe:
 
 
 def _pair(question: str, answer: str) -> Callable[[Row], list[Message]]:
-    """Make a form of two fields: a question and its answer."""
 
     def form(row: Row) -> list[Message]:
         return [Message("user", str(row[question])), Message("assistant", str(row[answer]))]
@@ -109,11 +99,23 @@ _CODE_ALPACA = ("theblackcat102/evol-codealpaca-v1", "train")
 _THOUGHTS = ("open-r1/Mixture-of-Thoughts", "train")
 _XLAM = ("Salesforce/xlam-function-calling-60k", "train")
 _SWE_SMITH = ("SWE-bench/SWE-smith-trajectories", "tool")
-_ALPACA_FIELDS = (("instruction", "output"), _pair("instruction", "output"))
+_GSM8K = ("openai/gsm8k", "train")
+_MATH_500 = ("HuggingFaceH4/MATH-500", "test")
+_HUMAN_EVAL = ("evalplus/humanevalplus", "test")
+_PUBMED = ("qiaojin/PubMedQA", "train")
+_SCIENCE = ("derek-thomas/ScienceQA", "train")
+_PUBMED_FIELDS = ("question", "context", "long_answer", "final_decision")
+_SCIENCE_FIELDS = ("question", "choices", "answer", "hint", "solution")
 
 
-def _alpaca(domain: str, count: int, skip: int = 0) -> Part:
-    return Part(domain, *_CODE_ALPACA, count, *_ALPACA_FIELDS, skip=skip)
+def _pairs(
+    domain: str, dataset: str, split: str, count: int, fields: tuple[str, str], **more: Any
+) -> Part:
+    return Part(domain, dataset, split, count, fields, _pair(*fields), **more)
+
+
+def _alpaca(count: int, skip: int = 0) -> Part:
+    return _pairs("coding", *_CODE_ALPACA, count, ("instruction", "output"), skip=skip)
 
 
 def _thoughts(subset: str, count: int) -> Part:
@@ -140,7 +142,7 @@ RECIPES: dict[str, Recipe] = {
             "Salesforce/xlam-function-calling-60k is gated: accept its conditions first."
         ),
         parts=(
-            _alpaca("coding", 4096),
+            _alpaca(4096),
             _xlam(4096),
             _thoughts("code", 4096),
             _thoughts("math", 4096),
@@ -157,55 +159,18 @@ RECIPES: dict[str, Recipe] = {
             "a model calibrated with this mix should not be praised for its score on them."
         ),
         parts=(
-            _alpaca("coding", 1000),
-            _alpaca("coding", 1636, skip=1000),
+            _alpaca(1000),
+            _alpaca(1636, skip=1000),
             _thoughts("code", 3480),
             _thoughts("math", 3578),
             _thoughts("science", 3576),
             _xlam(1000),
             _swe_smith(1000),
-            Part(
-                "biomedical",
-                "qiaojin/PubMedQA",
-                "train",
-                800,
-                ("question", "context", "long_answer", "final_decision"),
-                _pubmed,
-                "pqa_labeled",
-            ),
-            Part(
-                "science",
-                "derek-thomas/ScienceQA",
-                "train",
-                800,
-                ("question", "choices", "answer", "hint", "solution"),
-                _science,
-            ),
-            Part(
-                "grade-school-math",
-                "openai/gsm8k",
-                "train",
-                4466,
-                ("question", "answer"),
-                _pair("question", "answer"),
-                "main",
-            ),
-            Part(
-                "competition-math",
-                "HuggingFaceH4/MATH-500",
-                "test",
-                500,
-                ("problem", "solution"),
-                _pair("problem", "solution"),
-            ),
-            Part(
-                "code-correctness",
-                "evalplus/humanevalplus",
-                "test",
-                164,
-                ("prompt", "canonical_solution"),
-                _pair("prompt", "canonical_solution"),
-            ),
+            Part("biomedical", *_PUBMED, 800, _PUBMED_FIELDS, _pubmed, "pqa_labeled"),
+            Part("science", *_SCIENCE, 800, _SCIENCE_FIELDS, _science),
+            _pairs("grade-school-math", *_GSM8K, 4466, ("question", "answer"), subset="main"),
+            _pairs("competition-math", *_MATH_500, 500, ("problem", "solution")),
+            _pairs("code-correctness", *_HUMAN_EVAL, 164, ("prompt", "canonical_solution")),
         ),
     ),
 }

@@ -63,14 +63,11 @@ def _chosen(name: str) -> tuple[Recipe, list[Part]]:
             remedy=f"Known: {', '.join(f'@{known}' for known in RECIPES)}; @NAME:600 takes about "
             "600 rows. A file of this name is ./" + name,
         )
-    if not match["count"]:
-        return recipe, list(recipe.parts)
-    share = min(int(match["count"]) / recipe.count, 1.0)
-    scaled = [
+    share = min(int(match["count"] or recipe.count) / recipe.count, 1.0)
+    return recipe, [
         replace(part, count=max(round(part.count * share), 1), skip=round(part.skip * share))
         for part in recipe.parts
     ]
-    return recipe, scaled
 
 
 def _documents(part: Part, hub: Hub) -> Iterator[Document]:
@@ -134,20 +131,15 @@ def _files(part: Part, hub: Hub) -> list[tuple[Repo, str]]:
 
 def _converted(hub: Hub, repo: Repo, part: Part) -> list[str]:
     """SUBSET/SPLIT/*.parquet; the first rows only (``partial-SPLIT``) of a very large set."""
-    found = []
-    for file in hub.files(repo):
-        subset, _, rest = file.path.partition("/")
-        split = rest.partition("/")[0].removeprefix("partial-")
-        if split == part.split and part.subset in (None, subset) and rest.endswith(".parquet"):
-            found.append(file.path)
-    return found
+    subset = re.escape(part.subset) if part.subset else "[^/]*"
+    wanted = re.compile(rf"{subset}/(?:partial-)?{re.escape(part.split)}/.*\.parquet")
+    return [file.path for file in hub.files(repo) if wanted.fullmatch(file.path)]
 
 
 def _is_of(name: str, part: Part, suffix: str) -> bool:
     """Whether a file as uploaded is of the part's subset and split, by its name."""
-    words = re.split(r"[/_.-]", name)
     subset = not part.subset or part.subset in re.split(r"[/.-]", name)
-    return name.endswith(suffix) and part.split in words and subset
+    return name.endswith(suffix) and part.split in re.split(r"[/_.-]", name) and subset
 
 
 def _count(path: Path) -> int:
