@@ -57,13 +57,12 @@ def script(base: Path, candidate: Path, folder: Path, settings: Settings) -> str
     environment = Environment(trim_blocks=True, keep_trailing_newline=True)
     environment.filters["quoted"] = lambda path: shlex.quote(str(path))
     source = files("ggprune.evaluation").joinpath("bench_tasks.sh.j2").read_text(encoding="utf-8")
-    short = f" --num_fewshot 0 --limit {settings.limit}"
     return environment.from_string(source).render(
         models=zip(SIDES, (base, candidate), strict=True),
         jobs=(
-            ("gpqa", "gpqa_diamond_cot_zeroshot", ""),
-            ("gsm8k", "gsm8k", short),
-            ("mmlu", ",".join(f"mmlu_{subject}_generative" for subject in MMLU), short),
+            ("gpqa", "gpqa_diamond_cot_zeroshot", None),
+            ("gsm8k", "gsm8k", settings.limit),
+            ("mmlu", ",".join(f"mmlu_{subject}_generative" for subject in MMLU), settings.limit),
         ),
         folder=folder,
         settings=settings,
