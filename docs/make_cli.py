@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 from pathlib import Path
 
 import click
 
 from ggprune.cli.main import COMMANDS, cli
+from ggprune.errors import GgpruneError
 
 HERE = Path(__file__).parent
 WIDTH = 96
@@ -21,6 +23,7 @@ def reference() -> str:
         "Made from `--help` by `make docs`; a test keeps it true.",
         "",
         *_section("ggprune", cli, None),
+        *_exit_codes(),
     ]
     group = click.Context(cli, info_name="ggprune", terminal_width=WIDTH, max_content_width=WIDTH)
     for name in COMMANDS:
@@ -28,6 +31,24 @@ def reference() -> str:
         assert command is not None
         parts += _section(f"ggprune {name}", command, group)
     return "\n".join(parts)
+
+
+def _exit_codes() -> list[str]:
+    rows = [
+        f"| {kind.exit_code} | {(inspect.getdoc(kind) or '').splitlines()[0]} |"
+        for kind in sorted(GgpruneError.__subclasses__(), key=lambda kind: kind.exit_code)
+    ]
+    return [
+        "## Exit codes",
+        "",
+        "| code | meaning |",
+        "|---|---|",
+        "| 0 | All was done. |",
+        "| 1 | Something else than the following; of `batch`: some of its steps failed. |",
+        *rows,
+        "| 141 | What read the output has gone. |",
+        "",
+    ]
 
 
 def _section(title: str, command: click.Command, parent: click.Context | None) -> list[str]:

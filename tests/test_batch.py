@@ -353,3 +353,14 @@ def test_mtp_layers_can_be_dropped(config: BatchConfig) -> None:
     assert all(" apply " in text and "--mtp drop" in text for text in dropping)
     with pytest.raises(InputError, match="mtp=none"):
         replace(config, mtp="none")
+
+
+@needs_make
+@pytest.mark.process
+def test_make_with_spaces_in_a_name(
+    make: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    (tmp_path / "My Big-Q8_0.gguf").write_text("model")
+    result = make("release", "MODEL=My Big-Q8_0.gguf", "KEEP=96", "TYPES=Q4_K_M", "OUT=my out")
+    assert result.returncode == 0, result.stderr
+    assert "My Big-96e/My Big-96e-Q4_K_M.gguf" in files(tmp_path / "my out")

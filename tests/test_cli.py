@@ -250,6 +250,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
         (["{model}", "--keep", "8", "--method", "magic"], 2, "magic"),
         (["{dense}", "--keep", "8"], 4, "dense"),
         (["apply", "{model}", "missing.json"], 2, "missing.json"),
+        (["apply", "{text}", "{model}"], 2, "The model comes first, then the plan."),
         (["stats", "{model}"], 2, "not a statistics file"),
     ],
 )

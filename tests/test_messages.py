@@ -15,7 +15,7 @@ from ggprune.cli.main import COMMANDS, cli
 
 PACKAGE = Path(ggprune.__file__).parent
 #: Whole command lines name options as they are written there.
-COMMAND_LINE = re.compile(r"ggprune |pip install|llama-|CMAKE_ARGS")
+COMMAND_LINE = re.compile(r"ggprune |pip install|llama-|CMAKE_ARGS|--num_fewshot")
 
 
 def options() -> set[str]:

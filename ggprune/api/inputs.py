@@ -9,6 +9,8 @@ from typing import Any
 
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.request import Budget, Request
+from ggprune.errors import InputError
+from ggprune.gguf_file.header import MAGIC
 from ggprune.plan import Plan
 
 #: Texts by domain: a mapping, or pairs where a domain has several. A path is a file, a folder,
@@ -33,7 +35,23 @@ def plan_of(plan: Plan | str | Path) -> tuple[Plan, str]:
     """Return a plan, read if it is a path, and its name in messages."""
     if isinstance(plan, Plan):
         return plan, "the plan"
-    return Plan.load(Path(plan)), str(plan)
+    try:
+        return Plan.load(Path(plan)), str(plan)
+    except InputError:
+        if not _is_gguf(plan):
+            raise
+        raise InputError(
+            f"{plan}: is a GGUF file, and a plan is expected",
+            remedy="The model comes first, then the plan.",
+        ) from None
+
+
+def _is_gguf(path: str | Path) -> bool:
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 def statistics_of(statistics: Statistics | str | Path) -> tuple[Statistics, str]:

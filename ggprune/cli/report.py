@@ -16,7 +16,14 @@ _LARGEST = 4 << 20
 
 
 @click.command("report")
-@click.option("--statistics", type=FILE, metavar="STATS", help="What calibrate wrote.")
+@click.option(
+    "--statistics",
+    "--stats",
+    "statistics",
+    type=FILE,
+    metavar="STATS",
+    help="What calibrate wrote.",
+)
 @click.option("--plan", type=FILE, metavar="PLAN", help="What plan wrote.")
 @click.option("--metadata", type=FILE, metavar="JSON", help="The drop metadata of a result.")
 @click.option("--evaluation", type=FILE, metavar="JSON", help="What evaluate --json printed.")

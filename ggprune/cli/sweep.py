@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--methods",
+    "--method",
+    "methods",
     type=words,
     default=(),
     show_default="what plan takes",
