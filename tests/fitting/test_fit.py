@@ -111,7 +111,8 @@ def test_masked_links_measure_what_the_pruned_file_does(study: Study, tmp_path: 
     written = write(study, mix, tmp_path / "pruned.gguf")
     assert written.compared > 0.95 * study.space.size(mix)
     score = study.judge.measure("the pruned file", tmp_path / "pruned.gguf", "the pruned file")
-    assert score.kld_mean == pytest.approx(masked.kld_mean, rel=1e-3)
+    # Activations are rounded to 8 bits: of two experts nearly as good, another may be chosen.
+    assert score.kld_mean == pytest.approx(masked.kld_mean, rel=2e-2)
 
 
 def test_nothing_is_measured_twice(job: Job, fitted: Fitted, folder: Path) -> None:
