@@ -151,6 +151,7 @@ def test_the_main_job(tmp_path: Path, model: Path, text: str) -> None:
     assert "tiny-Q8_0-12e.expert_drop_metadata.json" in made
     assert not [name for name in made if name.endswith((".part", ".partial"))]
     assert "16 -> 12 a layer" in result.stdout
+    assert "ggprune fit" in result.stdout.splitlines()[-1]  # What the same bytes would buy.
     assert model.read_bytes() == before
     facts = json.loads(ggprune("inspect", "tiny-Q8_0-12e.gguf", "--json", cwd=tmp_path).stdout)
     assert facts["experts"] == 12
@@ -455,3 +456,12 @@ def test_another_size_uses_the_statistics(tmp_path: Path, model: Path, text: str
     other = write_tiny(tmp_path / "other" / "tiny-Q8_0.gguf", "olmoe", layers=2, seed=9)
     result = ggprune(other, "--keep", 10, *same, cwd=tmp_path, code=5)
     assert "not of this model" in result.stderr and "--recalibrate" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("182579", 182579), ("14G", 14 * 10**9), ("1.5KiB", 1536), ("2T", 2e12)]
+)
+def test_sizes(text: str, expected: int) -> None:
+    from ggprune.cli.options import size
+
+    assert size(text) == expected

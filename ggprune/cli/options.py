@@ -66,7 +66,7 @@ def size(value: str) -> int:
     match = _SIZE.fullmatch(value.strip())
     if match is None:
         raise click.BadParameter(f"{value!r} is not a size; write 14G, 500M or 24GiB")
-    exponent = "KMGT".find(match[2].upper()) + 1
+    exponent = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
     return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
 
 

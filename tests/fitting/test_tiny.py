@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from ggprune.calibration.settings import Settings
+from ggprune.cli.prune import command as prune
 from ggprune.errors import MismatchError, UnsupportedModelError
 from ggprune.fitting.job import Job, fit_model
 from ggprune.fitting.options import FitOptions
@@ -93,3 +96,21 @@ def test_what_predicts_no_token_is_refused(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", "llada-moe", seed=1)
     with pytest.raises(UnsupportedModelError, match="no next token"):
         fit_model(job_of(source, tmp_path), target_size=100_000)
+
+
+def test_prune_chooses_types_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1, dtype="F16")
+    job = job_of(source, tmp_path)
+    texts = [
+        word
+        for option, pairs in (("text", job.text), ("search-text", job.search_text))
+        for word in (f"--{option}", "=".join(pairs[0]))
+    ]
+    limit = int(source.stat().st_size * 0.4)
+    words = [str(source), "--target-size", str(limit), "--types", "auto", *texts]
+    words += ["--eval-text", "=".join(job.eval_text[0]), "--threads", "1", "--json", "--quiet"]
+    monkeypatch.chdir(tmp_path)
+    run = CliRunner().invoke(prune, [*words, "--output", "made.gguf"])
+    assert run.exit_code == 0, run.output
+    numbers = json.loads(run.stdout)
+    assert numbers["size_bytes"] == (tmp_path / "made.gguf").stat().st_size <= limit
