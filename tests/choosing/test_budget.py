@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggprune.choosing import count as budgets
@@ -55,6 +55,7 @@ def test_ratio_drops_at_most_its_share(ratio: float, keep: int) -> None:
     assert budgets.by_ratio(Budget(ratio=ratio), COUNTS) == keep
 
 
+@settings(deadline=None)
 @given(st.floats(0, 0.99), st.integers(1, 32))
 def test_ratio_is_the_fewest_that_drop_no_more(ratio: float, multiple: int) -> None:
     allowed = budgets.possible_counts(COUNTS, multiple)

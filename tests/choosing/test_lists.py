@@ -125,6 +125,7 @@ def test_any_json_is_lists_or_one_message(
         assert plan.for_model(model) == plan
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(PLAN_KEYS), JSON),
     st.dictionaries(

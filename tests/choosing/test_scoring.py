@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ggprune.calibration.statistics import PER_EXPERT, ExpertSums
@@ -69,6 +69,7 @@ INDEPENDENT: dict[str, Any] = {
 }
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.lists(
@@ -145,6 +146,7 @@ def test_choose_within_groups() -> None:
     assert choose_all(scores, 4, groups=2).tolist() == [[0, 1, 6, 7]]
 
 
+@settings(deadline=None)
 @given(
     st.integers(1, 4), st.integers(1, 6), st.integers(1, 3), st.integers(0, 2**32 - 1), st.data()
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -121,34 +121,13 @@ def register(method: Method) -> Method:
 
 
 def of_sums(
-    name: str,
-    formula: str,
-    source: str,
-    *,
-    needs: Needs = "statistics",
-    additive: bool = False,
-    candidate: bool = True,
-    blends: tuple[str, ...] = (),
-    baseline: bool = False,
-    summary: str = "",
+    name: str, formula: str, source: str, *, candidate: bool = True, **more: Any
 ) -> Callable[[SumsFunction], SumsFunction]:
     """Register the decorated function of an ExpertSums and a seed as a method; see Method."""
 
     def decorate(function: SumsFunction) -> SumsFunction:
-        register(
-            Method(
-                name=name,
-                formula=formula,
-                source=source,
-                needs=needs,
-                sums=function,
-                additive=additive,
-                candidate=candidate,
-                blends=blends,
-                baseline=baseline,
-                summary=summary,
-            )
-        )
+        about = {"needs": "statistics", "candidate": candidate, **more}
+        register(Method(name=name, formula=formula, source=source, sums=function, **about))
         return function
 
     return decorate
