@@ -48,7 +48,7 @@ SCORED_FROM = 64
 ONE_SHOT = (
     *(("contribution", ""), ("gate", ""), ("reap", ""), ("contribution", "maxmin")),
     *(("frequency", ""), ("ean", ""), ("contribution", "uniform"), ("gate", "maxmin")),
-    ("cover", ""),
+    *(("cover", ""), ("cover-sum", "")),
 )
 OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
 #: Also measured with as many experts a token as search takes.

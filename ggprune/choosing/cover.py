@@ -1,9 +1,8 @@
 """Choosing experts token by token, so that no token loses most of what its experts do.
 
-s_tj is the share that expert j has in what all experts of a layer do for token t (see
-calibration.routing). A plan takes x_t = mean over layers of Σ s_tj over dropped j from token t.
-Under random plans the divergence of a token grows with x_t about as exp(β x_t), β = 4 to 5
-(docs/methods.md), so the plan sought is the one with the smallest
+s_tj is the share that expert j has in what all experts of a layer do for token t. A plan takes
+x_t = mean over layers of Σ s_tj over dropped j from token t. The divergence of a token grows with
+x_t about as exp(β x_t) (docs/methods.md), so the plan sought is the one with the smallest
 
     Σ_t exp(β Σ_lj d_lj w_lj s_tlj / layers),
 
@@ -18,11 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.scores import choose_all, marked
+from ggprune.choosing.scores import choose_all, fractions, marked
 from ggprune.types import Floats
 
-#: Growth of divergence with the share lost; 4, 5 and 6 choose about equally well.
+#: Growth of divergence with the share of squares lost, under random plans.
 BETA = 5.0
+#: The same for what :func:`by_contribution` makes of shares.
+GENTLE = 2.0
 _SWEEPS = 200
 #: Candidates on each side of a swap whose effect together is computed.
 _SHORTLIST = 8
@@ -71,6 +72,26 @@ def cover_scores(
         if not any(swapped):
             break
     return np.array([problem.ranked(row, stays[row]) for row in range(len(stays))])
+
+
+def by_contribution(routing: Shares, contribution: Floats) -> Shares:
+    """Turn shares of squares into shares of g‖f‖ that add up to what each expert contributes.
+
+    Shares of a token add up to 1 whether its experts do much or little, so their sum over tokens
+    overrates experts that work on tokens with small outputs. Scaled by expert, it is Σ g‖f‖.
+
+    Args:
+        routing: (g‖f‖)² over its sum over the experts that a token uses.
+        contribution: Σ g‖f‖, [layers, experts].
+    """
+    shares = np.sqrt(routing.shares.astype(np.float32))
+    shares /= shares.sum(axis=-1, keepdims=True)
+    wanted = fractions(contribution) * len(shares)
+    for row, chosen in enumerate(routing.experts.transpose(1, 0, 2)):
+        sums = np.bincount(chosen.ravel(), shares[:, row].ravel(), wanted.shape[1])
+        factors = np.divide(wanted[row], sums, where=sums > 0, out=np.zeros_like(sums))
+        shares[:, row] *= factors[chosen]
+    return Shares(routing.experts, shares.astype(np.float16))
 
 
 class _Problem:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.cover import cover_scores
+from ggprune.choosing.cover import by_contribution, cover_scores
 from ggprune.choosing.scores import choose_all
 from ggprune.types import Ints
 
@@ -95,3 +95,29 @@ def test_as_many_stay_in_each_group() -> None:
     scores = cover_scores(text(2), 4, EXPERTS, groups=2)
     kept = choose_all(scores, 4, 2)
     assert ((kept < EXPERTS // 2).sum(axis=1) == 2).all()
+
+
+def test_shares_add_up_to_what_experts_contribute() -> None:
+    given = text(3)
+    contribution = np.random.default_rng(0).gamma(1, 1, (LAYERS, EXPERTS))
+    scaled = by_contribution(given, contribution)
+    expected = contribution / contribution.sum(axis=1, keepdims=True) * TOKENS
+    assert scaled.sums(EXPERTS) == pytest.approx(expected, rel=1e-3)
+    # Within an expert, tokens keep their proportions: those of g‖f‖, not of its square.
+    uses = given.experts[:, 0, 0] == 0
+    roots = np.sqrt(given.shares[uses, 0].astype(float))
+    roots = roots[:, 0] / roots.sum(axis=1)
+    assert scaled.shares[uses, 0, 0] / scaled.shares[uses, 0, 0][0] == pytest.approx(
+        roots / roots[0], rel=5e-3
+    )
+
+
+def test_large_outputs_count_although_shares_hide_them() -> None:
+    """Twelve quiet tokens use experts 0 and 1; ten use 2 and 3, with outputs ten times as large."""
+    experts = np.array([[[0, 1]]] * 12 + [[[2, 3]]] * 10, np.int16)
+    given = Shares(experts, np.array([[[0.5, 0.5]]] * 22, np.float16))
+    loud = np.array([[12.0, 12.0, 100.0, 100.0]])
+    assert choose_all(cover_scores(given, 2, 4, beta=0.1), 2).tolist() == [[0, 1]]
+    assert choose_all(cover_scores(by_contribution(given, loud), 2, 4, beta=0.1), 2).tolist() == [
+        [2, 3]
+    ]

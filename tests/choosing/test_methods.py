@@ -15,6 +15,7 @@ from ggprune.choosing.methods import METHODS, Method, find, register
 from ggprune.choosing.methods.method import NEEDS
 from ggprune.choosing.request import DEFAULT, DEFAULT_OF_SUMS, Budget, Request, Resources
 from ggprune.cli.main import cli
+from ggprune.errors import InputError
 from ggprune.publish.card import METHODS as CARD_METHODS
 from tests.support.plans import planned
 from tests.support.statistics import statistics_of
@@ -71,6 +72,14 @@ def test_auto_tries_what_the_statistics_allow() -> None:
     one_shot = {"reap", "contribution", "gate", "frequency", "ean", "man", "msan"}
     assert set(tried) == one_shot | {"contribution, maxmin", "gate, maxmin"}
     assert set(rank(find("auto"), statistics_of(domains=1), KEEP, Resources())) == one_shot
+
+
+def test_covering_needs_the_routing_of_tokens() -> None:
+    statistics = statistics_of(domains=1)
+    for name, method in METHODS.items():
+        if method.needs == "routing":
+            with pytest.raises(InputError, match=f"method={name}: the statistics hold sums only"):
+                planned(statistics, 8, name)
 
 
 def test_no_module_tells_methods_apart_by_name() -> None:
