@@ -21,6 +21,7 @@ from ggprune.choosing.request import Request, Resources
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import GgufModel, check_targets, reserved, write_text
 from ggprune.hub.client import output_folder
+from ggprune.interrupts import interrupts
 from ggprune.llama.hardware import warn_of_idle_gpus
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.llama.session import LlamaModel
@@ -82,6 +83,8 @@ def calibrate(
             progress,
             observers=[observer] if observer else [],
         )
+        # Ctrl-C after the last token: the importance matrix of the finished run is written too.
+        stack.enter_context(interrupts)
         statistics = run.run_into(Path(output), force=force) if output else run.run()
         if observer and imatrix:
             tokens = sum(domain.tokens for domain in statistics.domains)

@@ -13,6 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
+import ggprune
 from ggprune.calibration import run as calibrate
 from ggprune.calibration.checkpoint import Checkpoint
 from ggprune.calibration.merge import merge
@@ -199,6 +200,26 @@ def test_an_importance_matrix_is_continued_too(path: Path, tmp_path: Path, after
     for name, entry in whole.entries.items():
         assert np.array_equal(matrix.entries[name].sums, entry.sums), name
         assert np.array_equal(matrix.entries[name].counts, entry.counts), name
+
+
+def test_a_signal_after_the_last_token_loses_nothing(path: Path, tmp_path: Path) -> None:
+    (tmp_path / "t.txt").write_text(prose(1, 40))
+
+    @contextmanager
+    def last(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[object]:
+        yield lambda _: signal.raise_signal(signal.SIGINT)
+
+    text, files = {"a": tmp_path / "t.txt"}, (tmp_path / "s.gguf", tmp_path / "i.gguf")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            ggprune.calibrate(
+                path, files[0], imatrix=files[1], text=text, options=OPTIONS, progress=last
+            )
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert all(file.exists() for file in files)
+    assert sorted(file.name for file in tmp_path.glob("s.*")) == ["s.gguf"]
 
 
 def test_a_run_without_the_importance_matrix_cannot_gain_one(path: Path, tmp_path: Path) -> None:
