@@ -6,28 +6,29 @@ it was; a step that fails does not stop the steps that do not need it.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shlex
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ggprune.batch_config import BatchConfig
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import replacing, stem_of, write_text
+from ggprune.hub.files import LocalFile
+from ggprune.publish.upload import CHECKSUMS
 from ggprune.quantization.names import result_stem
 from ggprune.rewrite import drop_metadata
 
 log = logging.getLogger(__name__)
 
-CHECKSUMS = "SHA256SUMS"
 #: Commands that replace an older result only when told to.
-_FORCED = frozenset({"calibrate", "imatrix", "plan", "apply", "quantize", "modelfile", "card"})
-_HASH_CHUNK = 8 << 20
+_FORCED = frozenset(
+    ["calibrate", "imatrix", "slice-imatrix", "plan", "apply", "quantize", "modelfile", "card"]
+)
 #: A command is a process of its own: whatever happens in it, the batch goes on.
 PROGRAM: tuple[str, ...] = (sys.executable, "-c", "from ggprune.cli import main; main()")
 
@@ -81,13 +82,11 @@ def steps(config: BatchConfig) -> list[Step]:
     stem, out = result_stem(stem_of(config.model)), config.output
     stats, found = out / f"{stem}.stats.gguf", []
     if config.keep:
-        words: list[object] = [config.model, "-o", stats]
-        found.append(_step(config, "calibrate", [stats], [config.model], words))
+        found.append(_step(config, "calibrate", [stats], [config.model, "-o", stats]))
     imatrix = None
     if config.imatrix is True:
         imatrix = out / f"{stem}.imatrix.gguf"
-        words = [config.model, "-o", imatrix]
-        found.append(_step(config, "imatrix", [imatrix], [config.model], words))
+        found.append(_step(config, "imatrix", [imatrix], [config.model, "-o", imatrix]))
     elif config.imatrix:
         imatrix = config.imatrix
     for keep in config.keep:
@@ -107,15 +106,15 @@ def _release(
     plan, pruned = work / f"{name}.plan.json", work / f"{name}.gguf"
     source = config.source or config.model
     dropped = pruned.with_name(f"{name}{drop_metadata.SUFFIX}")
-    words = [source, plan, "-o", pruned, *(["--mtp", config.mtp] if config.mtp != "prune" else [])]
+    mtp = ["--mtp", config.mtp] if config.mtp != "prune" else []
     found = [
-        _step(config, "plan", [plan], [stats], [stats, "--keep", keep, "-o", plan]),
-        _step(config, "apply", [pruned, dropped], [source, plan], words),
+        _step(config, "plan", [plan], [stats, "--keep", keep, "-o", plan]),
+        _step(config, "apply", [pruned, dropped], [source, plan, "-o", pruned, *mtp]),
     ]
     if imatrix is not None:
         sliced = work / f"{name}.imatrix{imatrix.suffix}"
-        cut = ("slice-imatrix", imatrix, "--plan", plan, "-o", sliced, "--force")
-        found.append(Step((sliced,), (imatrix, plan), _words(cut)))
+        words = [imatrix, "--plan", plan, "-o", sliced]
+        found.append(_step(config, "slice-imatrix", [sliced], words))
         imatrix = sliced
     metadata = folder / f"{name}{drop_metadata.SUFFIX}"
     if config.types:
@@ -124,61 +123,42 @@ def _release(
     for kind in config.types:
         model = folder / f"{name}-{kind}.gguf"
         models.append(model)
-        found += _quantized(config, pruned, model, kind, imatrix)
-        extras += [each for step in found[-2:] for each in step.outputs if each.suffix == ".json"]
+        found.append(_quantize(config, pruned, model, kind, imatrix))
+        if config.modelfile:
+            target = model.with_name(f"Modelfile-{kind}")
+            found.append(_step(config, "modelfile", [target], [model, "-o", target]))
+        if config.evaluate:
+            target = model.with_name(f"{stem_of(model)}.evaluation.json")
+            step = _step(config, "evaluate", [target], [config.model, model, "--json"])
+            found.append(replace(step, to_file=True))
+            extras.append(target)
     if models and config.card:
         card = folder / "README.md"
-        words = [*(["--repo", config.repo] if config.repo else []), folder, "-o", card]
-        found.append(_step(config, "card", [card], [*models, *extras], words))
+        repo = ["--repo", config.repo] if config.repo else []
+        step = _step(config, "card", [card], [*repo, folder, "-o", card])
+        found.append(replace(step, inputs=(*models, *extras)))
     if models and config.checksums:
         found.append(Step((folder / CHECKSUMS,), tuple(models), ("@checksums",)))
-    return found
-
-
-def _quantized(
-    config: BatchConfig, pruned: Path, model: Path, kind: str, imatrix: Path | None
-) -> list[Step]:
-    """One quantization, what it cost, its Modelfile."""
-    found = [_quantize(config, pruned, model, kind, imatrix)]
-    words: list[object]
-    if config.modelfile:
-        target = model.with_name(f"Modelfile-{kind}")
-        words = [model, "-o", target]
-        found.append(_step(config, "modelfile", [target], [model], words))
-    if config.evaluate:
-        target = model.with_name(f"{stem_of(model)}.evaluation.json")
-        words = [config.model, model, "--json"]
-        step = _step(config, "evaluate", [target], [config.model, model], words)
-        found.append(Step(step.outputs, step.inputs, step.command, to_file=True))
     return found
 
 
 def _quantize(
     config: BatchConfig, source: Path, model: Path, kind: str, imatrix: Path | None
 ) -> Step:
-    words: list[object] = [source, kind, "-o", model.parent, "--allow-requantize"]
-    inputs = [source]
-    if imatrix is not None:
-        words += ["--imatrix", imatrix]
-        inputs.append(imatrix)
-    return _step(config, "quantize", [model], inputs, words)
+    words = [source, kind, "-o", str(model.parent), "--allow-requantize"]
+    more = ["--imatrix", imatrix] if imatrix is not None else []
+    return _step(config, "quantize", [model], [*words, *more])
 
 
 def _step(
-    config: BatchConfig,
-    command: str,
-    outputs: Sequence[Path],
-    inputs: Sequence[Path],
-    words: Sequence[object],
+    config: BatchConfig, command: str, outputs: Sequence[Path], words: Sequence[object]
 ) -> Step:
+    """Make the step of a command; the paths among its words are inputs, but for the outputs."""
+    inputs = [word for word in words if isinstance(word, Path) and word not in outputs]
     extra = config.options.get(command, ())
     force = ["--force"] if command in _FORCED else []
-    argv = _words((command, *words, *extra, *force))
-    return Step(tuple(outputs), tuple(inputs), argv)
-
-
-def _words(words: Sequence[object]) -> tuple[str, ...]:
-    return tuple(str(word) for word in words)
+    argv = map(str, (command, *words, *extra, *force))
+    return Step(tuple(outputs), tuple(inputs), tuple(argv))
 
 
 def run(
@@ -261,12 +241,5 @@ def _reason(status: int) -> str:
 
 def checksums(paths: Sequence[Path]) -> str:
     """Return what ``sha256sum`` prints of files of one folder, in it."""
-    return "".join(f"{_sha256(path)}  {path.name}\n" for path in sorted(paths))
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as stream:
-        while data := stream.read(_HASH_CHUNK):
-            digest.update(data)
-    return digest.hexdigest()
+    files = [LocalFile.of(path, path.name) for path in sorted(paths)]
+    return "".join(f"{file.sha256}  {file.name}\n" for file in files)

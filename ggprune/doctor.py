@@ -29,7 +29,6 @@ class Finding:
 
     Attributes:
         subject: what, in a word or two; the key of the JSON output.
-        text: what was found.
         remedy: what to do about it; empty where all is well.
         is_broken: whether ggprune cannot work until the remedy is done.
     """
@@ -63,15 +62,9 @@ def _software() -> Iterator[Finding]:
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
-        yield Finding(
-            "llama-cpp-python",
-            "not installed",
-            f"pip install llama-cpp-python=={TESTED}",
-            is_broken=True,
-        )
-        return
+        version = ""
     remedy = "" if version == TESTED else f"pip install llama-cpp-python=={TESTED}"
-    yield Finding("llama-cpp-python", version, remedy)
+    yield Finding("llama-cpp-python", version or "not installed", remedy, is_broken=not version)
 
 
 def _llama() -> Iterator[Finding]:
@@ -92,10 +85,8 @@ def _llama() -> Iterator[Finding]:
             yield Finding("device", described + (memory if device.total else ""))
         idle = hardware.idle_gpus(gpus, found)
         yield from _idle(idle)
-        if gpus and not idle:
-            yield Finding("GPUs", "all in use")
-        elif not gpus:
-            yield Finding("GPUs", "none found in this machine")
+        if not idle:
+            yield Finding("GPUs", "all in use" if gpus else "none found in this machine")
         yield Finding("RPC", "built in" if rpc.is_built_in() else "not built in")
         if extra_buffers_work():
             yield Finding("quantized products", "compute with this CPU's own instructions")
@@ -128,8 +119,7 @@ def _machine(model: Path | None) -> Iterator[Finding]:
     free, total = free_memory()
     if total:
         yield Finding("memory", f"{human_size(free)} free of {human_size(total)}")
-    folder = Path.cwd()
-    disk = shutil.disk_usage(folder)
+    folder, disk = Path.cwd(), shutil.disk_usage(Path.cwd())
     size = model.stat().st_size if model is not None and model.is_file() else 0
     remedy = f"A result may need {human_size(size)}: free some, or write elsewhere with -o."
     yield Finding(
@@ -141,10 +131,8 @@ def _neighbours() -> Iterator[Finding]:
     from ggprune.hub.client import has_token
 
     program = shutil.which("ollama")
-    if program is None:
-        yield Finding("Ollama", "not found (only needed to run the result there)")
-    else:
-        yield Finding("Ollama", _first_line(program, "--version") or program)
+    version = (program and _first_line(program, "--version")) or program
+    yield Finding("Ollama", version or "not found (only needed to run the result there)")
     token = "there" if has_token() else "none (only needed for push and for gated models)"
     yield Finding("Hub token", token)
 
@@ -158,10 +146,8 @@ def _fit(path: Path) -> Iterator[Finding]:
     model = open_model(path)
     with model.gguf:
         yield Finding("model", f"{model.name}: {human_size(model.gguf.size)}")
-        if model.refusal:
-            yield Finding("prunable", f"no: {model.refusal}")
-        else:
-            yield Finding("prunable", f"yes: {model.experts} experts a layer")
+        yes = f"yes: {model.experts} experts a layer"
+        yield Finding("prunable", f"no: {model.refusal}" if model.refusal else yes)
         try:
             gpus = offload_devices()
         except GgpruneError:
@@ -177,9 +163,8 @@ def _fit(path: Path) -> Iterator[Finding]:
             )
         elif gpus:
             placed = fit(model.gguf, gpus, RunOptions())
-            where = "all layers on the GPU"
-            if placed.gpu_layers is not None:
-                where = f"{placed.gpu_layers} layers on the GPU"
+            layers = "all" if placed.gpu_layers is None else placed.gpu_layers
+            where = f"{layers} layers on the GPU"
             if placed.n_cpu_moe:
                 where += f", the experts of the first {placed.n_cpu_moe} layers on the CPU"
             yield Finding("fits", f"yes: {where}")

@@ -30,9 +30,7 @@ class ModelFile:
 
     Attributes:
         name: of the (first) file.
-        quantization: as llama.cpp names it.
         size: bytes of all shards.
-        shards: files.
         evaluation: against the unpruned base; None if there is none.
         modelfile: name of its Modelfile; None if there is none.
     """
@@ -54,13 +52,10 @@ class Card:
         files: quantizations, largest first.
         metadata: the drop metadata; without it what the file itself records; None for neither.
         architecture, layers, moe_layers, experts, experts_used, context: of the pruned model.
-        parameters: of all tensors.
-        expert_parameters: of those tensors that hold experts.
-        base_model: owner/name of the unpruned model on the Hub; None if unknown.
+        parameters, expert_parameters: of all tensors, and of those that hold experts.
+        base_model, repo: owner/name of the unpruned model and of the card's own repository.
         base_model_from: the metadata key it was taken from; None if it was given.
         licence, licence_name, licence_link: as the Hub's metadata has them.
-        languages: codes.
-        repo: owner/name of the card's own repository; None if unknown.
         pictures: an mmproj file is there.
     """
 
@@ -146,7 +141,13 @@ def gather(
     _check_alike(opened)
     first = opened[0]
     dropped = card_sources.metadata(metadata, [each.path for each in opened]) or first.recorded
-    _check_count(first, dropped)
+    keep = (dropped or {}).get("keep", first.model.experts)
+    if keep not in (None, first.model.experts):
+        raise InputError(
+            f"{first.path} has {first.model.experts} experts a layer, the drop metadata says "
+            f"{keep}",
+            remedy="Give the metadata of this model: metadata=FILE.",
+        )
     known = first.model.metadata
     base, base_from = card_sources.base_model(base_model, known)
     terms = card_sources.licence(licence, known)
@@ -218,14 +219,13 @@ def _open(path: Path, evaluation: Mapping[str, Any] | None) -> _Opened:
         model = describe(gguf).prunable()
         total = sum(math.prod(tensor.shape) for tensor in gguf.tensors)
         experts = [found.tensor for found in model.expert_tensors.values()]
-        modelfile = card_sources.modelfile(path)
         file = ModelFile(
-            name=path.name,
-            quantization=_quantization(model),
-            size=gguf.size,
-            shards=len(gguf.files),
-            evaluation=evaluation,
-            modelfile=modelfile,
+            path.name,
+            _quantization(model),
+            gguf.size,
+            len(gguf.files),
+            evaluation,
+            card_sources.modelfile(path),
         )
         held = sum(math.prod(tensor.shape) for tensor in experts)
         return _Opened(file, path, model, total, held, card_sources.recorded(gguf))
@@ -234,17 +234,15 @@ def _open(path: Path, evaluation: Mapping[str, Any] | None) -> _Opened:
 def _quantization(model: MoeModel) -> str:
     """Name ``general.file_type``; the commonest tensor type if it does not say."""
     number = model.metadata.get("general.file_type")
-    for name, known in FILE_TYPES.items():
-        if known == number:
-            return name
-    return next(iter(model.quant_types()), "")
+    named = [name for name, known in FILE_TYPES.items() if known == number]
+    return next(iter([*named, *model.quant_types()]), "")
 
 
 def _check_alike(opened: Sequence[_Opened]) -> None:
     """All are quantizations of one pruned model."""
     first = opened[0]
+    mine = (first.model.experts, first.model.layers, first.parameters)
     for other in opened[1:]:
-        mine = (first.model.experts, first.model.layers, first.parameters)
         theirs = (other.model.experts, other.model.layers, other.parameters)
         if mine != theirs:
             raise InputError(
@@ -252,13 +250,3 @@ def _check_alike(opened: Sequence[_Opened]) -> None:
                 f"{mine[0]} and {theirs[0]} experts, {mine[2]:,} and {theirs[2]:,} parameters",
                 remedy="Make a card for each pruned model, in a folder of its own.",
             )
-
-
-def _check_count(first: _Opened, metadata: Mapping[str, Any] | None) -> None:
-    keep = (metadata or {}).get("keep")
-    if keep is not None and keep != first.model.experts:
-        raise InputError(
-            f"{first.path} has {first.model.experts} experts a layer, the drop metadata says "
-            f"{keep}",
-            remedy="Give the metadata of this model: metadata=FILE.",
-        )

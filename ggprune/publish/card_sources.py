@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -45,16 +46,12 @@ def modelfile(path: Path) -> str | None:
     quantization = stem.removeprefix(result_stem(stem)).lstrip("-.")
     for name in (f"Modelfile-{quantization}", f"{stem}.Modelfile", "Modelfile"):
         target = path.with_name(name)
-        if target.is_file() and (name != "Modelfile" or path.name in _text(target)):
-            return name
+        with contextlib.suppress(OSError):
+            if target.is_file() and (
+                name != "Modelfile" or path.name in target.read_text("utf-8", "replace")
+            ):
+                return name
     return None
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
 
 
 def metadata(given: Path | None, models: Sequence[Path]) -> dict[str, Any] | None:
@@ -81,14 +78,13 @@ def recorded(gguf: GgufModel) -> dict[str, Any] | None:
     experts, keep = gguf.get(PROVENANCE + "source_experts"), gguf.get(PROVENANCE + "keep")
     if not isinstance(experts, int) or not isinstance(keep, int):
         return None
+    same = ("method", "plan_sha256", "source_experts_used")
     return {
         "tool_version": gguf.get(PROVENANCE + "version"),
         "source": {"name": gguf.get(PROVENANCE + "source")},
         "experts": experts,
         "keep": keep,
-        "method": gguf.get(PROVENANCE + "method"),
-        "plan_sha256": gguf.get(PROVENANCE + "plan_sha256"),
-        "source_experts_used": gguf.get(PROVENANCE + "source_experts_used"),
+        **{key: gguf.get(PROVENANCE + key) for key in same},
     }
 
 
@@ -106,9 +102,8 @@ def evaluations(given: Sequence[Path], models: Sequence[Path]) -> dict[Path, dic
                 f"{path}: of which model is it?",
                 remedy=f"Name it as the model, for instance {stem_of(models[0])}{_EVALUATION}.",
             )
-        found[max(of, key=lambda model: len(stem_of(model))) if of else models[0]] = _evaluation(
-            path
-        )
+        model = max(of, key=lambda model: len(stem_of(model)), default=models[0])
+        found[model] = _evaluation(path)
     return found
 
 

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
@@ -41,8 +41,7 @@ class Push:
     """What a push does.
 
     Attributes:
-        repo: where to.
-        url: where a person sees it.
+        url: where a person sees the repository.
         creates: the repository (or its branch) is not there yet.
         upload: files to send.
         present: files that the Hub has with the same hash.
@@ -104,8 +103,8 @@ def contents(folder: Path) -> tuple[list[Path], list[str]]:
             left_out.append(name)
     if not any(path.suffix == ".gguf" for path in files):
         raise InputError(f"{folder}: has no .gguf file", remedy="Give the folder with the models.")
-    _check_sizes(files)
-    _check_shards(files)
+    for path in files:
+        _check(path, files)
     return files, left_out
 
 
@@ -150,18 +149,11 @@ def _compare(
     paths, left_out = found
     there, creates = _present(repo, hub)
     files = [LocalFile.of(path, path.relative_to(folder).as_posix(), advance) for path in paths]
-    sums = "".join(f"{file.sha256}  {file.name}\n" for file in files if _is_model(file.name))
+    sums = "".join(f"{file.sha256}  {file.name}\n" for file in files if file.name.endswith(".gguf"))
     files.append(_from_text(folder / CHECKSUMS, sums))
-    same = {file.name for file in files if file.name in there and there[file.name].holds(file)}
-    return Push(
-        repo=repo,
-        url=hub.url(repo),
-        creates=creates,
-        upload=tuple(file for file in files if file.name not in same),
-        present=tuple(file for file in files if file.name in same),
-        left_out=tuple(left_out),
-        checksums=sums,
-    )
+    same = [file for file in files if file.name in there and there[file.name].holds(file)]
+    upload = tuple(file for file in files if file not in same)
+    return Push(repo, hub.url(repo), creates, upload, tuple(same), tuple(left_out), sums)
 
 
 def _notes(plan: Push, *, private: bool) -> None:
@@ -221,21 +213,28 @@ def _difference(file: LocalFile, found: RemoteFile | None) -> str:
 
 def _present(repo: Repo, hub: Hub) -> tuple[dict[str, RemoteFile], bool]:
     """List what the repository holds by path, and say whether it has to be made."""
-    if not hub.exists(replace(repo, revision=None)):
+    main = replace(repo, revision=None)
+    if not hub.exists(main):
         return {}, True
-    if repo.revision and not hub.exists(repo):
-        # The new branch starts as a copy of main.
-        return {file.path: file for file in hub.files(replace(repo, revision=None))}, True
-    return {file.path: file for file in hub.files(repo)}, False
+    creates = bool(repo.revision) and not hub.exists(repo)
+    # A new branch starts as a copy of main.
+    return {file.path: file for file in hub.files(main if creates else repo)}, creates
 
 
-def _check_sizes(files: Iterable[Path]) -> None:
-    for path in files:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
+def _check(path: Path, files: Sequence[Path]) -> None:
+    """Refuse a file that is too large for the Hub, or a shard without the others."""
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise InputError(
+            f"{path}: {size:,} bytes, the Hub takes files of up to {LARGEST_FILE:,}",
+            remedy=f"Split it, and remove the whole file: {_split_command(path)}",
+        )
+    shard = split_shard_name(path.name)
+    for number, name in enumerate(shard.all if shard else (), start=1):
+        if shard and path.with_name(name) not in files:
             raise InputError(
-                f"{path}: {size:,} bytes, the Hub takes files of up to {LARGEST_FILE:,}",
-                remedy=f"Split it, and remove the whole file: {_split_command(path)}",
+                f"{path.with_name(name)}: shard {number} of {shard.total} is missing",
+                remedy="Put all shards into the folder, or none.",
             )
 
 
@@ -245,24 +244,7 @@ def _split_command(path: Path) -> str:
     return shlex.join(words)
 
 
-def _check_shards(files: Iterable[Path]) -> None:
-    paths = set(files)
-    for path in sorted(paths):
-        shard = split_shard_name(path.name)
-        count = shard.total if shard else 0
-        for number, name in enumerate(shard.all if shard else (), start=1):
-            if path.with_name(name) not in paths:
-                raise InputError(
-                    f"{path.with_name(name)}: shard {number} of {count} is missing",
-                    remedy="Put all shards into the folder, or none.",
-                )
-
-
 def _from_text(path: Path, text: str) -> LocalFile:
     data = text.encode()
     blob = hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
     return LocalFile(path, path.name, len(data), hashlib.sha256(data).hexdigest(), blob)
-
-
-def _is_model(name: str) -> bool:
-    return name.endswith(".gguf")
