@@ -147,12 +147,8 @@ def _from_list(
     data: list[Any], model: MoeModel, name: str, told: Meaning | None
 ) -> tuple[Meaning | None, dict[int, Any]]:
     lists: dict[int, Any] = {}
-    for entry in data:
-        number = (
-            next((entry[k] for k in _NUMBER_KEYS if type(entry.get(k)) is int), None)
-            if (isinstance(entry, Mapping))
-            else None
-        )
+    for entry in (entry for entry in data if isinstance(entry, dict)):
+        number = next((entry[k] for k in _NUMBER_KEYS if type(entry.get(k)) is int), None)
         if number is not None:
             rest = {key: value for key, value in entry.items() if key not in _NUMBER_KEYS}
             told, lists[_unused(number, lists, name)] = _of_layer(str(number), rest, name, told)

@@ -188,18 +188,11 @@ def decide_measured(
             routing=statistics.shares,
             tokens_left=rate * 60 * request.search_minutes,
         )
-        names = ", ".join(dict.fromkeys(chunk.domain for chunk in meter.chunks))
-        kind = "" if resources.search_sources else "the built-in "
-        log.info(
-            "plans are measured on %d tokens of %s%s",
-            meter.evaluator.tokens,
-            kind,
-            f"conversations ({names}); search_text=NAME=PATH measures on your own"
-            if kind
-            else names,
-        )
-        total = round(measuring.tokens_left)
-        with meter.showing(resources.progress, total, "searching"):
+        text = ", ".join(dict.fromkeys(chunk.domain for chunk in meter.chunks))
+        if not resources.search_sources:
+            text = f"the built-in conversations ({text}); search_text=NAME=PATH measures on yours"
+        log.info("plans are measured on %d tokens of %s", meter.evaluator.tokens, text)
+        with meter.showing(resources.progress, round(measuring.tokens_left), "searching"):
             meter.use(request.fixed_used)
             keep = known_count(request.budget, statistics.identity.counts, model)
             facts: dict[str, Any] = {}
