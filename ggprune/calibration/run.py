@@ -155,8 +155,8 @@ class Run:
         sequences = self._sequences(llama)
         rows, experts = len(self.model.moe_layers), self.model.experts
         domains = tuple(
-            Domain(name, 0, sha256, ExpertSums.zeros(rows, experts))
-            for name, sha256 in self._hashes().items()
+            Domain(source.domain, 0, source.sha256, ExpertSums.zeros(rows, experts))
+            for source in self.sources
         )
         identity, layers = self.model.identity(), self.model.moe_layers
         statistics = Statistics(identity, layers, domains, self._recorded())
