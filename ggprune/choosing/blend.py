@@ -100,12 +100,12 @@ def mixed(
     """Blend domains as a request says.
 
     Args:
-        name: ``uniform``, ``maxmin`` or weights as in parse_weights.
+        name: one of NAMED, or weights as in parse_weights.
         by_domain, keep, choice, groups: see max_min_weights.
         domains: their names.
 
     Returns:
-        Scores [layers, experts] and the weights [domains].
+        Scores [layers, experts] and weights [domains].
     """
     if name == "uniform":
         weights = np.full(len(domains), 1 / len(domains))

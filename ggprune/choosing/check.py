@@ -21,11 +21,7 @@ def check_request(
 ) -> None:
     """Check everything in a request that the model's header and the names of texts decide.
 
-    Args:
-        request: what is asked for.
-        layers: block numbers with experts.
-        counts: of the model.
-        domains: names of the calibration texts.
+    Budgets in bytes are left to choosing. ``layers`` are block numbers with experts.
 
     Raises:
         InputError: an impossible budget or number, an unknown method, domain, layer or expert, or

@@ -143,13 +143,8 @@ def by_ratio(budget: Budget, counts: ExpertCounts) -> int:
 def fewest(budget: Budget, counts: ExpertCounts, fits: Callable[[int], bool]) -> int:
     """Find the smallest count that keeps a promise about quality: one fewer would break it.
 
-    Args:
-        budget: with the promise and ``multiple_of``.
-        counts: of the model.
-        fits: whether a count keeps the promise; asked in ascending order.
-
     Raises:
-        InputError: not even all experts do.
+        InputError: not even all experts keep it.
     """
     for keep in possible_counts(counts, budget.multiple_of):
         if fits(keep):
@@ -162,13 +157,8 @@ def most(
 ) -> int:
     """Find the largest count whose size is within a limit: one more would exceed it.
 
-    Args:
-        budget: with ``multiple_of`` and ``rounding``; rounded up, the size exceeds the limit by
-            at most one step.
-        counts: of the model.
-        size: bytes with a count, growing with it.
-        limit: bytes.
-        promise: field and value, for messages.
+    Rounded up, the size exceeds the limit by at most one step. ``promise`` is the field and its
+    value, for messages.
 
     Raises:
         InputError: the fewest possible experts already exceed it.

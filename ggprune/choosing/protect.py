@@ -54,12 +54,7 @@ class Protection:
 
     @classmethod
     def of(cls, statistics: Statistics, request: Request, *, super_experts: bool) -> Protection:
-        """Read a request's protection.
-
-        Args:
-            statistics: with the layers and domains it names.
-            request: what is asked for.
-            super_experts: whether to protect those as well.
+        """Read a request's protection, with super experts where they are to stay.
 
         Raises:
             InputError: it names a layer, an expert or a domain that is not there.
@@ -110,12 +105,7 @@ class Protection:
                     )
 
     def serve(self, scores: Floats, keep: int, by_domain: Floats) -> Floats:
-        """Add weight to the protected domains until each keeps its coverage.
-
-        Args:
-            scores: [layers, experts].
-            keep: experts a layer.
-            by_domain: additive scores that coverage is measured in.
+        """Add weight to the protected domains until each keeps its coverage of ``by_domain``.
 
         Raises:
             InputError: they cannot all be kept.

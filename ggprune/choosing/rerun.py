@@ -26,7 +26,7 @@ def calibrate_again(
     Args:
         what: needs it, for messages: ``method=easy-ep``.
         statistics: of the first run.
-        resources: the model, and the text it was calibrated on.
+        resources: with the model, and the text it was calibrated on.
         observer: watches this run.
         sources: part of that text; None for all.
 

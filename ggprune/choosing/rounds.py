@@ -28,15 +28,7 @@ def decide_in_rounds(
 ) -> Decision:
     """Drop part of the experts, see where routing moves, drop the next part.
 
-    Cost one calibration a round after the first.
-
-    Args:
-        ranking: by the statistics of the whole model.
-        method: that scores.
-        statistics: of the whole model.
-        request: with the number of rounds.
-        resources: the model, and the text it was calibrated on.
-        keep: experts a layer at the end.
+    Each round after the first costs a calibration; ``ranking`` is of the whole model.
 
     Raises:
         InputError: there is no model.

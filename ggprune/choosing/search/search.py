@@ -64,10 +64,9 @@ class Text:
     """Parts of the search text, as numbers of chunks.
 
     Attributes:
-        fitting: for drawn plans.
-        validation: for decisions.
+        fitting, validation: for drawn plans, and for decisions.
         routing: of a fitting chunk in the whole model.
-        more: routing of other text, the calibration's, to choose by; None: there is none.
+        more: routing of the calibration text, to choose by.
     """
 
     fitting: Sequence[int]
@@ -78,14 +77,7 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What a plan has to obey.
-
-    Attributes:
-        keep: experts a layer.
-        choose: scores -> experts kept; applies protection and groups.
-        fixed: experts that stay, [layers, experts].
-        groups: contiguous blocks of experts of which as many stay each.
-    """
+    """What a plan has to obey; ``choose`` applies protection and groups."""
 
     keep: int
     choose: Chooser
@@ -126,8 +118,8 @@ def compare_one_shot(
     Args:
         meter: measures.
         plans: by name.
-        chunks: of text, in an order that mixes domains.
-        always: names that are measured to the end.
+        chunks: in an order that mixes domains.
+        always: names of plans that are measured to the end.
 
     Returns:
         Of those that lasted, KL by chunk of all the text, best first.
