@@ -98,6 +98,7 @@ def test_what_predicts_no_token_is_refused(tmp_path: Path) -> None:
         fit_model(job_of(source, tmp_path), target_size=100_000)
 
 
+@pytest.mark.llama
 def test_prune_chooses_types_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1, dtype="F16")
     job = job_of(source, tmp_path)
