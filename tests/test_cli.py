@@ -462,6 +462,6 @@ def test_another_size_uses_the_statistics(tmp_path: Path, model: Path, text: str
     ("text", "expected"), [("182579", 182579), ("14G", 14 * 10**9), ("1.5KiB", 1536), ("2T", 2e12)]
 )
 def test_sizes(text: str, expected: int) -> None:
-    from ggprune.cli.options import size
+    from ggprune.cli.values import size
 
     assert size(text) == expected

@@ -8,8 +8,9 @@ from typing import Any
 import click
 
 from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import FILE, output_option, quiet_option, writing_options
+from ggprune.cli.options import output_option, quiet_option, writing_options
 from ggprune.cli.terminal import progress_bar
+from ggprune.cli.values import FILE
 from ggprune.util import human_size
 
 

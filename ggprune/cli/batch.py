@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.batch_config import BatchConfig
-from ggprune.cli.options import FILE, given_of, more_options, options_of, quiet_option, record_from
+from ggprune.cli.options import given_of, options_of, quiet_option, record_from
 from ggprune.cli.terminal import note
+from ggprune.cli.values import FILE, more_options
 
 if TYPE_CHECKING:
     from ggprune.batch import Outcome

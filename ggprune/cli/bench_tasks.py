@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import FILE, force_option, json_option, output_option
+from ggprune.cli.options import force_option, json_option, output_option
 from ggprune.cli.terminal import print_json, table
+from ggprune.cli.values import FILE
 
 
 @click.command("bench-tasks")

@@ -8,10 +8,9 @@ from typing import Any
 import click
 
 from ggprune.calibration.settings import Settings
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
-    FILE,
-    Sectioned,
     force_option,
     options_of,
     output_option,
@@ -20,6 +19,7 @@ from ggprune.cli.options import (
     text_option,
 )
 from ggprune.cli.terminal import note, progress_bar
+from ggprune.cli.values import FILE
 from ggprune.llama.options import RunOptions
 
 

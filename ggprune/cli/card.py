@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import FILE, force_option, quiet_option
+from ggprune.cli.options import force_option, quiet_option
+from ggprune.cli.values import FILE
 
 
 @click.command("card")

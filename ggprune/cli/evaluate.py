@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.calibration.settings import Settings
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
-    FILE,
     Command,
-    Sectioned,
     json_option,
     options_of,
     quiet_option,
@@ -21,6 +20,7 @@ from ggprune.cli.options import (
     text_option,
 )
 from ggprune.cli.terminal import print_json, progress_bar, table
+from ggprune.cli.values import FILE
 from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:

@@ -9,10 +9,9 @@ import click
 
 from ggprune.calibration.settings import Settings
 from ggprune.choosing.request import Budget
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
-    FILE,
-    Sectioned,
     force_option,
     json_option,
     options_of,
@@ -22,6 +21,7 @@ from ggprune.cli.options import (
     text_option,
 )
 from ggprune.cli.terminal import print_json, progress_bar
+from ggprune.cli.values import FILE
 from ggprune.fitting.options import FitOptions
 from ggprune.llama.options import RunOptions
 

@@ -10,16 +10,9 @@ import click
 
 from ggprune.cli.fit import job_from, job_options
 from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    counts,
-    force_option,
-    json_option,
-    output_option,
-    quiet_option,
-    size,
-    words,
-)
+from ggprune.cli.options import force_option, json_option, output_option, quiet_option
 from ggprune.cli.terminal import print_json, table
+from ggprune.cli.values import counts, size, words
 
 
 def _measuring(command: Any) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
-    Sectioned,
     force_option,
     options_of,
     output_option,

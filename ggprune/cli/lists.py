@@ -7,7 +7,8 @@ from typing import Literal
 
 import click
 
-from ggprune.cli.options import FILE, force_option, output_option
+from ggprune.cli.options import force_option, output_option
+from ggprune.cli.values import FILE
 
 _MEANINGS = ("kept", "dropped", "ranked")
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import FILE, force_option, output_option, quiet_option
+from ggprune.cli.options import force_option, output_option, quiet_option
 from ggprune.cli.terminal import note
+from ggprune.cli.values import FILE
 
 
 @click.command("merge")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import reader
+from ggprune.cli.values import reader
 
 
 @reader

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import FILE, force_option, output_option
+from ggprune.cli.options import force_option, output_option
+from ggprune.cli.values import FILE
 
 
 @click.command("modelfile")

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.choosing.request import Budget, Request
+from ggprune.cli.help import Sectioned
 from ggprune.cli.options import (
-    FILE,
-    Sectioned,
     force_option,
     json_option,
     options_of,
@@ -21,6 +20,7 @@ from ggprune.cli.options import (
     text_option,
 )
 from ggprune.cli.terminal import print_json, progress_bar, table
+from ggprune.cli.values import FILE
 from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:

@@ -10,10 +10,9 @@ from typing import Any
 import click
 
 from ggprune.cli.evaluate import print_verdict
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
-    FILE,
-    Sectioned,
     force_option,
     json_option,
     options_of,
@@ -22,6 +21,7 @@ from ggprune.cli.options import (
     record_from,
 )
 from ggprune.cli.terminal import note, print_json, progress_bar, table
+from ggprune.cli.values import FILE
 from ggprune.llama.options import RunOptions
 
 MODES = ("greedy", "sampled")

@@ -11,10 +11,9 @@ import click
 
 from ggprune.calibration.settings import Settings
 from ggprune.choosing.request import Budget, Request
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
-    FILE,
-    Sectioned,
     given_of,
     json_option,
     options_of,
@@ -26,6 +25,7 @@ from ggprune.cli.options import (
 )
 from ggprune.cli.plan import request_from
 from ggprune.cli.terminal import print_json, progress_bar, table
+from ggprune.cli.values import FILE
 from ggprune.errors import InputError
 from ggprune.llama.options import RunOptions
 from ggprune.util import human_size

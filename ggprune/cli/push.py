@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.options import FILE, json_option, quiet_option
+from ggprune.cli.options import json_option, quiet_option
 from ggprune.cli.terminal import print_json, progress_bar, table
+from ggprune.cli.values import FILE
 from ggprune.util import human_size
 
 if TYPE_CHECKING:

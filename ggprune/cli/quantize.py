@@ -9,7 +9,6 @@ import click
 
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import (
-    FILE,
     force_option,
     json_option,
     mtp_option,
@@ -18,6 +17,7 @@ from ggprune.cli.options import (
     record_from,
 )
 from ggprune.cli.terminal import in_options, print_json, progress_bar, table
+from ggprune.cli.values import FILE
 from ggprune.llama.options import QuantizeOptions
 from ggprune.util import human_size
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import click
 
-from ggprune.cli.options import FILE, force_option, json_option, output_option
+from ggprune.cli.options import force_option, json_option, output_option
 from ggprune.cli.terminal import note, print_json
+from ggprune.cli.values import FILE
 from ggprune.util import check_shape, read_json
 
 #: Bytes that a page needs at most: the libraries, and 60 layers of 512 experts.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import FILE
 from ggprune.cli.terminal import note
+from ggprune.cli.values import FILE
 
 
 @click.command("rpc-server")

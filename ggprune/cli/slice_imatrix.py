@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import FILE, force_option, output_option
+from ggprune.cli.options import force_option, output_option
+from ggprune.cli.values import FILE
 
 
 @click.command("slice-imatrix")

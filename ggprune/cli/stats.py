@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggprune.cli.options import FILE, json_option
+from ggprune.cli.options import json_option
 from ggprune.cli.terminal import print_json, table
+from ggprune.cli.values import FILE
 
 if TYPE_CHECKING:
     from ggprune.calibration.statistics import Statistics

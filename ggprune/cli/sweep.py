@@ -9,18 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.cli.evaluate import measuring_from, measuring_options
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    FILE,
-    Sectioned,
-    counts,
-    force_option,
-    json_option,
-    output_option,
-    quiet_option,
-    words,
-)
+from ggprune.cli.options import force_option, json_option, output_option, quiet_option
 from ggprune.cli.terminal import print_json, table
+from ggprune.cli.values import FILE, counts, words
 from ggprune.util import human_size
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ggprune.cli.options import named_path
+from ggprune.cli.values import named_path
 from ggprune.errors import InputError
 from ggprune.text.load import load_texts
 from ggprune.text.recipe_table import RECIPES, Part, Recipe

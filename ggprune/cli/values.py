@@ -1,0 +1,124 @@
+"""What stands behind an option, read from text: functions that click takes as types."""
+
+from __future__ import annotations
+
+import functools
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+FILE = click.Path(path_type=Path)
+
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
+_TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
+
+
+def reader(read: Callable[[str], Any]) -> Callable[[Any], Any]:
+    """Make a click type of a function: what is read already (a default) stays as it is."""
+
+    @functools.wraps(read)
+    def convert(value: Any) -> Any:
+        return read(value) if isinstance(value, str) else value
+
+    return convert
+
+
+@reader
+def size(value: str) -> int:
+    """Read a number of bytes: 14G, 500M, 24GiB."""
+    match = _SIZE.fullmatch(value.strip())
+    if match is None:
+        raise click.BadParameter(f"{value!r} is not a size; write 14G, 500M or 24GiB")
+    exponent = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
+
+
+@reader
+def tokens(value: str) -> int:
+    """Read a number of tokens: 4096, or 32k (of 1024)."""
+    match = _TOKENS.fullmatch(value.strip())
+    if match is None or not int(match[1]):
+        raise click.BadParameter(f"{value!r} is not a number of tokens; write 4096 or 32k")
+    return int(match[1]) * (1024 if match[2] else 1)
+
+
+@reader
+def number_or_auto(value: str) -> int | str:
+    """Read a number of experts, or auto."""
+    if value == "auto":
+        return value
+    if not value.isascii() or not value.isdigit() or not int(value):
+        raise click.BadParameter(f"{value!r} is not a number of experts; write 6 or auto")
+    return int(value)
+
+
+@reader
+def named_path(value: str) -> tuple[str, str]:
+    """Split NAME=PATH; a recipe, @NAME, brings names of its own."""
+    if value.startswith("@"):
+        return value, value
+    name, _, path = value.partition("=")
+    if not name or not path:
+        raise click.BadParameter(f"{value!r} is not NAME=PATH, for instance code=my_project.txt")
+    return name, path
+
+
+@reader
+def pattern_and_type(value: str) -> tuple[str, str]:
+    """Split PATTERN=TYPE at the last equals sign: patterns may have others."""
+    pattern, _, kind = value.rpartition("=")
+    if not pattern or not kind:
+        raise click.BadParameter(f"{value!r} is not PATTERN=TYPE, for instance ffn_down_exps=q6_k")
+    return pattern, kind
+
+
+@reader
+def part(value: str) -> tuple[int, int]:
+    """Read 3/16."""
+    number, _, count = value.partition("/")
+    if number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count):
+        return int(number), int(count)
+    raise click.BadParameter(f"{value!r} is not I/N with I from 1 to N, for instance 3/16")
+
+
+@reader
+def numbers(value: str) -> tuple[float, ...]:
+    """Read 3,1: numbers with commas or slashes between, as llama.cpp takes them."""
+    try:
+        return tuple(float(each) for each in value.replace("/", ",").split(","))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not a list of numbers; write for instance 3,1"
+        ) from None
+
+
+@reader
+def words(value: str) -> tuple[str, ...]:
+    """Split at commas."""
+    return tuple(each.strip() for each in value.split(",") if each.strip())
+
+
+@reader
+def counts(value: str) -> tuple[int, ...]:
+    """Read 64,96,112."""
+    try:
+        return tuple(int(each) for each in words(value.replace(" ", ",")))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is not a list like 64,96,112") from None
+
+
+@reader
+def file_or_yes(value: str) -> Path | bool:
+    """Read a file's name, or yes."""
+    return True if value == "yes" else Path(value)
+
+
+@reader
+def more_options(value: str) -> tuple[str, tuple[str, ...]]:
+    """Split COMMAND OPTION… as a shell would."""
+    command, *rest = shlex.split(value) or [""]
+    return command, tuple(rest)
