@@ -18,6 +18,7 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.methods.shapley import shapley
 from ggprune.choosing.request import Budget, Request, Resources
+from ggprune.choosing.rerun import calibrate_again
 from ggprune.errors import InputError
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
@@ -25,6 +26,7 @@ from ggprune.llama.tensor import TensorView
 from ggprune.model import MoeModel, open_model
 from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
+from tests.support.statistics import statistics_of
 from tests.support.tiny import write_tiny
 
 OPTIONS = RunOptions(threads=1)
@@ -185,3 +187,17 @@ def test_rounds_drop_more_each_time(tmp_path: Path, caplog: pytest.LogCaptureFix
     )
     for layer, part in plan.layers.items():
         assert set(part.keep) < set(first.layers[layer].keep)
+
+
+def test_another_calibration_is_set_up_as_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sampling included: answers of another temperature would be another text."""
+    model = open_model(write_tiny(tmp_path / "m.gguf", "qwen3moe"))
+    how = Settings(ctx=96, max_tokens=50, generate=7, seed=3, temperature=0.25, top_p=0.5)
+    statistics = replace(statistics_of(), settings=how.recorded())
+    seen: list[Settings] = []
+    monkeypatch.setattr(Run, "run", lambda run: seen.append(run.settings))
+    resources = Resources(model=model, options=OPTIONS, sources=SOURCES)
+    calibrate_again("rounds=2", statistics, resources, Nodes([]))
+    assert seen == [how]
