@@ -47,7 +47,7 @@ class _Slot:
 
 
 def generate(
-    model: LlamaModel,
+    llama: LlamaModel,
     prompts: Sequence[Sequence[int] | Ints32],
     *,
     max_tokens: int,
@@ -62,7 +62,7 @@ def generate(
     A sequence that ends makes room for the next prompt at once.
 
     Args:
-        model: loaded.
+        llama: loaded.
         prompts: token ids.
         max_tokens: of each answer.
         parallel: sequences at the same time.
@@ -90,7 +90,7 @@ def generate(
     size = longest * parallel
     with (
         interrupts,
-        LlamaContext(model, n_ctx=size, n_sequences=parallel, observers=observers) as context,
+        LlamaContext(llama, n_ctx=size, n_sequences=parallel, observers=observers) as context,
     ):
         while True:
             for number, slot in enumerate(slots):
@@ -108,7 +108,7 @@ def generate(
                 slot.answer.append(token)
                 slot.pending = [token]
                 advance(1)
-                if model.ends_generation(token) or len(slot.answer) >= max_tokens:
+                if llama.ends_generation(token) or len(slot.answer) >= max_tokens:
                     answers[slot.index] = slot.answer
                     context.forget(number)
                     slots[number] = None

@@ -41,7 +41,7 @@ class Chunk:
 
 
 def chunks_of(
-    model: LlamaModel,
+    llama: LlamaModel,
     template: ChatTemplate | None,
     sources: Sequence[Source],
     *,
@@ -57,7 +57,7 @@ def chunks_of(
     assistant says is scored.
 
     Args:
-        model: for its vocabulary.
+        llama: for its vocabulary.
         template: of the chat; None joins messages as plain text.
         sources: the texts.
         n_ctx: most tokens in a chunk.
@@ -70,7 +70,7 @@ def chunks_of(
     return [
         chunk
         for source in sources
-        for chunk in _domain(model, template, source, n_ctx, max_tokens, scored_from)
+        for chunk in _domain(llama, template, source, n_ctx, max_tokens, scored_from)
     ]
 
 
@@ -84,7 +84,7 @@ def hash_of(chunks: Sequence[Chunk]) -> str:
 
 
 def _domain(
-    model: LlamaModel,
+    llama: LlamaModel,
     template: ChatTemplate | None,
     source: Source,
     n_ctx: int,
@@ -93,14 +93,14 @@ def _domain(
 ) -> list[Chunk]:
     plain = [document for document in source.documents if not document.messages]
     # All documents one after another, each with its own BOS.
-    tokens = [token for document in plain for token in model.tokenize(document.text)]
-    chunks = list(_plain_chunks(model, source.domain, tokens, n_ctx, scored_from))
+    tokens = [token for document in plain for token in llama.tokenize(document.text)]
+    chunks = list(_plain_chunks(llama, source.domain, tokens, n_ctx, scored_from))
     conversations = [document for document in source.documents if document.messages]
     begins: list[int] = []
     cut = 0
     for document in conversations:
         interrupts.check()
-        ids, scored = _conversation(model, template, document)
+        ids, scored = _conversation(llama, template, document)
         if scored and scored[0] < n_ctx:
             reached = [position for position in scored if position < n_ctx]
             cut += len(ids) > n_ctx
@@ -143,7 +143,7 @@ def _nothing(
 
 
 def _plain_chunks(
-    model: LlamaModel,
+    llama: LlamaModel,
     domain: str,
     tokens: Sequence[int],
     n_ctx: int,
@@ -153,30 +153,30 @@ def _plain_chunks(
     scored = np.arange(first, n_ctx, dtype=np.int32)
     for start in range(0, len(tokens) - n_ctx + 1, n_ctx):
         piece = np.array(tokens[start : start + n_ctx], np.int32)
-        if model.adds_bos:
-            piece[0] = model.bos
+        if llama.adds_bos:
+            piece[0] = llama.bos
         yield Chunk(domain, piece, scored)
 
 
 def _conversation(
-    model: LlamaModel, template: ChatTemplate | None, document: Document
+    llama: LlamaModel, template: ChatTemplate | None, document: Document
 ) -> tuple[list[int], list[int]]:
     """Tokens of a conversation, and the positions of what the assistant says."""
-    tokens = tokenize(model, template, document)
+    tokens = tokenize(llama, template, document)
     scored: list[int] = []
     for index, message in enumerate(document.messages):
         if message.role != "assistant":
             continue
         # The template writes what stands before and after an answer, so its place is found by
         # rendering the conversation up to it: that far the tokens agree.
-        start = _agreeing(model, template, document, index, tokens) if index else 0
-        end = _agreeing(model, template, document, index + 1, tokens)
+        start = _agreeing(llama, template, document, index, tokens) if index else 0
+        end = _agreeing(llama, template, document, index + 1, tokens)
         scored += range(max(start, 1), end)
     return tokens, scored
 
 
 def _agreeing(
-    model: LlamaModel,
+    llama: LlamaModel,
     template: ChatTemplate | None,
     document: Document,
     turns: int,
@@ -185,7 +185,7 @@ def _agreeing(
     """How many tokens the conversation's first ``turns`` share with all of it."""
     if turns == len(document.messages):
         return len(tokens)
-    part = tokenize(model, template, replace(document, messages=document.messages[:turns]))
+    part = tokenize(llama, template, replace(document, messages=document.messages[:turns]))
     for position, (one, other) in enumerate(zip(part, tokens, strict=False)):
         if one != other:
             return position

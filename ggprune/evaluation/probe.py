@@ -101,7 +101,7 @@ def own_sampling(gguf: GgufModel) -> Sampling:
 
 
 def answer_all(
-    model: LlamaModel,
+    llama: LlamaModel,
     probes: Sequence[Probe],
     modes: Mapping[str, Sampling],
     *,
@@ -113,7 +113,7 @@ def answer_all(
     """Let a model answer every probe in every mode, many at a time.
 
     Args:
-        model: loaded.
+        llama: loaded.
         probes: the prompts.
         modes: settings by name.
         max_tokens: of each answer.
@@ -121,13 +121,13 @@ def answer_all(
         observers: a mask.
         advance: called with the number of tokens just generated.
     """
-    with GgufModel(model.path) as gguf:
-        template = chat.template_of(model, gguf.get("tokenizer.chat_template"))
-    prompts = [chat.tokenize(model, template, Document(messages=p.messages)) for p in probes]
+    with GgufModel(llama.path) as gguf:
+        template = chat.template_of(llama, gguf.get("tokenizer.chat_template"))
+    prompts = [chat.tokenize(llama, template, Document(messages=p.messages)) for p in probes]
     found = {}
     for mode, sampling in modes.items():
         answers = generate(
-            model,
+            llama,
             prompts,
             max_tokens=max_tokens,
             parallel=parallel,
@@ -136,17 +136,17 @@ def answer_all(
             advance=advance,
         )
         found[mode] = [
-            measure(model, ids, expect_json=probe.expect_json)
+            measure(llama, ids, expect_json=probe.expect_json)
             for probe, ids in zip(probes, answers, strict=True)
         ]
     return found
 
 
-def measure(model: LlamaModel, ids: Sequence[int], *, expect_json: bool = False) -> Answer:
+def measure(llama: LlamaModel, ids: Sequence[int], *, expect_json: bool = False) -> Answer:
     """Measure one answer."""
-    ended = bool(ids) and model.ends_generation(ids[-1])
+    ended = bool(ids) and llama.ends_generation(ids[-1])
     said = list(ids[:-1]) if ended else list(ids)
-    data = b"".join(model.piece(token) for token in said)
+    data = b"".join(llama.piece(token) for token in said)
     text, valid = decode(data, cut=not ended)
     ratio = distinct_ratio(said)
     return Answer(
