@@ -101,7 +101,7 @@ class Protection:
                     raise InputError(
                         f"layer {layer}: {len(inside)} experts{where} are protected ({inside}), "
                         f"only {room} can stay",
-                        remedy="Keep more, or protect fewer (always_keep, super_experts=False).",
+                        remedy="Keep more, or protect fewer (always_keep=…, super_experts=False).",
                     )
 
     def serve(self, scores: Floats, keep: int, by_domain: Floats) -> Floats:
