@@ -26,14 +26,22 @@ _SECRETS = (
 _XET = re.compile(r"/xet-(?:read|write)-token/|\bxet\b", re.IGNORECASE)
 _AGAIN = "Run the same command again: it continues where it stopped."
 LOGIN = "hf auth login  (or set HF_TOKEN)"
+_REFUSALS = {
+    401: ("it is private, or it is not there, or this needs a login", LOGIN),
+    403: (
+        "the token does not allow this",
+        f"Use a token with write access to this owner's repositories: {LOGIN}",
+    ),
+    413: ("it is too large for the Hub", "Split it with llama-gguf-split."),
+    429: ("the Hub asks to slow down", f"Wait. {_AGAIN}"),
+}
+_REFUSED = ("the Hub refused", "Check the command; https://status.huggingface.co shows outages.")
 
 
 def redacted(text: str, token: str | None = None) -> str:
-    """Return ``text`` without tokens, credentials and the signatures of addresses.
+    """Return a text without tokens, credentials and the signatures of addresses.
 
-    Args:
-        text: a message of somebody else's.
-        token: the token in use, removed whatever it looks like.
+    The ``token`` in use is removed whatever it looks like.
     """
     for secret in (token, os.environ.get("HF_TOKEN"), os.environ.get("HUGGING_FACE_HUB_TOKEN")):
         if secret and secret.strip():
@@ -71,15 +79,12 @@ class Failure(HubError):
 
     @classmethod
     def of(cls, error: Exception, action: str, *, token: bool) -> Failure | None:
-        """Explain what the library raised.
+        """Explain what the library raised; None for what is not the Hub's doing (a bug).
 
         Args:
-            error: it.
+            error: what was raised.
             action: what was being done ("uploading x to y").
             token: whether a token was sent.
-
-        Returns:
-            None for what is not the Hub's doing (a bug, a full disk).
         """
         chain = list(_chain(error))
         names = {base.__name__ for link in chain for base in type(link).__mro__}
@@ -132,38 +137,30 @@ class Failure(HubError):
         code = headers.get("X-Error-Code") or ""
         what, remedy = _explain(status, code, names, token)
         said = redacted(str(headers.get("X-Error-Message") or "")).strip()
+        wait = str(headers.get("Retry-After") or "").strip()
         return cls(
             f"{action}: {what} ({status})" + (f": {said[:200]}" if said else ""),
             remedy=remedy,
             status=status,
             transient=status in _TRANSIENT,
             missing=status == 404 or (status == 401 and "RepositoryNotFoundError" in names),
-            retry_after=_seconds(headers.get("Retry-After")),
+            # A date is left to our own waits.
+            retry_after=float(wait) if wait.isdigit() else None,
         )
 
 
 def _explain(status: int, code: str, names: set[str], token: bool) -> tuple[str, str]:
     """Say what happened, and what to do about it."""
     if code == "GatedRepo" or "GatedRepoError" in names:
-        ask = "Accept its conditions on its page on the Hub"
-        return "it is gated", f"{ask}, then: {LOGIN}"
+        return "it is gated", f"Accept its conditions on its page on the Hub, then: {LOGIN}"
     if status == 401 and token:
         return "the token was refused, or it is not there", f"Check the name, then: {LOGIN}"
-    if status == 401:
-        return "it is private, or it is not there, or this needs a login", LOGIN
-    if status == 403:
-        allow = "Use a token with write access to this owner's repositories"
-        return "the token does not allow this", f"{allow}: {LOGIN}"
     if status == 404:
         what = {"RevisionNotFound": "revision", "EntryNotFound": "file"}.get(code, "repository")
         return f"there is no such {what}", f"Check the name; if it is private: {LOGIN}"
-    if status == 413:
-        return "it is too large for the Hub", "Split it with llama-gguf-split."
-    if status == 429:
-        return "the Hub asks to slow down", f"Wait. {_AGAIN}"
     if status >= 500:
         return "the Hub has a problem", f"Try later. {_AGAIN}"
-    return "the Hub refused", "Check the command; https://status.huggingface.co shows outages."
+    return _REFUSALS.get(status, _REFUSED)
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:
@@ -183,17 +180,9 @@ def _is_network(error: BaseException) -> bool:
 
 def _reason(chain: list[BaseException]) -> str:
     """Quote the innermost complaint, in a few words."""
-    for link in reversed(chain):
-        if _is_network(link) and str(link).strip():
-            return redacted(_first_line(link))[:120]
-    return "no connection"
+    said = [_first_line(link) for link in chain if _is_network(link) and str(link).strip()]
+    return said[-1][:120] if said else "no connection"
 
 
 def _first_line(error: BaseException) -> str:
     return redacted((str(error).strip().splitlines() or [type(error).__name__])[0])
-
-
-def _seconds(value: object) -> float | None:
-    """Retry-After as seconds; a date is left to our own waits."""
-    text = str(value or "").strip()
-    return float(text) if text.isdigit() else None

@@ -13,9 +13,7 @@ from ggprune.types import Floats
 def top_share(values: Floats, top: int = 8) -> float:
     """Compute the share of the sum that the ``top`` largest values have; 0 if the sum is 0."""
     total = float(values.sum())
-    if total <= 0:
-        return 0.0
-    return float(np.sort(values)[::-1][:top].sum()) / total
+    return float(np.sort(values)[::-1][:top].sum()) / total if total > 0 else 0.0
 
 
 def experts_for(values: Floats, share: float = 0.8) -> int:
@@ -42,11 +40,6 @@ def gini(values: Floats) -> float:
     return 2 * weighted / (count * total) - (count + 1) / count
 
 
-def top_experts(values: Floats, top: int) -> frozenset[int]:
-    """Name the ``top`` experts of a layer; the lower index wins a tie."""
-    return frozenset(np.argsort(-values, kind="stable")[:top].tolist())
-
-
 def overlap(values: list[Floats], top: int) -> Floats:
     """Count the top experts each pair of domains shares, as a mean over layers.
 
@@ -57,21 +50,16 @@ def overlap(values: list[Floats], top: int) -> Floats:
     Returns:
         [domains, domains], symmetric, ``top`` on the diagonal; NaN where no layer has both.
     """
-    size = len(values)
-    result = np.full((size, size), np.nan)
-    chosen = [
-        [top_experts(row, top) if row.sum() > 0 else None for row in domain] for domain in values
-    ]
-    for one in range(size):
-        for other in range(size):
-            shared = [
-                len(a & b)
-                for a, b in zip(chosen[one], chosen[other], strict=True)
-                if a is not None and b is not None
-            ]
-            if shared:
-                result[one, other] = float(np.mean(shared))
-    return result
+    # [domains, layers, experts]; the lower index wins a tie.
+    sums = np.array(values)
+    order = np.argsort(-sums, axis=2, kind="stable")
+    chosen = np.argsort(order, axis=2) < top
+    has_some = sums.sum(axis=2) > 0
+    chosen &= has_some[:, :, None]
+    shared = np.einsum("ile,jle->ij", chosen.astype(float), chosen.astype(float))
+    layers = np.einsum("il,jl->ij", has_some.astype(float), has_some.astype(float))
+    mean: Floats = np.divide(shared, layers, where=layers > 0, out=np.full_like(shared, np.nan))
+    return mean
 
 
 def relative(scores: Floats) -> Floats:

@@ -30,7 +30,8 @@ def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[st
     """Say what was pruned, and to how many experts."""
     identity = statistics.identity if statistics else plan.identity if plan else None
     source = metadata.get("source") or {}
-    facts: Json = {
+    method = METHODS.get(plan.method) if plan else None
+    return {
         "name": (identity.name if identity else "") or source.get("name", ""),
         "architecture": identity.architecture if identity else plan.architecture if plan else "",
         "layers": identity.layers if identity else None,
@@ -40,10 +41,8 @@ def model(statistics: Statistics | None, plan: Plan | None, metadata: Mapping[st
         "keep": plan.keep if plan else None,
         "keep_used": (plan.experts_used or None) if plan else None,
         "method": plan.method if plan else None,
+        "formula": method.formula if method else None,
     }
-    method = METHODS.get(plan.method) if plan else None
-    facts["formula"] = method.formula if method else None
-    return facts
 
 
 def size(metadata: Mapping[str, Any]) -> Json | None:
@@ -61,9 +60,7 @@ def retained(
 ) -> Json | None:
     """Give the share of Σ g‖f‖ each layer keeps: from the plan, else from the statistics.
 
-    Args:
-        statistics, plan: what there is.
-        limit: layers with a smaller share are marked; None: none, since the cost was measured.
+    Layers below ``limit`` are marked; none without one, since the cost was measured.
     """
     if plan is None:
         return None
@@ -77,8 +74,7 @@ def retained(
         low = share is not None and limit is not None and share < limit
         layers.append({"layer": layer, "share": share, "low": low, "rule": part.rule})
     summary = _worst_and_mean([(part["share"], part["layer"]) for part in layers])
-    whole = {"measure": MEASURE, "limit": limit, **(summary or {}), "layers": layers}
-    return whole if summary else None
+    return {"measure": MEASURE, "limit": limit, **summary, "layers": layers} if summary else None
 
 
 def _worst_and_mean(shares: Sequence[tuple[float | None, int]]) -> Json | None:
@@ -114,10 +110,7 @@ def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
         return None
     method, note, scores = _scores(statistics, plan)
     total = statistics.total
-    dropped = [
-        list(plan.dropped(layer)) if plan and layer in plan.layers else []
-        for layer in statistics.layers
-    ]
+    planned = plan.layers if plan else ()
     return {
         "score": method.name,
         "formula": method.formula,
@@ -127,7 +120,10 @@ def heat_map(statistics: Statistics | None, plan: Plan | None) -> Json | None:
         "scores": [[_short(value) for value in row] for row in scores.tolist()],
         "relative": measures.relative(scores).round(3).tolist(),
         "counts": total.count.tolist(),
-        "dropped": dropped,
+        "dropped": [
+            list(plan.dropped(layer)) if plan and layer in planned else []
+            for layer in statistics.layers
+        ],
     }
 
 
@@ -139,11 +135,11 @@ def concentration(statistics: Statistics | None) -> Json | None:
     layers: list[Json] = [
         {
             "layer": layer,
-            "top_share": measures.top_share(rows[index], _TOP),
-            "experts_for_share": measures.experts_for(rows[index], _SHARE),
-            "gini": measures.gini(rows[index]),
+            "top_share": measures.top_share(row, _TOP),
+            "experts_for_share": measures.experts_for(row, _SHARE),
+            "gini": measures.gini(row),
         }
-        for index, layer in enumerate(statistics.layers)
+        for layer, row in zip(statistics.layers, rows, strict=True)
     ]
     names = ("top_share", "experts_for_share", "gini")
     mean = {name: float(np.mean([each[name] for each in layers])) for name in names}

@@ -47,4 +47,4 @@ def _findings(found: list[Mapping[str, Any]]) -> list[str]:
         lines += [f"BAD: {each['text']}", f"  -> {each['remedy']}"]
     if len(found) > _MOST_FINDINGS:
         lines.append(f"and {len(found) - _MOST_FINDINGS} more: see the report")
-    return [line.replace("\u202f", " ") for line in lines]
+    return lines

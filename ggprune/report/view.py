@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
@@ -99,27 +99,23 @@ def sweep(report: Report) -> dict[str, Any] | None:
         own["cliff"] = cliffs.get(point["method"]) == point["keep"]
         points.append(own)
     methods = list(dict.fromkeys(point["method"] for point in points))
+    by_place = {(point["keep"], point["method"]): point for point in points}
+    sizes = {point["keep"]: point["size"] for point in points}
     return {
         "points": points,
         "methods": methods,
-        "rows": _rows(points, methods),
+        "rows": [
+            {
+                "keep": keep,
+                "size": sizes[keep],
+                "cells": [by_place.get((keep, method), {}) for method in methods],
+            }
+            for keep in sorted(sizes, reverse=True)
+        ],
         "cliffs": cliffs,
         "smallest": {name: keep for name, keep in (given.get("smallest") or {}).items() if keep},
         "keep": report["model"]["keep"],
     }
-
-
-def _rows(points: Sequence[Report], methods: Sequence[str]) -> list[dict[str, Any]]:
-    by_place = {(point["keep"], point["method"]): point for point in points}
-    sizes = {point["keep"]: point["size"] for point in points}
-    return [
-        {
-            "keep": keep,
-            "size": sizes[keep],
-            "cells": [by_place.get((keep, method), {}) for method in methods],
-        }
-        for keep in sorted(sizes, reverse=True)
-    ]
 
 
 _LONGEST_PROMPT = 1500
