@@ -38,8 +38,6 @@ class Step:
     """One file (or a few) to make.
 
     Attributes:
-        outputs: the files.
-        inputs: what they are made from.
         command: arguments of ggprune; or ``@copy``, ``@checksums``.
         to_file: whether what the command prints is the output.
     """
@@ -62,14 +60,7 @@ class Step:
 
 @dataclass(slots=True)
 class Outcome:
-    """What became of the steps.
-
-    Attributes:
-        made: done now.
-        current: nothing to do.
-        failed: with the reason.
-        blocked: need what a failed one should have made.
-    """
+    """What became of the steps: ``blocked`` ones need what one that failed should have made."""
 
     made: list[Step] = field(default_factory=list)
     current: list[Step] = field(default_factory=list)
@@ -167,12 +158,9 @@ def run(
     dry_run: bool = False,
     execute: Callable[[Step], str] | None = None,
 ) -> Outcome:
-    """Take the steps that are not up to date.
+    """Take the steps that are not up to date; each comes after those it needs.
 
-    Args:
-        todo: in an order in which each comes after those it needs.
-        dry_run: only say which would be taken.
-        execute: takes a step, gives the reason why it failed, or nothing.
+    ``execute`` takes a step, and gives the reason why it failed, or nothing.
     """
     outcome, execute = Outcome(), execute or execute_step
     missing: set[Path] = set()  # What failed steps should have made.

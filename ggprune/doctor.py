@@ -40,10 +40,9 @@ class Finding:
 
 
 def diagnose(model: Path | None = None) -> list[Finding]:
-    """Look at everything ggprune depends on; what is broken is a finding, not an error.
+    """Look at everything ggprune depends on, and whether and where a model fits.
 
-    Args:
-        model: a model to say of whether and where it fits.
+    What is broken is a finding, not an error.
 
     Raises:
         InputError, FormatError: the model cannot be read.

@@ -39,10 +39,7 @@ _FILTERS = ("flexible-extract", "get_response", "strict-match", "none")
 class Settings:
     """What may differ from machine to machine; the rest is in bench_tasks.sh.j2.
 
-    Attributes:
-        limit: questions of a short task; GPQA Diamond is always run whole.
-        port: of the server.
-        gpu_layers: layers on the GPU.
+    ``limit`` is the number of questions of a short task; GPQA Diamond is always run whole.
     """
 
     limit: int = 50

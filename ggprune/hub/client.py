@@ -150,11 +150,8 @@ class Hub:
     ) -> Result:
         """Call the library, again where that may help, with errors made readable.
 
-        Args:
-            action: for messages ("listing o/r").
-            call: what to do.
-            reading: the library itself connects again and again; doing so several times over
-                would keep someone without a network waiting for minutes.
+        Where it is ``reading``, the library itself connects again and again: doing so several
+        times over would keep someone without a network waiting for minutes.
         """
         for wait in (*_WAITS, None):
             try:
@@ -212,8 +209,7 @@ def _bars() -> Iterator[None]:
 def metadata_block(fields: Mapping[str, Any]) -> str:
     """Write a model card's metadata as YAML between ``---`` lines, made by huggingface_hub.
 
-    Args:
-        fields: the Hub's names (base_model, license, tags, ...); None is left out.
+    ``fields`` have the Hub's names (base_model, license, tags, ...); None is left out.
     """
     from huggingface_hub import ModelCardData
 

@@ -81,10 +81,7 @@ class Failure(HubError):
     def of(cls, error: Exception, action: str, *, token: bool) -> Failure | None:
         """Explain what the library raised; None for what is not the Hub's doing (a bug).
 
-        Args:
-            error: what was raised.
-            action: what was being done ("uploading x to y").
-            token: whether a token was sent.
+        ``action`` is what was being done ("uploading x to y"), ``token`` whether one was sent.
         """
         chain = list(_chain(error))
         names = {base.__name__ for link in chain for base in type(link).__mro__}

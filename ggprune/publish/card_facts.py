@@ -151,7 +151,7 @@ def gather(
     known = first.model.metadata
     base, base_from = card_sources.base_model(base_model, known)
     terms = card_sources.licence(licence, known)
-    context = known.get("context_length")
+    context, languages = known.get("context_length"), known.get("general.languages")
     card = Card(
         title=result_stem(stem_of(first.path)),
         files=tuple(each.file for each in opened),
@@ -169,7 +169,7 @@ def gather(
         licence=terms[0],
         licence_name=terms[1],
         licence_link=terms[2],
-        languages=card_sources.languages(known.get("general.languages")),
+        languages=tuple(map(str, languages)) if isinstance(languages, list) else (),
         repo=repo,
         pictures=pictures,
     )

@@ -141,8 +141,3 @@ def licence(
     if _LICENCE_ID.fullmatch(name) and name != "other":
         return name, None, link
     return "other", long or (name if name != "other" else None), link
-
-
-def languages(value: Any) -> tuple[str, ...]:
-    """List language codes, if the metadata has any."""
-    return tuple(str(item) for item in value) if isinstance(value, list) else ()

@@ -64,11 +64,7 @@ class Push:
 
 
 def repository(name: str, revision: str | None = None) -> Repo:
-    """Check ``owner/name``.
-
-    Raises:
-        InputError: it is something else.
-    """
+    """Check ``owner/name``; InputError if it is something else."""
     if not _REPO.fullmatch(name):
         raise InputError(
             f"{name}: is not a repository's name",
@@ -121,11 +117,9 @@ def push(
 
     Args:
         folder: with the models and what belongs to them.
-        name: owner/name of the repository; made if it is not there.
+        name: owner/name of the repository; made (``private``) if it is not there.
         revision: branch; made if it is not there. None for main.
-        private: make a new repository private.
         dry_run: compare only; nothing is sent.
-        progress: of hashing.
 
     Raises:
         InputError: see contents; or ``name`` is something else.
@@ -187,11 +181,7 @@ def _send(plan: Push, folder: Path, hub: Hub, *, private: bool) -> None:
 
 
 def check(repo: Repo, files: Sequence[LocalFile], hub: Hub) -> None:
-    """Compare the hashes that the Hub reports with our own.
-
-    Raises:
-        HubError: a file differs or is not there.
-    """
+    """Compare the hashes that the Hub reports with our own; HubError if one differs."""
     stored = hub.stored(repo, [file.name for file in files])
     for file in files:
         found = stored.get(file.name)

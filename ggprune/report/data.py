@@ -52,15 +52,10 @@ class ReportInput:
     """What a report is made of; each part may be missing.
 
     Attributes:
-        statistics: of the base model.
-        plan: which experts stay.
         metadata: the drop metadata written beside a pruned model.
-        evaluation: what ``ggprune evaluate --json`` prints.
-        sweep: what ``ggprune sweep`` writes.
-        probe: what ``ggprune probe`` writes.
+        evaluation, sweep, probe, frontier: what the commands of these names write as JSON.
         command: the command line that made the pruned model.
         tasks: what ``ggprune bench-tasks --read FOLDER --json`` prints.
-        frontier: what ``ggprune frontier`` writes.
     """
 
     statistics: Statistics | None = None

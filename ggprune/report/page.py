@@ -18,14 +18,7 @@ _CHARTED = ("model", "retained", "heat_map", "concentration", "evaluation", "fro
 
 
 def write_report(path: Path, given: ReportInput) -> dict[str, Any]:
-    """Write the page, whole or not at all.
-
-    Args:
-        path: of the HTML file; replaced if it exists.
-        given: whatever a run has.
-
-    Returns:
-        The report's numbers, as ``ggprune report --json`` prints them.
+    """Write the page, whole or not at all; return the numbers that ``build`` makes.
 
     Raises:
         InputError: nothing is given, or a part is damaged.

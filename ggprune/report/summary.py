@@ -12,11 +12,9 @@ _MOST_FINDINGS = 5
 
 
 def summary_lines(report: Mapping[str, Any], most: int = _MOST_LINES) -> list[str]:
-    """List the essential in fewer than 25 lines.
+    """List the essential of what ``build`` returns in ``most`` lines.
 
-    Args:
-        report: as ``build`` or ``write_report`` return it.
-        most: lines at most; what is bad goes before what is merely interesting.
+    What is bad goes before what is merely interesting.
     """
     template = view.template("summary.txt.j2", finalize=_on_one_line)
     text = template.render(report=report, least_alike=_least_alike(report["domains"]))

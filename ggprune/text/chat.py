@@ -21,10 +21,8 @@ _RARE = ("system", "tool", "developer")
 class ChatTemplate:
     """Renders conversations with a Jinja template, in jinja2's sandbox.
 
-    Args:
-        source: the template, as the GGUF's ``tokenizer.chat_template`` has it.
-        bos, eos: the text of these tokens; templates write them themselves.
-        name: the model, for messages.
+    ``source`` is ``tokenizer.chat_template``; ``bos`` and ``eos`` are the texts of these tokens,
+    which templates write themselves; ``name`` is the model's, for messages.
 
     Raises:
         InputError: it is not a valid template.

@@ -15,8 +15,7 @@ _BATCH = 256
 def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
     """Yield the rows of a file as dictionaries, a batch of them in memory at a time.
 
-    Args:
-        columns: read only these (a data set with pictures is large).
+    Only ``columns`` are read, if given: a data set with pictures is large.
 
     Raises:
         InputError: pyarrow is not installed, the file is not Parquet, or a column is missing.

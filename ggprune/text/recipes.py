@@ -35,10 +35,7 @@ _NAME = re.compile(r"@(?P<name>[\w-]+)(?::(?P<count>\d+))?")
 def load_recipe(name: str, *, hub: Hub | None = None) -> tuple[Source, ...]:
     """Load the text of a recipe, by domain.
 
-    Args:
-        name: ``@reap-agentic``, or ``@reap-agentic:600`` for about 600 rows in the same
-            proportions.
-        hub: the connection to use.
+    ``@reap-agentic:600`` takes about 600 rows of ``@reap-agentic`` in the same proportions.
 
     Raises:
         InputError: no such recipe, pyarrow is needed and missing, or a data set has changed.
@@ -73,9 +70,8 @@ def _chosen(name: str) -> tuple[Recipe, list[Part]]:
 def _documents(part: Part, hub: Hub) -> Iterator[Document]:
     """Read the part's rows as conversations."""
     files = _files(part, hub)
-    wanted = part.skip + part.count
+    wanted, total = part.skip + part.count, 0
     paths: list[Path] = []
-    total = 0
     for repo, file in files:
         paths.append(hub.download(repo, file))
         total += _count(paths[-1])

@@ -162,14 +162,8 @@ def make_modelfile(
 def write_modelfile(model: Path, output: Path, *, force: bool = False, **choices: Any) -> Path:
     """Write the Modelfile of a model; what Ollama will do unexpectedly is logged as a warning.
 
-    Args:
-        model: the GGUF file, or any shard of it.
-        output: name of the Modelfile; paths in it are relative to its folder.
-        force: replace an existing file.
-        choices: see make_modelfile.
-
-    Returns:
-        ``output``.
+    ``model`` may be any shard; paths are relative to the folder of ``output``, which is returned;
+    for ``choices`` see make_modelfile.
 
     Raises:
         OutputError: it exists, or cannot be written.
@@ -189,11 +183,7 @@ def write_modelfile(model: Path, output: Path, *, force: bool = False, **choices
 
 
 def parse_parameters(given: Iterable[str]) -> dict[str, float | int | str]:
-    """Read NAME=VALUE pairs, numbers as numbers.
-
-    Raises:
-        InputError: one is not such a pair.
-    """
+    """Read NAME=VALUE pairs, numbers as numbers; InputError for what is no such pair."""
     found: dict[str, float | int | str] = {}
     for pair in given:
         name, equals, value = pair.partition("=")

@@ -24,11 +24,7 @@ _SPACE = " \t\r\n"
 
 
 def quote(value: str, what: str) -> str:
-    """Write ``value`` in the plainest form that Ollama reads back unchanged.
-
-    Args:
-        value: text of printable characters, newlines and tabs.
-        what: the instruction it is for, named in the error.
+    """Write ``value`` in the plainest form that Ollama reads back unchanged, for an instruction.
 
     Raises:
         InputError: a line of a longer text ends with three quotes, which no form can hold, or a
@@ -116,7 +112,8 @@ def number(name: str, value: object) -> str:
         if kind is bool:
             return {"true": "true", "1": "true", "false": "false", "0": "false"}[text.lower()]
         if kind is int:
-            return str(int(text) if not isinstance(value, float) else _whole(value))
+            whole = isinstance(value, float) and value.is_integer()
+            return f"{value:.0f}" if whole else str(int(text))
         if kind is float and not isinstance(value, bool):
             return _shortest(float(text))
     except (KeyError, ValueError, OverflowError):
@@ -125,12 +122,6 @@ def number(name: str, value: object) -> str:
         f"parameter {name} is {value!r}, not {'a number' if kind is float else kind.__name__}",
         remedy=f"Give {name} as {'true or false' if kind is bool else f'a {kind.__name__}'}.",
     )
-
-
-def _whole(value: float) -> int:
-    if not value.is_integer():
-        raise ValueError(value)
-    return int(value)
 
 
 def _shortest(value: float) -> str:

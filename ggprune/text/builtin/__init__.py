@@ -14,11 +14,9 @@ PROBES = "probes.jsonl"
 
 
 def builtin_texts(name: str = CALIBRATION) -> tuple[Source, ...]:
-    """Return the built-in prompts by domain.
+    """Return the built-in prompts by domain; those of SEARCH and HELD_OUT have answers.
 
-    Args:
-        name: CALIBRATION, or one of SEARCH and HELD_OUT (conversations with answers). The three
-            share no text.
+    CALIBRATION, SEARCH and HELD_OUT share no text.
     """
     domains: dict[str, list[Document]] = {}
     for where, row in json_rows(builtin_file(name), name):
