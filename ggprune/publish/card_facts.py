@@ -6,17 +6,18 @@ them says is said to be not recorded or not measured.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
-from ggprune.gguf_file import GgufModel, split_shard_name, stem_of
+from ggprune.gguf_file import Tensor, split_shard_name, stem_of
 from ggprune.llama.quantizer import FILE_TYPES
-from ggprune.model import MoeModel, describe
+from ggprune.model import MoeModel, open_model
 from ggprune.publish import card_sources
 from ggprune.publish.kinds import MODEL, PROJECTOR, kind_of
 from ggprune.quantization.names import result_stem
@@ -98,18 +99,6 @@ class Card:
         return self.parameters + each * (self.experts_before - self.experts)
 
 
-@dataclass(slots=True)
-class _Opened:
-    """A model while its header is looked at."""
-
-    file: ModelFile
-    path: Path
-    model: MoeModel
-    parameters: int
-    expert_parameters: int
-    recorded: Mapping[str, Any] | None
-
-
 def gather(
     models: Sequence[Path],
     *,
@@ -136,34 +125,36 @@ def gather(
     """
     paths, pictures = _models(models)
     measured = card_sources.evaluations(evaluations, paths)
-    opened = [_open(path, measured.get(path)) for path in paths]
-    opened.sort(key=lambda each: -each.file.size)
-    _check_alike(opened)
-    first = opened[0]
-    dropped = card_sources.metadata(metadata, [each.path for each in opened]) or first.recorded
-    keep = (dropped or {}).get("keep", first.model.experts)
-    if keep not in (None, first.model.experts):
+    with contextlib.ExitStack() as stack:
+        opened = {path: stack.enter_context(open_model(path)) for path in paths}
+        opened = dict(sorted(opened.items(), key=lambda item: -item[1].gguf.size))
+        paths = list(opened)
+        _check_alike(opened)
+        model = opened[paths[0]]
+        dropped = card_sources.metadata(metadata, paths) or card_sources.recorded(model.gguf)
+        files = tuple(_file(path, opened[path], measured.get(path)) for path in paths)
+    keep = (dropped or {}).get("keep", model.experts)
+    if keep not in (None, model.experts):
         raise InputError(
-            f"{first.path} has {first.model.experts} experts a layer, the drop metadata says "
-            f"{keep}",
+            f"{paths[0]} has {model.experts} experts a layer, the drop metadata says {keep}",
             remedy="Give the metadata of this model: metadata=FILE.",
         )
-    known = first.model.metadata
+    known = model.metadata
     base, base_from = card_sources.base_model(base_model, known)
     terms = card_sources.licence(licence, known)
     context, languages = known.get("context_length"), known.get("general.languages")
     card = Card(
-        title=result_stem(stem_of(first.path)),
-        files=tuple(each.file for each in opened),
+        title=result_stem(stem_of(paths[0])),
+        files=files,
         metadata=dropped,
         architecture=str(known.get("general.architecture", "")),
-        layers=first.model.layers,
-        moe_layers=len(first.model.moe_layers),
-        experts=first.model.experts,
-        experts_used=first.model.experts_used,
+        layers=model.layers,
+        moe_layers=len(model.moe_layers),
+        experts=model.experts,
+        experts_used=model.experts_used,
         context=context if isinstance(context, int) else None,
-        parameters=first.parameters,
-        expert_parameters=first.expert_parameters,
+        parameters=_parameters(model.gguf.tensors),
+        expert_parameters=_parameters(found.tensor for found in model.expert_tensors.values()),
         base_model=base,
         base_model_from=base_from,
         licence=terms[0],
@@ -214,39 +205,30 @@ def _models(given: Sequence[Path]) -> tuple[list[Path], bool]:
     return list(dict.fromkeys(models)), pictures
 
 
-def _open(path: Path, evaluation: Mapping[str, Any] | None) -> _Opened:
-    with GgufModel(path) as gguf:
-        model = describe(gguf).prunable()
-        total = sum(math.prod(tensor.shape) for tensor in gguf.tensors)
-        experts = [found.tensor for found in model.expert_tensors.values()]
-        file = ModelFile(
-            path.name,
-            _quantization(model),
-            gguf.size,
-            len(gguf.files),
-            evaluation,
-            card_sources.modelfile(path),
-        )
-        held = sum(math.prod(tensor.shape) for tensor in experts)
-        return _Opened(file, path, model, total, held, card_sources.recorded(gguf))
+def _parameters(tensors: Iterable[Tensor]) -> int:
+    return sum(math.prod(tensor.shape) for tensor in tensors)
 
 
-def _quantization(model: MoeModel) -> str:
-    """Name ``general.file_type``; the commonest tensor type if it does not say."""
+def _file(path: Path, model: MoeModel, evaluation: Mapping[str, Any] | None) -> ModelFile:
+    # The file's type; the commonest of its tensors' if it does not say.
     number = model.metadata.get("general.file_type")
     named = [name for name, known in FILE_TYPES.items() if known == number]
-    return next(iter([*named, *model.quant_types()]), "")
+    quantization = next(iter([*named, *model.quant_types()]), "")
+    size, shards = model.gguf.size, len(model.gguf.files)
+    modelfile = card_sources.modelfile(path)
+    return ModelFile(path.name, quantization, size, shards, evaluation, modelfile)
 
 
-def _check_alike(opened: Sequence[_Opened]) -> None:
+def _check_alike(opened: Mapping[Path, MoeModel]) -> None:
     """All are quantizations of one pruned model."""
-    first = opened[0]
-    mine = (first.model.experts, first.model.layers, first.parameters)
-    for other in opened[1:]:
-        theirs = (other.model.experts, other.model.layers, other.parameters)
-        if mine != theirs:
+    first, *others = (
+        (path, model.experts, model.layers, _parameters(model.gguf.tensors))
+        for path, model in opened.items()
+    )
+    for other in others:
+        if first[1:] != other[1:]:
             raise InputError(
-                f"{first.path} and {other.path} are not quantizations of one model: "
-                f"{mine[0]} and {theirs[0]} experts, {mine[2]:,} and {theirs[2]:,} parameters",
+                f"{first[0]} and {other[0]} are not quantizations of one model: "
+                f"{first[1]} and {other[1]} experts, {first[3]:,} and {other[3]:,} parameters",
                 remedy="Make a card for each pruned model, in a folder of its own.",
             )
