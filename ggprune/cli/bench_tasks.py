@@ -6,9 +6,10 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import force_option, json_option, output_option
+from ggprune.cli.options import force_option, json_option, options_of, output_option
 from ggprune.cli.terminal import print_json, table
 from ggprune.cli.values import FILE
+from ggprune.evaluation.bench_tasks import Settings
 
 
 @click.command("bench-tasks")
@@ -16,9 +17,7 @@ from ggprune.cli.values import FILE
 @click.argument("candidate", type=FILE, required=False)
 @output_option("Folder for the script and what it will write.")
 @click.option("--read", "results", type=FILE, help="Read the results in this folder instead.")
-@click.option("--limit", type=click.IntRange(1), default=50, help="Questions of a short task.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, help="Of llama-server.")
-@click.option("-ngl", "--gpu-layers", type=int, default=99, help="Layers on the GPU.")
+@options_of(Settings)
 @force_option
 @json_option
 def command(
@@ -26,11 +25,9 @@ def command(
     candidate: Path | None,
     output: Path | None,
     results: Path | None,
-    limit: int,
-    port: int,
-    gpu_layers: int,
     force: bool,
     as_json: bool,
+    **settings: int,
 ) -> None:
     """Write the commands that benchmark BASE and CANDIDATE (GGUF files); read their results.
 
@@ -39,7 +36,7 @@ def command(
     ggprune does not run it.
     """
     from ggprune.errors import InputError, OutputError
-    from ggprune.evaluation.bench_tasks import Settings, read_results, scores, script
+    from ggprune.evaluation.bench_tasks import read_results, scores, script
     from ggprune.evaluation.candidate import Candidate
     from ggprune.gguf_file import write_text
 
@@ -66,8 +63,7 @@ def command(
     if path.exists() and not force:
         raise OutputError(f"{path}: exists", remedy="Use --force to replace it.")
     output.mkdir(parents=True, exist_ok=True)
-    settings = Settings(limit=limit, port=port, gpu_layers=gpu_layers)
-    text = script(base.resolve(), candidate.resolve(), output.resolve(), settings)
+    text = script(base.resolve(), candidate.resolve(), output.resolve(), Settings(**settings))
     write_text(path, text)
     path.chmod(path.stat().st_mode | 0o111)
     if as_json:

@@ -66,7 +66,12 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "types": lambda value: words(value.replace(" ", ",")),
 }
 #: The same by a field's type.
-_KINDS: dict[str, Any] = {"Path": FILE, "Path | bool": file_or_yes, "tuple[int, ...]": counts}
+_KINDS: dict[str, Any] = {
+    "int": int,
+    "Path": FILE,
+    "Path | bool": file_or_yes,
+    "tuple[int, ...]": counts,
+}
 
 #: Lists of which each value given may hold several, with commas between.
 _JOINED = frozenset({"override_tensor", "rpc", "types"})
@@ -153,7 +158,7 @@ def _type(name: str, kind: str, about: Mapping[str, Any]) -> Any:
         return click.Choice(about["choices"])
     low, high = about["minimum"], about["maximum"]
     open_low, open_high = about["above"], about["below"]
-    if kind == "int":
+    if kind == "int" and (low, high) != (None, None):
         return click.IntRange(low, high)
     if kind == "float":
         return click.FloatRange(

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
+from ggprune.types import option
 
 FORMAT = "ggprune-bench-tasks"
 _VERSION = 1
@@ -37,14 +38,11 @@ _FILTERS = ("flexible-extract", "get_response", "strict-match", "none")
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What may differ from machine to machine; the rest is in bench_tasks.sh.j2.
+    """What may differ from machine to machine; the rest is in bench_tasks.sh.j2."""
 
-    ``limit`` is the number of questions of a short task; GPQA Diamond is always run whole.
-    """
-
-    limit: int = 50
-    port: int = 8080
-    gpu_layers: int = 99
+    limit: int = option(50, "Questions of a short task.", minimum=1)
+    port: int = option(8080, "Of llama-server.", minimum=1, maximum=65535)
+    gpu_layers: int = option(99, "Layers on the GPU.")
 
 
 def script(base: Path, candidate: Path, folder: Path, settings: Settings) -> str:
