@@ -28,8 +28,9 @@ from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.plan import Plan
 from ggprune.quantization import importance
+from ggprune.quantization.forecast import Forecast
 from ggprune.quantization.names import file_type
-from ggprune.quantization.quantize import Forecast, Quantizer
+from ggprune.quantization.quantize import Quantizer
 from ggprune.quantization.source import pruned_source
 from ggprune.text.builtin import CALIBRATION
 from ggprune.text.load import load_or_builtin, load_texts

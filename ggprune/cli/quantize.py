@@ -22,7 +22,7 @@ from ggprune.llama.options import QuantizeOptions
 from ggprune.util import human_size
 
 if TYPE_CHECKING:
-    from ggprune.quantization.quantize import Forecast
+    from ggprune.quantization.forecast import Forecast
 
 
 @click.command("quantize")

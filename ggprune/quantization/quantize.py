@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from ggprune.errors import InputError, UnsupportedModelError, VerificationError
@@ -26,13 +26,13 @@ from ggprune.gguf_file import (
     replacing,
     shard_name,
     stem_of,
-    tensor_type_name,
     whole,
     write_files,
 )
 from ggprune.gguf_file.parts import PartFile
 from ggprune.llama import quantizer as llama_quantizer
 from ggprune.llama.options import QuantizeOptions
+from ggprune.quantization.forecast import Forecast, Log, Reading
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.names import (
     file_type,
@@ -47,48 +47,6 @@ log = logging.getLogger(__name__)
 #: What llama.cpp's writer pads tensors to, whatever the source says.
 _ALIGNMENT = 32
 _OTHER_FILES = frozenset({"imatrix", "adapter", "ggprune-stats"})
-#: A line of the quantizer's log: which tensor it has come to, and (dry runs) what it becomes.
-_TENSOR_LINE = re.compile(r"\[ *\d+/ *\d+\] (?P<name>\S+) +- \[")
-_NEW_TYPE = re.compile(r"MiB -> +[\d.]+ MiB \((?P<type>\w+)\)$")
-_FALLBACKS = re.compile(r"(\d+) of (\d+) tensor\(s\) required fallback")
-
-Log = Callable[[str], object]
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What quantizing would give.
-
-    Attributes:
-        type: asked for.
-        paths: the files.
-        size: bytes of all, to within the metadata.
-        tensor_types: bytes by tensor type, largest first.
-        fallbacks: tensors that get another type, since their rows do not divide into blocks.
-        needs_imatrix: whether it cannot be done without an importance matrix.
-        types: of every tensor, by its name.
-    """
-
-    type: str
-    paths: tuple[Path, ...]
-    size: int
-    tensor_types: dict[str, int]
-    fallbacks: int
-    needs_imatrix: bool
-    types: Mapping[str, str]
-
-    @property
-    def cautions(self) -> list[str]:
-        """What a user should know of it."""
-        found = []
-        if self.needs_imatrix:
-            found.append(f"{self.type} needs an importance matrix (imatrix=FILE).")
-        if self.fallbacks:
-            found.append(
-                f"{self.type}: {self.fallbacks} tensors have rows that its blocks do not divide; "
-                "llama.cpp gives them a larger type."
-            )
-        return found
 
 
 class Quantizer:
@@ -185,19 +143,19 @@ class Quantizer:
         Raises:
             LlamaError: it refused.
         """
-        types, fallbacks, needs_imatrix = self._types(type_name, self._unpruned_types(type_name))
+        found = self._dry_run(type_name, self._unpruned_types(type_name))
         sizes: dict[str, int] = {}
         for tensor in self._model.tensors:
-            kind = types[tensor.name]
+            kind = found.types[tensor.name]
             sizes[kind] = sizes.get(kind, 0) + padded(_bytes_as(tensor, kind), _ALIGNMENT)
         return Forecast(
             file_type(type_name),
-            self.paths(type_name, types),
+            self.paths(type_name, found.types),
             sum(sizes.values()) + self._model.files[0].data_offset,
             dict(sorted(sizes.items(), key=lambda item: -item[1])),
-            fallbacks,
-            needs_imatrix,
-            types,
+            found.fallbacks,
+            found.needs_imatrix,
+            found.types,
         )
 
     def run(
@@ -283,13 +241,7 @@ class Quantizer:
 
     def _reader(self, progress: Callable[[int], object]) -> Log:
         sizes = {tensor.name: tensor.nbytes for tensor in self._model.tensors}
-
-        def read(line: str) -> None:
-            self._log(line)
-            if found := _TENSOR_LINE.match(line):
-                progress(sizes.get(found["name"], 0))
-
-        return read
+        return Reading(self._model.tensors, self._log, lambda name: progress(sizes.get(name, 0)))
 
     def _check_written(self, path: Path) -> None:
         with GgufModel(path) as result:
@@ -297,29 +249,16 @@ class Quantizer:
         if names != {tensor.name for tensor in self._model.tensors}:
             raise VerificationError(f"{path}: llama.cpp did not write all tensors")
 
-    def _types(
+    def _dry_run(
         self,
         type_name: str,
         kept: Sequence[tuple[str, str]] = (),
         notes: Mapping[str, str | int] | None = None,
-    ) -> tuple[dict[str, str], int, bool]:
-        """Do a dry run: the type of every tensor, fallbacks, whether it needs a matrix."""
-        types = {tensor.name: tensor_type_name(tensor.type) for tensor in self._model.tensors}
-        name, fallbacks, needs_imatrix = "", 0, False
-
-        def read(line: str) -> None:
-            nonlocal name, fallbacks, needs_imatrix
-            self._log(line)
-            if found := _TENSOR_LINE.match(line):
-                name = found["name"]
-            if (found := _NEW_TYPE.search(line)) and name in types:
-                types[name] = found["type"].upper()
-            if found := _FALLBACKS.search(line):
-                fallbacks = int(found[1])
-            needs_imatrix = needs_imatrix or "will require an imatrix" in line
-
-        self._call(type_name, self._folder / "none", read, kept, notes, dry_run=True)
-        return types, fallbacks, needs_imatrix
+    ) -> Reading:
+        """Do a dry run, and read what it says."""
+        reading = Reading(self._model.tensors, self._log)
+        self._call(type_name, self._folder / "none", reading, kept, notes, dry_run=True)
+        return reading
 
     def _unpruned_types(self, type_name: str) -> tuple[tuple[str, str], ...]:
         """Types to ask for, where a pruned model would get others than the whole one.
@@ -334,8 +273,8 @@ class Quantizer:
         if alike or self._options.pure:
             return ()
         if type_name not in self._kept:
-            wanted, _, _ = self._types(type_name, notes={key: before})
-            own, _, _ = self._types(type_name)
+            wanted = self._dry_run(type_name, notes={key: before}).types
+            own = self._dry_run(type_name).types
             found: list[tuple[str, str]] = []
             if wanted != own:
                 log.info(
