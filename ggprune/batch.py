@@ -172,7 +172,8 @@ def run(
         elif not fresh.intersection(step.inputs) and up_to_date(step):
             outcome.current.append(step)
         else:
-            log.info("%s", step.text)
+            if not dry_run:
+                log.info("%s", step.text)
             reason = "" if dry_run else execute(step)
             if reason:
                 outcome.failed[step] = reason

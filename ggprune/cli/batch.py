@@ -59,8 +59,8 @@ def command(config: Path | None, dry_run: bool, **arguments: Any) -> None:
     todo = batch.steps(wanted)
     outcome = batch.run(todo, dry_run=dry_run)
     if dry_run:
-        # What would be done is the result here; otherwise it is progress.
-        click.echo("\n".join(step.text for step in outcome.made))
+        for step in outcome.made:
+            click.echo(step.text)
         return
     _show(outcome)
     if outcome.failed:
