@@ -103,10 +103,10 @@ def build(given: ReportInput) -> Json:
         "concentration": sections.concentration(statistics),
         "domains": sections.domains(statistics, plan),
         "evaluation": evaluation or None,
-        "sweep": dict(given.sweep) if given.sweep else None,
-        "probe": dict(given.probe) if given.probe else None,
-        "tasks": list((given.tasks or {}).get("tasks") or []) or None,
-        "frontier": dict(given.frontier) if given.frontier else None,
+        "sweep": given.sweep or None,
+        "probe": given.probe or None,
+        "tasks": (given.tasks or {}).get("tasks") or None,
+        "frontier": given.frontier or None,
         "provenance": _provenance(given, plan, metadata),
     }
     report["findings"] = _findings(report)

@@ -64,9 +64,8 @@ def settings(values: Mapping[str, Any]) -> str:
 def _setting(value: Any) -> str:
     if isinstance(value, Mapping):
         parts = {key: _setting(item) for key, item in value.items()}
-        nested = {key for key, item in value.items() if isinstance(item, Mapping)}
         return ", ".join(
-            f"{key} ({text})" if key in nested else f"{key} {text}"
+            f"{key} ({text})" if isinstance(value[key], Mapping) else f"{key} {text}"
             for key, text in parts.items()
             if text
         )

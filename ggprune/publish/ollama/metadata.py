@@ -121,9 +121,7 @@ def sampling(
     Raises:
         InputError: an unknown parameter or an ill-typed value.
     """
-    found: dict[str, object] = {
-        name: metadata[key] for key, name in SAMPLING.items() if key in metadata
-    }
+    found = {name: metadata[key] for key, name in SAMPLING.items() if key in metadata}
     left = [
         f"{key} has no counterpart in Ollama: left out."
         for key in metadata

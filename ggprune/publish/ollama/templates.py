@@ -70,20 +70,19 @@ Today Date: 26 Jul 2024
 {{ end }}{{ end }}
 {{- end }}"""
 
-
 # DeepSeek's marks, with full-width bars.
 _EOS = "<\uff5cend\u2581of\u2581sentence\uff5c>"
 _USER = "<\uff5cUser\uff5c>"
 _ASSISTANT = "<\uff5cAssistant\uff5c>"
 
-
 _Marks = tuple[str, str]
 
 
-def _fill(skeleton: str, **marks: str) -> str:
-    """Replace each «name» of ``skeleton`` by its mark."""
+def _fill(skeleton: str, **marks: str | _Marks) -> str:
+    """Replace each «name» of a skeleton by its mark, and «name_end» by what follows the text."""
     for name, mark in marks.items():
-        skeleton = skeleton.replace(f"«{name}»", mark)
+        begin, end = (mark, "") if isinstance(mark, str) else mark
+        skeleton = skeleton.replace(f"«{name}»", begin).replace(f"«{name}_end»", end)
     return skeleton
 
 
@@ -95,16 +94,13 @@ def _uniform(before: str, after_role: str, close: str) -> str:
 
 def _by_role(system: _Marks, user: _Marks, reply: _Marks, answer: str | None = None) -> str:
     """Put marks around each role's text; ``answer`` begins one, if not as ``reply`` does."""
-    begin = reply[0] if answer is None else answer
-    marks = {"system": system, "user": user, "reply": reply}
-    ends = {f"{name}_end": mark[1] for name, mark in marks.items()}
-    return _fill(_BY_ROLE, **ends, **{name: m[0] for name, m in marks.items()}, answer=begin)
+    answer = reply[0] if answer is None else answer
+    return _fill(_BY_ROLE, system=system, user=user, reply=reply, answer=answer)
 
 
 def _in_user(when: str, user: _Marks, reply: _Marks, answer: str) -> str:
     """Put the system message before one of the user's, ``when`` says before which."""
-    marks = {"user": user[0], "user_end": user[1], "reply": reply[0], "reply_end": reply[1]}
-    return _fill(_IN_USER, when=when, **marks, answer=answer)
+    return _fill(_IN_USER, when=when, user=user, reply=reply, answer=answer)
 
 
 def _cohere(role: str) -> _Marks:
@@ -275,19 +271,12 @@ FAMILIES = (
 
 
 def family_of(jinja: str, vocabulary: Collection[str] = ()) -> Family | None:
-    """Find the family of a model by its chat template, or by its vocabulary if it has no template.
-
-    Args:
-        jinja: ``tokenizer.chat_template``; empty where the GGUF has none.
-        vocabulary: the tokens as text; asked only if ``jinja`` is empty.
-    """
+    """Find the family of a model by its chat template, or by its vocabulary if that is empty."""
     for family in FAMILIES:
+        signs, barred = family.tokens, family.without_tokens
         if jinja:
-            found = [sign in jinja for sign in family.jinja]
-            barred = [sign in jinja for sign in family.without]
-        else:
-            found = [token in vocabulary for token in family.tokens]
-            barred = [token in vocabulary for token in family.without_tokens]
-        if found and all(found) and not any(barred):
+            signs, barred = family.jinja, family.without
+        where = jinja or vocabulary
+        if signs and all(s in where for s in signs) and not any(s in where for s in barred):
             return family
     return None
