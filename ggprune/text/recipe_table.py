@@ -1,14 +1,17 @@
-"""Published calibration mixes as data: which rows of which data sets, and how they read."""
+"""Published calibration mixes: how rows of their data sets read; which rows is in recipes.json."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any
 
 from ggprune.text.documents import Message
 from ggprune.text.layouts import Row, read_turns
+
+Form = Callable[[Row], Iterable[Message]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +32,7 @@ class Part:
     split: str
     count: int
     fields: tuple[str, ...]
-    form: Callable[[Row], Iterable[Message]]
+    form: Form
     subset: str | None = None
     skip: int = 0
 
@@ -53,12 +56,11 @@ class Recipe:
         return sum(part.count for part in self.parts)
 
 
-def _pair(question: str, answer: str) -> Callable[[Row], list[Message]]:
-
+def _pair(question: str, answer: str) -> tuple[tuple[str, str], Form]:
     def form(row: Row) -> list[Message]:
         return [Message("user", str(row[question])), Message("assistant", str(row[answer]))]
 
-    return form
+    return (question, answer), form
 
 
 def _conversation(row: Row) -> Iterable[Message]:
@@ -95,82 +97,31 @@ def _science(row: Row) -> list[Message]:
     ]
 
 
-_CODE_ALPACA = ("theblackcat102/evol-codealpaca-v1", "train")
-_THOUGHTS = ("open-r1/Mixture-of-Thoughts", "train")
-_XLAM = ("Salesforce/xlam-function-calling-60k", "train")
-_SWE_SMITH = ("SWE-bench/SWE-smith-trajectories", "tool")
-_GSM8K = ("openai/gsm8k", "train")
-_MATH_500 = ("HuggingFaceH4/MATH-500", "test")
-_HUMAN_EVAL = ("evalplus/humanevalplus", "test")
-_PUBMED = ("qiaojin/PubMedQA", "train")
-_SCIENCE = ("derek-thomas/ScienceQA", "train")
-_PUBMED_FIELDS = ("question", "context", "long_answer", "final_decision")
-_SCIENCE_FIELDS = ("question", "choices", "answer", "hint", "solution")
+#: How rows read, by the name that recipes.json uses: their fields, and the turns made of these.
+_FORMS: dict[str, tuple[tuple[str, ...], Form]] = {
+    "instruction": _pair("instruction", "output"),
+    "question": _pair("question", "answer"),
+    "problem": _pair("problem", "solution"),
+    "prompt": _pair("prompt", "canonical_solution"),
+    "messages": (("messages",), _conversation),
+    "xlam": (("tools", "query", "answers"), _tool_call),
+    "pubmed": (("question", "context", "long_answer", "final_decision"), _pubmed),
+    "scienceqa": (("question", "choices", "answer", "hint", "solution"), _science),
+}
 
 
-def _pairs(
-    domain: str, dataset: str, split: str, count: int, fields: tuple[str, str], **more: Any
-) -> Part:
-    return Part(domain, dataset, split, count, fields, _pair(*fields), **more)
+def _part(form: str, **stated: Any) -> Part:
+    fields, make = _FORMS[form]
+    return Part(fields=fields, form=make, **stated)
 
 
-def _alpaca(count: int, skip: int = 0) -> Part:
-    return _pairs("coding", *_CODE_ALPACA, count, ("instruction", "output"), skip=skip)
-
-
-def _thoughts(subset: str, count: int) -> Part:
-    domain = f"reasoning-{subset}"
-    return Part(domain, *_THOUGHTS, count, ("messages",), _conversation, subset)
-
-
-def _xlam(count: int) -> Part:
-    return Part("tool-calling", *_XLAM, count, ("tools", "query", "answers"), _tool_call)
-
-
-def _swe_smith(count: int) -> Part:
-    return Part("agentic-coding", *_SWE_SMITH, count, ("messages",), _conversation)
+def _recipe(parts: Iterable[Mapping[str, Any]], **stated: str) -> Recipe:
+    return Recipe(parts=tuple(_part(**part) for part in parts), **stated)
 
 
 RECIPES: dict[str, Recipe] = {
-    "reap-agentic": Recipe(
-        title="REAP's mix for agentic reasoning models",
-        origin="https://github.com/CerebrasResearch/reap, README of 2026-03-19",
-        note=(
-            "Data sets, subsets, splits and counts as published; the fields as in its "
-            "src/reap/data.py. The authors draw rows at random and use up to 16,384 tokens of "
-            "each; here tool calls are written as JSON text, not in the model's own format. "
-            "Salesforce/xlam-function-calling-60k is gated: accept its conditions first."
-        ),
-        parts=(
-            _alpaca(4096),
-            _xlam(4096),
-            _thoughts("code", 4096),
-            _thoughts("math", 4096),
-            _thoughts("science", 4096),
-            _swe_smith(4096),
-        ),
-    ),
-    "seed-mix": Recipe(
-        title="The twelve sources of 0xSero/gemma-4-21b-a4b-it-REAP",
-        origin="https://huggingface.co/0xSero/gemma-4-21b-a4b-it-REAP, its card",
-        note=(
-            "Data sets, subsets and counts as the card lists them. It names no splits and no "
-            "fields: those are our choice. MATH-500, GSM8K and HumanEval+ are also benchmarks: "
-            "a model calibrated with this mix should not be praised for its score on them."
-        ),
-        parts=(
-            _alpaca(1000),
-            _alpaca(1636, skip=1000),
-            _thoughts("code", 3480),
-            _thoughts("math", 3578),
-            _thoughts("science", 3576),
-            _xlam(1000),
-            _swe_smith(1000),
-            Part("biomedical", *_PUBMED, 800, _PUBMED_FIELDS, _pubmed, "pqa_labeled"),
-            Part("science", *_SCIENCE, 800, _SCIENCE_FIELDS, _science),
-            _pairs("grade-school-math", *_GSM8K, 4466, ("question", "answer"), subset="main"),
-            _pairs("competition-math", *_MATH_500, 500, ("problem", "solution")),
-            _pairs("code-correctness", *_HUMAN_EVAL, 164, ("prompt", "canonical_solution")),
-        ),
-    ),
+    name: _recipe(**stated)
+    for name, stated in json.loads(
+        files(__package__).joinpath("recipes.json").read_text(encoding="utf-8")
+    ).items()
 }
