@@ -189,6 +189,7 @@ def test_rounds_drop_more_each_time(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert set(part.keep) < set(first.layers[layer].keep)
 
 
+@pytest.mark.llama
 def test_another_calibration_is_set_up_as_the_first(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
