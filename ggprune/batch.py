@@ -201,15 +201,14 @@ def execute_step(step: Step) -> str:
         if step.command[0] == "@copy":
             with replacing(step.outputs[0]) as part:
                 shutil.copyfile(step.inputs[0], part)
-            return ""
-        if step.command[0] == "@checksums":
+        elif step.command[0] == "@checksums":
             write_text(step.outputs[0], checksums(step.inputs))
-            return ""
-        if not step.to_file:
+        elif step.to_file:
+            with replacing(step.outputs[0]) as part, open(part, "wb") as stream:
+                if reason := _reason(_ggprune(step.command, stream.fileno())):
+                    raise GgpruneError(reason)
+        else:
             return _reason(_ggprune(step.command, 2))
-        with replacing(step.outputs[0]) as part, open(part, "wb") as stream:
-            if reason := _reason(_ggprune(step.command, stream.fileno())):
-                raise GgpruneError(reason)
     except GgpruneError as error:
         return error.message
     except OSError as error:

@@ -25,14 +25,10 @@ _SIDECARS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
     """Find the local path of a model; download it if it is named by its place on the Hub.
 
-    Args:
-        reference: ``hf://owner/repo/file.gguf[@revision]``, ``owner/repo:Q4_K_M`` (as llama.cpp
-            has it), or a path. A path that exists always wins, and what looks like neither is
-            returned as a path, so that opening it says what is missing.
-        hub: the connection to use.
-
-    Returns:
-        The (first shard's) path; all shards are there.
+    A reference is ``hf://owner/repo/file.gguf[@revision]``, ``owner/repo:Q4_K_M`` (as llama.cpp
+    has it), or a path. A path that exists always wins, and what looks like neither is returned as
+    a path, so that opening it says what is missing. Of several shards, all are there, and the
+    path is that of the first.
 
     Raises:
         HubError: it is not there, may not be read, or the connection keeps breaking.

@@ -113,10 +113,8 @@ def gather(
     Args:
         models: GGUF files, or one folder with them.
         metadata: the drop metadata; None finds it beside the models.
-        evaluations: what ``ggprune evaluate`` printed as JSON; none finds them beside the models
-            (as ``NAME.evaluation.json``).
+        evaluations: what ``ggprune evaluate`` printed as JSON; none finds NAME.evaluation.json.
         base_model, licence: instead of what the GGUF says.
-        repo: owner/name of where the card will be.
 
     Raises:
         InputError: no model, models of different expert counts, or a JSON file that is not what

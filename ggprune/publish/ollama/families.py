@@ -109,11 +109,7 @@ RENDERERS = (
 def renderer_for(architecture: str, name: str, jinja: str, *, experts: bool) -> Renderer | None:
     """Return the built-in renderer for a model; None where its chat template is the better guide.
 
-    Args:
-        architecture: ``general.architecture``.
-        name: what the metadata calls the model (name, base name), in one text.
-        jinja: ``tokenizer.chat_template``; may be empty.
-        experts: whether it is a mixture of experts.
+    ``name`` is what the metadata calls the model (name, base name), in one text.
     """
     fitting = (
         rule

@@ -1,9 +1,7 @@
 """Go templates of the model families whose conversation format is known.
 
-Most Modelfiles need none: Ollama renders the GGUF's own Jinja chat template. These are for models
-without one, and for those who ask. Each is checked in the tests against its Jinja original on the
-same conversations. None of them writes tool calls, nor the token that begins the text, which
-Ollama's tokenizer adds.
+Most Modelfiles need none: Ollama renders the GGUF's own Jinja chat template. None of these writes
+tool calls, nor the token that begins the text, which Ollama's tokenizer adds.
 """
 
 from __future__ import annotations
