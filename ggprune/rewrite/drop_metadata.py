@@ -47,7 +47,7 @@ def drop_metadata(
         result: the written file; None before it is written.
         plan: complete.
         statistics: None if a plan was given instead.
-        evaluation: perplexities and divergences as ``evaluate --json`` prints them.
+        evaluation: perplexities and divergences in the JSON that ``evaluate`` prints.
     """
     worst = plan.worst_retained
     return {
