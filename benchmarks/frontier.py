@@ -25,7 +25,10 @@ from ggprune.gguf_file import write_text
 ROOT = Path(__file__).parent.parent
 DOMAINS = ("dictionary", "english", "french", "german", "python", "scripture")
 #: The middle first: its second types lie between those of all others.
-SIZES = (12_300_000, 17_000_000, 14_900_000, 11_000_000, 10_000_000, 20_300_000)
+SIZES = (
+    *(12_300_000, 17_000_000, 14_900_000, 11_000_000, 10_000_000, 20_300_000),
+    *(9_000_000, 8_000_000),
+)
 KEEPS = (64, 60, 56, 48)
 TYPES = ("Q6_K", "Q5_K_M", "Q4_K_M", "IQ4_XS", "Q3_K_M", "IQ3_XXS", "Q2_K", "IQ2_M")
 
@@ -141,7 +144,15 @@ def page(record: dict[str, Any]) -> str:
         kinds="\n".join(kinds),
         tokens=f"{fits[0]['tokens']:,}",
         least=fits[0]["experts"],
+        cpu=record["cost"]["cpu_seconds"],
+        pays=pays(fits),
     )
+
+
+def pays(fits: list[dict[str, Any]]) -> str:
+    """The size from which on experts go."""
+    sizes = [each["limit"] for each in fits if each["keep"] == each["experts"]]
+    return f"{min(sizes) / 1e6:.1f} MB" if sizes else "any size"
 
 
 PAGE = """# The best file of a size
@@ -151,9 +162,9 @@ Made by `make frontier`; the numbers are in [frontier.json](frontier.json).
 A user does not want a number of experts but the best model that fits. At one size there are many
 files: all experts in few bits, three quarters of them in more. `ggprune fit MODEL --target-size
 14G` (or `--fit-vram 24G --context 32k`) finds the best one on the user's own model and text, and
-`ggprune frontier MODEL` draws all of them. Here both are measured on `{model}` ({least} experts).
-Everything is chosen on `fixtures/search` and judged on `fixtures/heldout` ({tokens} scored
-tokens); the divergence is KL from the source in nats a token.
+`ggprune frontier MODEL` draws all of them. Here both are measured on `{model}`
+({least} experts). Everything is chosen on `fixtures/search` and judged on `fixtures/heldout`
+({tokens} scored tokens); the divergence is KL from the source in nats a token.
 
 ![divergence by size](frontier.svg)
 
@@ -181,11 +192,12 @@ own type.
 
 ## When dropping experts pays, and when lower types do
 
-- **Types first.** As long as the source has bits to spare, lower types cost less than missing
-  experts: at equal bytes the whole model in a lower type beats the pruned one in a higher type.
-- **Experts next.** Below the point where the types that are left would be the lowest, dropping some
-  experts and keeping better types is better than either alone. `fit` finds that point; it differs
-  by model: small models take low types better than large ones.
+- **Types first.** As long as there are bits to spare, lower types cost less than missing experts:
+  all 64 experts in IQ4_XS (12.8 MB) are as good as 60 of them in Q8_0 (22.8 MB), and dropping an
+  eighth of the experts costs more than going from Q8_0 to Q3_K_M.
+- **Experts next.** Where all experts would need the lowest types, dropping some and keeping better
+  types beats either alone: below {pays} here. `fit` finds that point; it differs by model: small
+  models take low types better than large ones.
 - **Types by group** are worth more than any choice between the two: attention and the embedding
   want many bits and have few weights, the experts' matrices of late layers take the fewest.
 - It depends on the text: one that uses few experts loses little with the others. Measure on yours.
@@ -206,12 +218,24 @@ own type.
    judged on held-out text; a winner within noise of a simpler file is none. The file is written by
    llama.cpp's quantizer and compared byte for byte with what was measured.
 
-At most 60 passes for the first size, 6 for each further one. For a model of 26 billion weights in
-Q8_0 (27 GB) on one card that reads 3,000 tokens a second of prompt: 60 passes of 8,192 tokens are
-164 s of computing; loading 27 GB sixty times from the page cache at 5 GB/s takes 5.4 minutes;
-rounding 26 billion weights to four types at about 40 million weights a second and core takes 3
-minutes on 16 cores for the K types and 20 to 30 for those whose name starts with I. That is under
-an hour.
+## What it costs
+
+At most 60 passes for the first size, 6 for each further one (the last column above), and one
+quantization for each type that is measured. On the fixture all sizes above and the grid took
+{cpu:.0f} s of processor time.
+
+For a model of 26 billion weights in Q8_0 (27 GB), one card that reads 3,000 tokens of prompt a
+second, and 16 cores, by calculation: 60 passes of 8,192 tokens are 3 minutes; reading 27 GB sixty
+times from the page cache at 5 GB/s takes 5. Rounding takes longest; measured here, with an
+importance matrix, a core rounds this many million weights a second:
+
+| Q3_K | Q6_K | Q4_K | Q5_K | Q2_K | IQ4_XS | IQ3_S | IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S |
+|---|---|---|---|---|---|---|---|---|---|---|
+| 19 | 12 | 6.5 | 6.2 | 5.6 | 3.6 | 1.9 | 1.6 | 1.0 | 0.5 | 0.4 |
+
+So all groups once in Q4_K are 4 minutes, a second time in types like IQ3_S 14, and writing the
+file as much again: 40 minutes in all, 20 with `--types Q8_0,Q6_K,Q5_K,Q4_K,Q3_K,Q2_K`. A file that
+is mostly IQ2_XS or IQ2_S takes hours; llama-quantize needs them for it too.
 """
 
 
