@@ -31,10 +31,7 @@ _SHAPE = {
 class BatchConfig:
     """What a batch is to make: prunings, quantizations of each, or (without ``keep``) of the model.
 
-    Attributes:
-        source: the model itself, or the same in BF16.
-        imatrix: an importance matrix of the full model; True gathers one; False uses none.
-        options: more options by command, as on the command line.
+    ``options`` are more options by command, as on the command line.
 
     Raises:
         InputError: neither ``keep`` nor ``types`` is given, or there is no such type or command.

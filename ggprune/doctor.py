@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import platform
 import shutil
@@ -129,8 +130,14 @@ def _machine(model: Path | None) -> Iterator[Finding]:
 def _neighbours() -> Iterator[Finding]:
     from ggprune.hub.client import has_token
 
-    program = shutil.which("ollama")
-    version = (program and _first_line(program, "--version")) or program
+    program, said = shutil.which("ollama"), ""
+    if program:
+        command = [program, "--version"]
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
+            said = subprocess.run(
+                command, capture_output=True, text=True, timeout=_SECONDS, check=False
+            ).stdout
+    version = said.partition("\n")[0] or program
     yield Finding("Ollama", version or "not found (only needed to run the result there)")
     token = "there" if has_token() else "none (only needed for push and for gated models)"
     yield Finding("Hub token", token)
@@ -169,13 +176,3 @@ def _fit(path: Path) -> Iterator[Finding]:
             yield Finding("fits", f"yes: {where}")
         else:
             yield Finding("fits", "yes: on the CPU")
-
-
-def _first_line(*command: str) -> str:
-    try:
-        result = subprocess.run(
-            command, capture_output=True, text=True, timeout=_SECONDS, check=False
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return next(iter(result.stdout.splitlines()), "")

@@ -24,14 +24,9 @@ FORMAT = "ggprune-bench-tasks"
 _VERSION = 1
 SIDES = ("base", "candidate")
 MMLU = (
-    "elementary_mathematics",
-    "philosophy",
-    "world_religions",
-    "college_computer_science",
-    "high_school_mathematics",
-    "abstract_algebra",
-    "college_mathematics",
-)
+    "elementary_mathematics", "philosophy", "world_religions", "college_computer_science",
+    "high_school_mathematics", "abstract_algebra", "college_mathematics",
+)  # fmt: skip
 #: Ways of reading an answer, the most forgiving first.
 _FILTERS = ("flexible-extract", "get_response", "strict-match", "none")
 
@@ -78,11 +73,8 @@ def read_results(folder: Path) -> dict[str, Any]:
             "run them, then read the folder.",
         )
     names = dict.fromkeys(name for side in sides.values() for name in side)
-    return {
-        "format": FORMAT,
-        "version": _VERSION,
-        "tasks": [_row(name, *(sides[side].get(name) for side in SIDES)) for name in names],
-    }
+    rows = [_row(name, *(sides[side].get(name) for side in SIDES)) for name in names]
+    return {"format": FORMAT, "version": _VERSION, "tasks": rows}
 
 
 def _row(
@@ -122,13 +114,10 @@ def _score(values: Mapping[str, Any]) -> dict[str, Any] | None:
     """Take the exact match of a task, read the most forgiving way; None for a group's heading."""
     for name in _FILTERS:
         score = values.get(f"exact_match,{name}")
+        error = values.get(f"exact_match_stderr,{name}")
         if isinstance(score, (int, float)):
-            error = values.get(f"exact_match_stderr,{name}")
-            return {
-                "score": float(score),
-                "score_se": float(error) if isinstance(error, (int, float)) else None,
-                "metric": f"exact_match,{name}",
-            }
+            spread = float(error) if isinstance(error, (int, float)) else None
+            return {"score": float(score), "score_se": spread, "metric": f"exact_match,{name}"}
     return None
 
 

@@ -36,7 +36,10 @@ _LONGEST_WAIT = 600.0
 
 
 class Hub:
-    """A connection to the Hub that HF_ENDPOINT names, with the token huggingface_hub finds."""
+    """A connection to the Hub that HF_ENDPOINT names, with the token huggingface_hub finds.
+
+    Raises HubError where something is not there or refused, or the connection keeps breaking.
+    """
 
     def __init__(self) -> None:
         self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or ENDPOINT
@@ -54,11 +57,7 @@ class Hub:
             raise HubError("the Hub takes files only from someone it knows", remedy=LOGIN)
 
     def files(self, repo: Repo) -> list[RemoteFile]:
-        """All files of a repository at its revision, by path.
-
-        Raises:
-            HubError: there is no such repository or revision, or it cannot be read.
-        """
+        """All files of a repository at its revision, by path."""
         found = self._attempt(
             f"listing {repo}",
             lambda api: list(api.list_repo_tree(**_place(repo), recursive=True)),
@@ -81,11 +80,7 @@ class Hub:
         return True
 
     def download(self, repo: Repo, path: str) -> Path:
-        """Download a file into huggingface_hub's cache, or find it there; resumes.
-
-        Raises:
-            HubError: it is not there, may not be read, or the connection keeps breaking.
-        """
+        """Download a file into huggingface_hub's cache, or find it there; resumes."""
         from huggingface_hub import hf_hub_download
 
         found = self._attempt(
@@ -117,11 +112,7 @@ class Hub:
             )
 
     def commit(self, repo: Repo, files: Sequence[LocalFile], message: str) -> None:
-        """Upload files as one commit; what the Hub's storage has already is not sent again.
-
-        Raises:
-            HubError: refused, or the connection keeps breaking.
-        """
+        """Upload files as one commit; what the Hub's storage has already is not sent again."""
         from huggingface_hub import CommitOperationAdd
 
         def send(api: HfApi) -> object:

@@ -58,7 +58,7 @@ class Failure(HubError):
         status: of the HTTP answer; 0 if there was none.
         transient: the same call may work later.
         missing: the repository, revision or file is not there (or not for this user).
-        retry_after: seconds that the Hub asked to wait; None if it did not.
+        retry_after: seconds that the Hub asked to wait.
     """
 
     def __init__(

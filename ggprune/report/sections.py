@@ -20,9 +20,6 @@ from ggprune.types import Floats, Json
 MEASURE = "Σ g‖f‖"
 _TOP = 8
 _SHARE = 0.8
-#: Top experts are a quarter of all, 32 of 128, and never more than 32.
-_OVERLAP_PART = 4
-_OVERLAP_MOST = 32
 _FALLBACK_SCORE = "contribution"
 
 
@@ -151,7 +148,8 @@ def domains(statistics: Statistics | None, plan: Plan | None) -> Json | None:
     if statistics is None:
         return None
     experts = statistics.identity.experts
-    top = min(_OVERLAP_MOST, max(1, experts // _OVERLAP_PART))
+    # A quarter of all, 32 of 128, and never more.
+    top = min(32, max(1, experts // 4))
     sums = [domain.sums.contribution_sum for domain in statistics.domains]
     overlap = measures.overlap(sums, top) if len(sums) > 1 else None
     return {

@@ -13,11 +13,9 @@ from ggprune.text.load import load_or_builtin
 
 @dataclass(frozen=True, slots=True)
 class TextChoice:
-    """Which text calibration, methods that measure plans, and verification run on.
+    """Which text calibration, verification, and methods that measure plans run on: disjoint parts.
 
-    Attributes:
-        calibration, held_out: disjoint parts.
-        search: disjoint from both; empty for the built-in search text.
+    ``search`` is empty for the built-in search text.
     """
 
     calibration: tuple[Source, ...]
@@ -41,8 +39,7 @@ def choose_text(
     Args:
         named: what to calibrate on, as (domain, path); none for the built-in prompts.
         held_out: what to measure on; none for the built-in answers, or a part of ``named``.
-        share: of the text to hold out.
-        search_share: of what is left, to set aside for comparing plans.
+        share, search_share: of the text to hold out, and of the rest for comparing plans.
 
     Raises:
         InputError: a text cannot be used, or there is nothing to hold out.
@@ -59,11 +56,7 @@ def choose_text(
 
 
 def hold_out(sources: Sequence[Source], share: float = 0.1) -> TextChoice:
-    """Keep the end of every text back.
-
-    Raises:
-        InputError: there is nothing to hold out.
-    """
+    """Keep the end of every text back; InputError if that leaves nothing."""
     parts = [_hold_out(source, share) for source in sources]
     held = tuple(part[1] for part in parts if part[1].documents)
     if not held:

@@ -58,16 +58,21 @@ _ABOUT = re.compile(
 )
 
 
+def json_or_none(text: str) -> Any:
+    """Parse JSON; None for what is not."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
 def json_rows(text: str, name: object) -> Iterator[tuple[str, Any]]:
     """Yield the rows of JSON Lines, of a JSON array, or the one JSON object, and where each is.
 
     Raises:
         InputError: a line is not JSON.
     """
-    try:
-        whole = json.loads(text)
-    except (ValueError, RecursionError):
-        whole = None  # Several lines of JSON, or a mistake: the loop below names its line.
+    whole = json_or_none(text)  # None: lines of JSON, or a mistake whose line is named below.
     if isinstance(whole, list) and any(isinstance(row, dict) for row in whole):
         yield from ((f"row {number}", row) for number, row in enumerate(whole, start=1))
         return

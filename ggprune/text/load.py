@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import logging
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from ggprune.errors import InputError
 from ggprune.text.builtin import builtin_texts
 from ggprune.text.documents import Document, Source
-from ggprune.text.layouts import has_layout, json_rows, read_rows
+from ggprune.text.layouts import has_layout, json_or_none, json_rows, read_rows
 from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
@@ -140,13 +139,9 @@ def _table_rows(table: csv.DictReader[str], path: Path) -> Iterator[tuple[str, A
 
 def _has_rows(text: str) -> bool:
     """Whether JSON in a folder is data, and not a source file such as settings."""
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError):
-        try:
-            value = [json.loads(text.lstrip().split("\n", 1)[0])]
-        except (ValueError, RecursionError):
-            return False
+    value = json_or_none(text)
+    if value is None:
+        value = [json_or_none(text.lstrip().split("\n", 1)[0])]
     if isinstance(value, dict):
         parts = (part for part in value.values() if isinstance(part, list))
         return has_layout(value) or any(has_layout(part[0]) for part in parts if part)

@@ -69,10 +69,9 @@ def _chosen(name: str) -> tuple[Recipe, list[Part]]:
 
 def _documents(part: Part, hub: Hub) -> Iterator[Document]:
     """Read the part's rows as conversations."""
-    files = _files(part, hub)
     wanted, total = part.skip + part.count, 0
     paths: list[Path] = []
-    for repo, file in files:
+    for repo, file in _files(part, hub):
         paths.append(hub.download(repo, file))
         total += _count(paths[-1])
         if total >= wanted:
@@ -82,9 +81,8 @@ def _documents(part: Part, hub: Hub) -> Iterator[Document]:
     taken = set(order[part.skip : wanted])
     if len(taken) < part.count:
         log.info("%s: has %d of the %d rows", part, len(taken), part.count)
-    rows = (row for path in paths for row in _rows(path, part))
     empty = 0
-    for number, row in enumerate(rows):
+    for number, row in enumerate(row for path in paths for row in _rows(path, part)):
         turns = _turns(part, row, number) if number in taken else ()
         empty += number in taken and not turns
         if turns:
@@ -107,8 +105,7 @@ def _files(part: Part, hub: Hub) -> list[tuple[Repo, str]]:
     """List the part's files: JSON lines as uploaded, else Parquet as the Hub converts every set."""
     plain = Repo(part.dataset, "dataset")
     names = [file.path for file in hub.files(plain)]
-    found = [(plain, name) for name in names if _is_of(name, part, ".jsonl")]
-    if found:
+    if found := [(plain, name) for name in names if _is_of(name, part, ".jsonl")]:
         return found
     converted = Repo(part.dataset, "dataset", CONVERTED)
     try:

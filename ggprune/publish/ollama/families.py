@@ -62,26 +62,17 @@ class Renderer:
     note: str | None = None
 
 
+_NEW = "Ollama before 0.21 does not know gemma4-{}: write RENDERER gemma4 for it."
 #: Of Gemma 4 the large models (12B, 26B-A4B, 31B) are shown an empty thought before an answer
 #: without thinking, the small ones (E2B, E4B) are not. Ollama takes ``gemma4`` for one of the two
 #: by the name it is given, else by the number of parameters, which pruning changes.
-_LARGE = Renderer(
-    "gemma4-large",
-    "gemma4",
-    ("gemma4",),
-    stop="<turn|>",
-    note="Ollama before 0.21 does not know gemma4-large: write RENDERER gemma4 for it.",
-)
+_LARGE = Renderer("gemma4-large", "gemma4", ("gemma4",), stop="<turn|>", note=_NEW.format("large"))
+_QWEN_VL = ("qwen3vl", "qwen3vlmoe")
 
 #: Gemma 4, Laguna and Nemotron are what ``ollama create`` sets by itself; they are written out so
 #: that the file says what will happen. The rest follow the models of Ollama's own library.
 RENDERERS = (
-    replace(
-        _LARGE,
-        renderer="gemma4-small",
-        name=r"\be[24]b\b",
-        note=str(_LARGE.note).replace("large", "small"),
-    ),
+    replace(_LARGE, renderer="gemma4-small", name=r"\be[24]b\b", note=_NEW.format("small")),
     replace(_LARGE, experts=True),
     replace(_LARGE, name=r"(?:12|26|31)b"),
     replace(_LARGE, jinja=(r"<|channel>thought\n<channel|>",)),
@@ -94,12 +85,8 @@ RENDERERS = (
         without=("<SPECIAL_1",),  # Nemotron Nano 2: same architecture, another conversation format
     ),
     Renderer("qwen3-coder", "qwen3-coder", ("qwen3moe", "qwen3next"), jinja=("<function=",)),
-    Renderer(
-        "qwen3-vl-thinking", "qwen3-vl-thinking", ("qwen3vl", "qwen3vlmoe"), jinja=("<think>",)
-    ),
-    Renderer(
-        "qwen3-vl-instruct", "qwen3-vl-instruct", ("qwen3vl", "qwen3vlmoe"), without=("<think>",)
-    ),
+    Renderer("qwen3-vl-thinking", "qwen3-vl-thinking", _QWEN_VL, jinja=("<think>",)),
+    Renderer("qwen3-vl-instruct", "qwen3-vl-instruct", _QWEN_VL, without=("<think>",)),
     Renderer("qwen3.5", "qwen3.5", ("qwen35", "qwen35moe"), name=r"qwen[ _-]?3\.5"),
     Renderer("glm-4.7", "glm-4.7", ("glm4moe", "deepseek2"), name=r"glm[ _-]?4\.7"),
     Renderer("deepseek3.1", "deepseek3", ("deepseek2",), name=r"deepseek[ _-]?v3\.1"),
