@@ -56,9 +56,8 @@ def diagnose(model: Path | None = None) -> list[Finding]:
 
 def _software() -> Iterator[Finding]:
     yield Finding("ggprune", VERSION)
-    yield Finding(
-        "Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
-    )
+    system = f"{platform.system()} {platform.machine()}"
+    yield Finding("Python", f"{platform.python_version()} on {system}")
     try:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:

@@ -90,11 +90,10 @@ def recorded(gguf: GgufModel) -> dict[str, Any] | None:
 
 def evaluations(given: Sequence[Path], models: Sequence[Path]) -> dict[Path, dict[str, Any]]:
     """Read evaluations by model."""
+    if not given:
+        beside = {path: path.with_name(f"{stem_of(path)}{_EVALUATION}") for path in models}
+        return {model: _evaluation(path) for model, path in beside.items() if path.is_file()}
     found: dict[Path, dict[str, Any]] = {}
-    for path in models:
-        beside = path.with_name(f"{stem_of(path)}{_EVALUATION}")
-        if not given and beside.is_file():
-            found[path] = _evaluation(beside)
     for path in given:
         of = [model for model in models if path.name.startswith(stem_of(model))]
         if not of and len(models) > 1:

@@ -8,7 +8,7 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ggprune.errors import HubError, InputError
 from ggprune.gguf_file import split_shard_name, write_text
@@ -76,9 +76,8 @@ def repository(name: str, revision: str | None = None) -> Repo:
 def contents(folder: Path) -> tuple[list[Path], list[str]]:
     """List the files of a folder that belong to a model, and the names of those that do not.
 
-    Models, cards, reports, plans, Modelfiles, licences and pictures belong to it; calibration
-    statistics, hidden files and all others (which may hold anything) do not. The checksums are
-    made anew.
+    Calibration statistics, hidden files and those of unknown kinds (which may hold anything) do
+    not. The checksums are made anew.
 
     Raises:
         InputError: there is no such folder, no model in it, a shard is missing, or a file is too
@@ -88,15 +87,15 @@ def contents(folder: Path) -> tuple[list[Path], list[str]]:
         raise InputError(f"{folder}: is not a folder", remedy="Give the folder with the models.")
     files, left_out = [], []
     for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if not path.is_file() or name == CHECKSUMS:
+        name = path.relative_to(folder)
+        if not path.is_file() or str(name) == CHECKSUMS:
             continue
-        hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+        hidden = any(part.startswith(".") for part in name.parts)
         known = path.suffix.lower() in _SUFFIXES or _NAMES.fullmatch(path.name)
         if known and not hidden and not (path.suffix == ".gguf" and kind_of(path) == STATISTICS):
             files.append(path)
         else:
-            left_out.append(name)
+            left_out.append(name.as_posix())
     if not any(path.suffix == ".gguf" for path in files):
         raise InputError(f"{folder}: has no .gguf file", remedy="Give the folder with the models.")
     for path in files:

@@ -6,12 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from ggprune.errors import InputError
-from ggprune.publish.ollama.families import (
-    CHANNEL_PAIRS,
-    END_OF_TURN,
-    SAMPLING,
-    Renderer,
-)
+from ggprune.publish.ollama.families import CHANNEL_PAIRS, END_OF_TURN, SAMPLING, Renderer
 from ggprune.publish.ollama.templates import Family
 from ggprune.publish.ollama.text import number
 from ggprune.text.chat import ChatTemplate

@@ -16,14 +16,7 @@ from ggprune.gguf_file import GgufModel, split_shard_name, write_text
 from ggprune.model import describe
 from ggprune.publish.ollama.detect import beyond_go, detect
 from ggprune.publish.ollama.families import renderer_for
-from ggprune.publish.ollama.metadata import (
-    Facts,
-    context,
-    default_system,
-    licence,
-    sampling,
-    stops,
-)
+from ggprune.publish.ollama.metadata import Facts, context, default_system, licence, sampling, stops
 from ggprune.publish.ollama.templates import Family, family_of
 from ggprune.publish.ollama.text import is_unknown, printable, quote, relative, unprintable
 
@@ -118,10 +111,8 @@ def make_modelfile(
     asked = dict(parameters or {})
     if num_ctx is not None:
         asked["num_ctx"] = num_ctx
-    rule = None
-    if template != "go":
-        known = (facts.architecture, facts.name, facts.jinja)
-        rule = renderer_for(*known, experts=facts.experts > 0)
+    known = (facts.architecture, facts.name, facts.jinja)
+    rule = None if template == "go" else renderer_for(*known, experts=facts.experts > 0)
     family = None if rule else _family(facts, template)
     window, window_note = context(facts, asked.pop("num_ctx", None))
     turn_ends = stops(facts, rule, family, str(asked.pop("stop", "")))
