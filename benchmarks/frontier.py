@@ -108,9 +108,9 @@ def page(record: dict[str, Any]) -> str:
     grid, fits = record["grid"], record["fits"]
     rows = []
     for each in sorted(fits, key=lambda fit: -fit["limit"]):
-        rival = min(
-            (p for p in grid if p["size_bytes"] <= each["limit"]), key=lambda p: p["kld_mean"]
-        )
+        others = [p for p in grid if p["size_bytes"] <= each["limit"]]
+        others += [p for p in each["alternatives"] if p["measured"] and p["text"] == "held-out"]
+        rival = min(others, key=lambda p: p["kld_mean"])
         change = each["kld_mean"] / rival["kld_mean"] - 1
         rows.append(
             f"| {each['limit'] / 1e6:.1f} | {rival['kld_mean']:.5f} ({rival['keep']}, "
@@ -171,7 +171,8 @@ files: all experts in few bits, three quarters of them in more. `ggprune fit MOD
 ## Fitted files beside the best of the grid
 
 The grid is the table below: counts of experts times llama-quantize's own types, with an importance
-matrix. A fitted file also has the types chosen for {groups} groups of tensors.
+matrix; and further types of it where `fit` found one better. A fitted file also has the types
+chosen for {groups} groups of tensors.
 
 | MB at most | best of the grid | MB | experts | fitted | | search: predicted / measured | passes |
 |---|---|---|---|---|---|---|---|
