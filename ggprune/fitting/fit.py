@@ -216,7 +216,7 @@ def _rivals(study: Study, limit: int) -> list[Rated]:
     for type_name in FILE_TYPES:
         for keep in study.counts:
             mix = study.space.of_file_type(type_name, keep)
-            if study.space.size(mix) <= limit:
+            if study.space.size(mix) <= limit and study.space.is_possible(mix):
                 found.append(_rated(study, mix, POWER, f"{keep} experts, {type_name}"))
                 break
     return found

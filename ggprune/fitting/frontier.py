@@ -102,6 +102,9 @@ def frontier(
             if type_name == AS_IS and keep == experts:
                 continue  # The reference itself.
             mix = _mix(study, type_name, keep, own)
+            if not study.space.is_possible(mix):
+                log.warning("%s: left out: the importance matrix does not cover all", type_name)
+                break
             point = measured(study, mix, type_name, room)
             if speed and keep == experts:
                 rate = decode_speed(study.shards.candidate(mix.options), study.run)

@@ -173,6 +173,8 @@ def _quantize(
     if kind == "F32":
         out[:] = values.view(np.uint8)
         return
+    if columns is None and kind in kinds.NEEDS_IMATRIX:  # llama.cpp would abort the process.
+        raise LlamaError(f"{kind}: is made only of tensors that the importance matrix covers")
     importance = columns.ctypes.data if columns is not None else None
     library().ggml["ggml_quantize_chunk"](
         number, values.ctypes.data, out.ctypes.data, 0, rows, row, importance

@@ -96,8 +96,8 @@ class Space:
         names = quantizable(model.gguf, folder)
         self.groups = groups_of(model, names, groups)
         self.fixed = tuple(t for t in model.gguf.tensors if t.name not in names)
-        known = frozenset(covered)
-        self.options = tuple(_options(group, wanted, known) for group in self.groups)
+        self._covered = frozenset(covered)
+        self.options = tuple(_options(g, wanted, self._covered) for g in self.groups)
 
     @property
     def base(self) -> Mix:
@@ -107,6 +107,14 @@ class Space:
     def smallest(self, keep: int) -> Mix:
         """Return the fewest bytes with so many experts."""
         return Mix(keep, tuple(each[-1] for each in self.options))
+
+    def is_possible(self, mix: Mix) -> bool:
+        """Whether the importance matrix covers all that needs it."""
+        return all(
+            kind not in kinds.NEEDS_IMATRIX or tensor.name in self._covered
+            for group, option in zip(self.groups, mix.options, strict=True)
+            for tensor, kind in zip(group.tensors, option.types, strict=True)
+        )
 
     def group_bytes(self, index: int, option: Option, keep: int) -> int:
         """Bytes of a group's data, padding included."""

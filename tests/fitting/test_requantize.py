@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ggprune.errors import LlamaError
 from ggprune.fitting import kinds
 from ggprune.fitting.requantize import Requantizer
 from ggprune.gguf_file import GgufModel, Tensor, tensor_type_name
@@ -77,3 +78,10 @@ def test_the_error_is_that_of_the_values(trained: Path) -> None:
         difference = values("Q4_K", data) - values("Q8_0", source.read(tensor))
     assert found["Q4_K"] == pytest.approx(float(np.square(difference).sum()), rel=1e-4)
     assert found["Q8_0"] == 0 < found["Q4_K"] < found["Q2_K"]
+
+
+def test_types_that_need_an_importance_matrix(trained: Path) -> None:
+    with GgufModel(trained) as source, Requantizer(source, {}, 1) as requantizer:
+        tensor = next(t for t in source.tensors if t.name == "blk.0.attn_q.weight")
+        with pytest.raises(LlamaError, match="IQ2_XXS"):
+            requantizer.convert(tensor, "IQ2_XXS", lambda _: None)
