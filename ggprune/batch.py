@@ -153,10 +153,7 @@ def _step(
 
 
 def run(
-    todo: Sequence[Step],
-    *,
-    dry_run: bool = False,
-    execute: Callable[[Step], str] | None = None,
+    todo: Sequence[Step], *, dry_run: bool = False, execute: Callable[[Step], str] | None = None
 ) -> Outcome:
     """Take the steps that are not up to date; each comes after those it needs.
 

@@ -90,11 +90,8 @@ class BatchConfig:
             for key in ("model", "source", "output", "imatrix"):
                 if isinstance(data.get(key), str):
                     data[key] = path.parent / Path(data[key]).expanduser()
-            given: dict[str, Any] = {
-                key: tuple(value) if isinstance(value, list) else value
-                for key, value in data.items()
-            }
-            return cls(**given)
+            lists = {key: tuple(value) for key, value in data.items() if isinstance(value, list)}
+            return cls(**{**data, **lists})
         except InputError as error:
             if not error.message.startswith(f"{path}"):
                 error = InputError(f"{path}: {error.message}", remedy=error.remedy)

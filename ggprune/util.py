@@ -6,11 +6,15 @@ import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 from ggprune.errors import InputError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _T = TypeVar("_T", bound="Closing")
 
@@ -117,6 +121,25 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def first_few(names: Sequence[str], most: int) -> str:
     """List names, with … for those that are too many."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def template(
+    package: str, name: str, filters: Mapping[str, Any] | None = None, **options: Any
+) -> Template:
+    """Load a Jinja template that lies in a package; what is undefined in it is empty.
+
+    Args:
+        package, name: where it lies.
+        filters: besides Jinja's own.
+        options: of the Jinja environment.
+    """
+    from jinja2 import ChainableUndefined, Environment
+
+    environment = Environment(
+        trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, **options
+    )
+    environment.filters.update(filters or {})
+    return environment.from_string(files(package).joinpath(name).read_text(encoding="utf-8"))
 
 
 def cache_folder() -> Path:

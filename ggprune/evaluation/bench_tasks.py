@@ -13,12 +13,12 @@ import math
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from ggprune.errors import InputError
 from ggprune.types import option
+from ggprune.util import template
 
 FORMAT = "ggprune-bench-tasks"
 _VERSION = 1
@@ -42,12 +42,9 @@ class Settings:
 
 def script(base: Path, candidate: Path, folder: Path, settings: Settings) -> str:
     """Write a shell script that runs everything, one model after the other."""
-    from jinja2 import Environment
-
-    environment = Environment(trim_blocks=True, keep_trailing_newline=True)
-    environment.filters["quoted"] = lambda path: shlex.quote(str(path))
-    source = files("ggprune.evaluation").joinpath("bench_tasks.sh.j2").read_text(encoding="utf-8")
-    return environment.from_string(source).render(
+    filters = {"quoted": lambda path: shlex.quote(str(path))}
+    page = template("ggprune.evaluation", "bench_tasks.sh.j2", filters, keep_trailing_newline=True)
+    return page.render(
         models=zip(SIDES, (base, candidate), strict=True),
         jobs=(
             ("gpqa", "gpqa_diamond_cot_zeroshot", None),

@@ -69,9 +69,7 @@ class Hub:
         """Whether the repository (and its revision) can be seen."""
         try:
             self._attempt(
-                f"looking for {repo}",
-                lambda api: api.repo_info(**_place(repo)),
-                reading=True,
+                f"looking for {repo}", lambda api: api.repo_info(**_place(repo)), reading=True
             )
         except Failure as failure:
             if failure.missing:

@@ -57,9 +57,8 @@ class LocalFile:
     ) -> LocalFile:
         """Hash a file; ``progress`` is called with the number of bytes just read."""
         size = path.stat().st_size
-        sha256, blob = hashlib.sha256(), hashlib.sha1(usedforsecurity=False)
-        blob.update(b"blob %d\0" % size)
         small = size < _SMALL
+        sha256, blob = hashlib.sha256(), hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
         with path.open("rb") as stream:
             while chunk := stream.read(_HASH_CHUNK):
                 sha256.update(chunk)

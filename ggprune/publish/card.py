@@ -6,7 +6,6 @@ import itertools
 import json
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 from ggprune.choosing.methods import METHODS
@@ -15,7 +14,7 @@ from ggprune.hub.client import metadata_block
 from ggprune.model.architectures import ARCHITECTURES, Kind
 from ggprune.publish.card_facts import Card, ModelFile, gather
 from ggprune.rewrite.drop_metadata import calibration_texts
-from ggprune.util import human_size
+from ggprune.util import human_size, template
 
 __all__ = ["Card", "ModelFile", "gather", "metadata_fields", "render"]
 
@@ -35,28 +34,20 @@ _TASKS = {
 
 def render(card: Card) -> str:
     """Write the card as Markdown, with its metadata as YAML in front."""
-    from jinja2 import ChainableUndefined, Environment
-
-    environment = Environment(
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=ChainableUndefined,
-    )
-    environment.filters.update(
-        cell=_cell,
-        clean=clean,
-        grouped="{:,}".format,
-        parameters=_parameters,
-        percent="{:.2%}".format,
-        quoted=shlex.quote,
-        settings=_settings,
-        size=human_size,
-    )
+    filters = {
+        "cell": _cell,
+        "clean": clean,
+        "grouped": "{:,}".format,
+        "parameters": _parameters,
+        "percent": "{:.2%}".format,
+        "quoted": shlex.quote,
+        "settings": _settings,
+        "size": human_size,
+    }
     metadata, kind = card.metadata or {}, _kind(card)
     retained = {n: share for n, share in _shares(card).items() if isinstance(share, int | float)}
-    source = files("ggprune.publish").joinpath("card.md.j2").read_text(encoding="utf-8")
-    body = environment.from_string(source).render(
+    page = template("ggprune.publish", "card.md.j2", filters, keep_trailing_newline=True)
+    body = page.render(
         card=card,
         metadata=metadata,
         source=source_of(card),
@@ -123,12 +114,12 @@ def _measurements(card: Card) -> dict[str, Any]:
         name = (metadata.get("result") or {}).get("name") or card.files[0].name
         measured, missing = [ModelFile(str(name), "", 0, evaluation=single)], []
     findings: dict[str, None] = {}
+    shares = _shares(card)
     for file in measured:
         # What ggprune itself calls bad belongs into the card.
-        shares = _shares(card)
         for each in verdict(evaluation=file.evaluation, keep=card.experts, retained=shares):
             of = "" if each.gate == "layers" else f"`{clean(file.name)}`: "
-            findings.setdefault(f"- {of}{clean(each.text)}")
+            findings[f"- {of}{clean(each.text)}"] = None
     return {"measured": measured, "missing": missing, "findings": list(findings)}
 
 

@@ -52,12 +52,11 @@ def overlap(values: list[Floats], top: int) -> Floats:
     """
     # [domains, layers, experts]; the lower index wins a tie.
     sums = np.array(values)
-    order = np.argsort(-sums, axis=2, kind="stable")
-    chosen = np.argsort(order, axis=2) < top
-    has_some = sums.sum(axis=2) > 0
-    chosen &= has_some[:, :, None]
-    shared = np.einsum("ile,jle->ij", chosen.astype(float), chosen.astype(float))
-    layers = np.einsum("il,jl->ij", has_some.astype(float), has_some.astype(float))
+    ranks = np.argsort(np.argsort(-sums, axis=2, kind="stable"), axis=2)
+    has_some = (sums.sum(axis=2) > 0).astype(float)
+    chosen = (ranks < top) * has_some[:, :, None]
+    shared = np.einsum("ile,jle->ij", chosen, chosen)
+    layers = np.einsum("il,jl->ij", has_some, has_some)
     mean: Floats = np.divide(shared, layers, where=layers > 0, out=np.full_like(shared, np.nan))
     return mean
 

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import ChainableUndefined, Environment, Template
+from jinja2 import Template
 from markupsafe import Markup, escape
 
+from ggprune import util
 from ggprune.util import human_size
 
 Report = Mapping[str, Any]
@@ -149,21 +150,16 @@ def asset(name: str) -> str:
 
 @functools.cache
 def template(name: str, **options: Any) -> Template:
-    """Return a template of the folder ``assets`` with this module's functions as its filters.
-
-    What an evaluation from a file lacks shows as a dash.
-    """
-    environment = Environment(
-        trim_blocks=True, lstrip_blocks=True, undefined=ChainableUndefined, **options
-    )
-    environment.filters.update(
-        pct=percent,
-        num=number,
-        fixed=fixed,
-        points=points,
-        code=with_code,
-        count=count,
-        size=size,
-        settings=settings,
-    )
-    return environment.from_string(asset(name))
+    """Return a template of the folder ``assets`` with this module's functions as its filters."""
+    filters = {
+        "pct": percent,
+        "num": number,
+        "fixed": fixed,
+        "points": points,
+        "code": with_code,
+        "count": count,
+        "size": size,
+        "settings": settings,
+    }
+    # What an evaluation from a file lacks shows as a dash.
+    return util.template("ggprune.report", f"assets/{name}", filters, **options)

@@ -22,11 +22,10 @@ def rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[dict[str,
     """
     with _open(path) as file:
         present = list(file.schema_arrow.names)
-        missing = [name for name in columns or () if name not in present]
-        if missing:
-            raise InputError(
-                f"{path}: has no column {missing[0]!r}, it has {', '.join(map(repr, present))}"
-            )
+        for name in columns or ():
+            if name not in present:
+                listed = ", ".join(map(repr, present))
+                raise InputError(f"{path}: has no column {name!r}, it has {listed}")
         for batch in file.iter_batches(batch_size=_BATCH, columns=list(columns or present)):
             yield from batch.to_pylist()
 

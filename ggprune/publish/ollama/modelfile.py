@@ -7,10 +7,10 @@ import logging
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
+from ggprune import util
 from ggprune.errors import InputError, OutputError
 from ggprune.gguf_file import GgufModel, split_shard_name, write_text
 from ggprune.model import describe
@@ -231,11 +231,8 @@ def _family(facts: Facts, template: TemplateMode) -> Family | None:
 
 def _comments(**known: Any) -> tuple[list[str], list[str]]:
     """Write what a reader should know, and those of it that are warnings."""
-    from jinja2 import Environment
-
-    environment = Environment(trim_blocks=True, lstrip_blocks=True)
-    source = files(__package__).joinpath("comments.txt.j2").read_text(encoding="utf-8")
-    lines = environment.from_string(source).render(**known).splitlines()
+    page = util.template("ggprune.publish.ollama", "comments.txt.j2")
+    lines = page.render(**known).splitlines()
     warnings = [line.removeprefix("! ") for line in lines if line.startswith("! ")]
     return [line.removeprefix("! ") for line in lines], warnings
 
