@@ -46,11 +46,7 @@ def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
 
 
 def resolve_text(reference: str, *, hub: Hub | None = None) -> Path:
-    """Find the local path of a text file: ``hf://datasets/owner/repo/file.jsonl``, or a path.
-
-    Raises:
-        HubError: it is not there, may not be read, or the connection keeps breaking.
-    """
+    """Find the local path of a text file: ``hf://datasets/owner/repo/file.jsonl``, or a path."""
     found = None if os.path.lexists(reference) else parse(reference)
     if found is None or found.file is None:
         return Path(reference)

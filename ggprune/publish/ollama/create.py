@@ -15,11 +15,7 @@ _NAME = re.compile(r"(?:[\w-][\w.:-]*/){0,2}\w[\w.-]*(?::\w[\w.-]*)?", re.ASCII)
 
 
 def create_commands(name: str, modelfile: Path) -> list[str]:
-    """Return the two shell commands that make the model in Ollama and run it.
-
-    Raises:
-        InputError: Ollama would not take the name.
-    """
+    """Return the two shell commands that make the model in Ollama and run it; see ``create``."""
     return [shlex.join(_create_command(name, modelfile)), shlex.join(["ollama", "run", name])]
 
 
