@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,21 +15,22 @@ from typing import Any
 
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
-from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.request import Budget, Request, Resources
-from ggprune.errors import InputError, OutputError, UnsupportedModelError
+from ggprune.errors import OutputError, UnsupportedModelError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.logcache import fingerprint
 from ggprune.evaluation.masking import Dropped, dropped_by
+from ggprune.fitting.calibrated import calibrated
 from ggprune.fitting.measure import Journal, Meter, Score, check_text
 from ggprune.fitting.options import FitOptions
 from ggprune.fitting.predict import POWER, Prediction
 from ggprune.fitting.requantize import Requantizer
+from ggprune.fitting.rounding import Errors
 from ggprune.fitting.shards import Shards
 from ggprune.fitting.solve import choose
 from ggprune.fitting.space import AS_IS, Mix, Option, Space
-from ggprune.gguf_file import Tensor, tensor_type_name, write_text
+from ggprune.gguf_file import Tensor
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.model import MoeModel
 from ggprune.model.architectures import Kind
@@ -49,8 +50,6 @@ _COUNTS = (15 / 16, 3 / 4, 1 / 2, 1 / 4)
 _TRIED = 33
 #: Bits of a weight in the type that every group is measured in first.
 _FIRST_BITS = 4.5
-#: Weights of a tensor from which its error in a type is estimated.
-_SAMPLE = 1 << 15
 _CTX = 512
 _SCORED_FROM = 64
 
@@ -62,44 +61,6 @@ class Texts:
     calibration: Sequence[Source]
     search: Sequence[Source]
     held_out: Sequence[Source]
-
-
-class Errors:
-    """Importance-weighted errors of tensors in types, estimated when asked for, kept in a file."""
-
-    def __init__(self, requantizer: Requantizer, path: Path, of: str) -> None:
-        self._requantizer, self._path, self._of = requantizer, path, of
-        self._known: dict[str, dict[str, float]] = {}
-        try:
-            record = json.loads(path.read_text(encoding="utf-8"))
-            self._known = record["errors"] if record["of"] == of else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            pass
-
-    def estimate(self, tensors: Mapping[Tensor, set[str]], progress: Progress) -> None:
-        """Estimate what is not known of many tensors at once."""
-        missing = {
-            tensor: tuple(sorted(wanted - self._known.get(tensor.name, {}).keys()))
-            for tensor, wanted in tensors.items()
-        }
-        total = sum(map(len, missing.values()))
-        if not total:
-            return
-        with progress(total, "rounding samples", "tensor") as advance:
-            for tensor, wanted in missing.items():
-                found = self._requantizer.errors(tensor, wanted, _SAMPLE) if wanted else {}
-                self._known.setdefault(tensor.name, {}).update(found)
-                advance(len(wanted))
-        write_text(self._path, json.dumps({"of": self._of, "errors": self._known}))
-
-    def of(self, tensor: Tensor, kind: str) -> float:
-        """Measure the error of one tensor."""
-        if kind == tensor_type_name(tensor.type):
-            return 0.0
-        known = self._known.setdefault(tensor.name, {})
-        if kind not in known:
-            known.update(self._requantizer.errors(tensor, (kind,), _SAMPLE))
-        return known[kind]
 
 
 class Study(Closing):
@@ -151,7 +112,19 @@ class Study(Closing):
                 self.reference.identity(), str(source.gguf.path), str(self.reference.gguf.path)
             )
         work.mkdir(parents=True, exist_ok=True)
-        self.statistics, self.imatrix = self._calibrated(statistics, imatrix, settings)
+        self.statistics, self.imatrix = calibrated(
+            Run(
+                self.reference,
+                texts.calibration,
+                settings or Settings(ctx=_CTX),
+                self.run,
+                progress,
+                observers=[ImatrixObserver()],
+            ),
+            work,
+            statistics,
+            imatrix,
+        )
         matrix = Imatrix.load(self.imatrix)
         self.quantizer = Quantizer(
             source.gguf,
@@ -373,40 +346,6 @@ class Study(Closing):
         )
         check_text(evaluator, f"{what} text")
         return evaluator, [tokens, [[source.domain, source.sha256] for source in sources]]
-
-    def _calibrated(
-        self, statistics: Path | None, imatrix: Path | None, settings: Settings | None
-    ) -> tuple[Statistics, Path]:
-        """Statistics and importance matrix: given, left by an earlier run, or of one pass."""
-        ours = self.work / "stats.gguf", self.work / "imatrix.gguf"
-        if statistics and imatrix:
-            found = Statistics.load(statistics)
-            found.identity.check_same(
-                self.source.identity(), str(statistics), str(self.source.gguf.path)
-            )
-            return found, imatrix
-        if statistics or imatrix:
-            given, missing = ("statistics", "imatrix") if statistics else ("imatrix", "statistics")
-            raise InputError(f"{given}: give {missing} of the same calibration too, or neither")
-        observer = ImatrixObserver()
-        settings = settings or Settings(ctx=_CTX)
-        run = Run(
-            self.reference,
-            self._texts.calibration,
-            settings,
-            self.run,
-            self.progress,
-            observers=[observer],
-        )
-        if all(path.exists() for path in ours):
-            known = Statistics.load(ours[0])
-            if not run.difference(known):
-                return known, ours[1]
-        found = run.run_into(ours[0], force=True)
-        tokens = sum(domain.tokens for domain in found.domains)
-        names = [source.domain for source in self._texts.calibration]
-        observer.save(ours[1], names, max(tokens // settings.ctx, 1), settings.ctx)
-        return found, ours[1]
 
     def _say_beforehand(self) -> None:
         """Say what will be run, and what the disk must hold; refuse where it cannot.
