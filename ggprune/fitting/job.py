@@ -186,8 +186,10 @@ def words_on(fitted: Fitted) -> list[str]:
         f"{score.tokens:,} unseen tokens; predicted {best.predicted:.5f} on the search text",
     ]
     rivals = [("all experts in one type", answer.whole), ("the best count in one", answer.single)]
+    said = {best.mix.key}
     for what, rival in (*rivals, *(("pruning alone", other) for other in answer.others)):
-        if rival is not None and rival.mix.key != best.mix.key and rival.judged is not None:
+        if rival is not None and rival.mix.key not in said and rival.judged is not None:
+            said.add(rival.mix.key)
             times = rival.judged.kld_mean / max(score.kld_mean, 1e-9)
             lines.append(
                 f"beats {what}: {rival.name}, {human_size(rival.size)}, "
