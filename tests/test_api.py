@@ -146,6 +146,10 @@ def test_what_would_be_written(tmp_path: Path, model: Path) -> None:
         ({}, "how many experts"),
         ({"keep": 8, "ratio": 0.5}, "keep"),
         ({"keep": 1}, "keep"),
+        ({"keep": 16}, "keep=16: the model has 16 experts, so there is nothing to do"),
+        ({"target_size": 10**12}, "all 16 experts would stay, so there is nothing to do"),
+        ({"fit_vram": 10**12}, "all 16 experts would stay, so there is nothing to do"),
+        ({"ratio": 0.0}, "all 16 experts would stay, so there is nothing to do"),
     ],
 )
 def test_a_wrong_budget(model: Path, asked: dict[str, object], message: str) -> None:

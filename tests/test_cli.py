@@ -103,6 +103,8 @@ def test_help_is_short_and_all_help_is_whole(name: str) -> None:
         assert isinstance(option, click.Argument) or option.opts[-1] in whole
     missing = [p.opts[-1] for p in command.params if p.opts[-1].startswith("--")]
     assert all(flag in short for flag in missing) or "more options: --help-all" in short
+    assert "<LAMBDA>" not in whole
+    assert ("--help-all" in short) <= ("--help-all" in whole)
 
 
 @pytest.mark.process

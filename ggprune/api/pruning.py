@@ -313,12 +313,15 @@ def _check(
     if isinstance(wanted, Plan):
         keep, used, method = wanted.keep, wanted.experts_used, wanted.method
     else:
-        keep = known_count(wanted.budget, model.counts, model) or model.experts
-        used, method = wanted.fixed_used, wanted.method or DEFAULT
-        if wanted.budget.keep == model.experts and writing.changes_nothing and not used:
+        known = known_count(wanted.budget, model.counts, model)
+        keep, used, method = known or model.experts, wanted.fixed_used, wanted.method or DEFAULT
+        if known == model.experts and writing.changes_nothing and not used:
+            asked = wanted.budget.keep is not None
             raise InputError(
-                f"keep={keep}: the model has {keep} experts, so there is nothing to do",
-                remedy="Keep fewer.",
+                f"keep={keep}: the model has {keep} experts, so there is nothing to do"
+                if asked
+                else f"all {keep} experts would stay, so there is nothing to do",
+                remedy="Keep fewer." if asked else "Ask for less, or use the model as it is.",
             )
     files = result_files(
         model,

@@ -64,7 +64,7 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     if kind != FILE_TYPE:
         raise InputError(
             f"{path}: is not a statistics file (general.type is {kind!r})",
-            remedy=f"Make one: ggprune calibrate MODEL -o {path.name}",
+            remedy="Make one: ggprune calibrate MODEL -o STATS.gguf",
         )
     try:
         reader = gguf.GGUFReader(path)

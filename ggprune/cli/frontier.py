@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from ggprune.cli.fit import job_from, job_options
+from ggprune.cli.help import Sectioned
 from ggprune.cli.model_argument import MODEL
 from ggprune.cli.options import force_option, json_option, output_option, quiet_option
 from ggprune.cli.terminal import print_json, table
@@ -20,7 +21,7 @@ def _measuring(command: Any) -> Any:
     return job_options(command, "method", "held_out_tokens")
 
 
-@click.command("frontier")
+@click.command("frontier", cls=Sectioned)
 @click.argument("model", type=MODEL)
 @click.option(
     "--keep", "keeps", type=counts, default=(), metavar="N,N,…", help="Counts beside all experts."

@@ -152,7 +152,7 @@ def fit_model(
         GgpruneError: of the stage that failed.
     """
     if (target_size is None) == (fit_vram is None):
-        raise InputError("target_size and fit_vram: give one of them")
+        raise InputError("`target_size` and `fit_vram`: give one of them")
     with open_model(job.model) as model:
         limit = target_size or _limit_of(model, fit_vram or 0, context, kv_type, parallel)
         target = output or Path(f"{model.gguf.stem}-fit-{limit // 1_000_000}M.gguf")

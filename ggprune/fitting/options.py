@@ -19,7 +19,9 @@ class FitOptions:
     """
 
     types: tuple[str, ...] = option(
-        (), "Tensor types to choose from; default: those of llama.cpp from Q8_0 to IQ2_XXS."
+        (),
+        "Tensor types to choose from; default: those of llama.cpp from Q8_0 to IQ2_XXS.",
+        metavar="TYPE,…",
     )
     groups: int = option(
         20, "Groups of tensors that get a type of their own; each is measured twice.", minimum=6

@@ -201,5 +201,5 @@ def test_auto_is_judged_on_a_part_of_the_users_text(
     assert judged.endswith("tokens of words")
     assert pruned.statistics is not None
     seen = pruned.statistics.domains[0].tokens
-    searched = int(judged.split()[4])
+    searched = int(judged.split()[4].replace(",", ""))
     assert searched >= 512 and seen + searched < 12_000 * 0.9

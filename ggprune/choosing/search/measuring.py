@@ -191,7 +191,7 @@ def decide_measured(
         text = ", ".join(dict.fromkeys(chunk.domain for chunk in meter.chunks))
         if not resources.search_sources:
             text = f"the built-in conversations ({text}); search_text=NAME=PATH measures on yours"
-        log.info("plans are measured on %d tokens of %s", meter.evaluator.tokens, text)
+        log.info("plans are measured on %s tokens of %s", f"{meter.evaluator.tokens:,}", text)
         with meter.showing(resources.progress, round(measuring.tokens_left), "searching"):
             meter.use(request.fixed_used)
             keep = known_count(request.budget, statistics.identity.counts, model)
