@@ -49,12 +49,19 @@ def command(model: Path, output: Path | None, force: bool, as_json: bool, **argu
     from ggprune.fitting import chart
     from ggprune.fitting.frontier import HEADER, frontier, rows_of
     from ggprune.gguf_file import check_targets, write_text
+    from ggprune.model import open_model
+    from ggprune.quantization.names import file_type
 
     drawing = output.with_suffix(".svg") if output else None
     if output and drawing:
         check_targets([output, drawing], 0, force=force)
+    # Before calibration, which takes long.
+    types = [file_type(name) for name in arguments["grid"]]
+    with open_model(model) as source:
+        for keep in arguments["keeps"]:
+            source.counts.check(keep)
     with job_from(model, arguments).study() as study:
-        points = frontier(study, arguments["keeps"], arguments["grid"], vram=arguments["vram"])
+        points = frontier(study, arguments["keeps"], types, vram=arguments["vram"])
         numbers: dict[str, Any] = {
             "format": "ggprune-frontier",
             "model": model.name,

@@ -5,6 +5,11 @@ from __future__ import annotations
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from ggprune.cli.frontier import command
+from ggprune.errors import InputError
 from ggprune.fitting import chart
 from ggprune.fitting.frontier import Point, marked
 from ggprune.fitting.hint import otherwise, remember
@@ -63,3 +68,16 @@ def test_the_report_shows_the_frontier(tmp_path: Path) -> None:
     text = page.read_text(encoding="utf-8")
     assert report["frontier"]["points"] == points
     assert 'id="frontier"' in text and "0.250" in text and "30.0" in text
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [(["--keep", "99"], "keep=99: the model has 64"), (["--types", "Q99"], "Q99: is not a quant")],
+)
+def test_counts_and_types_are_checked_before_calibration(
+    trained: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], message: str
+) -> None:
+    monkeypatch.setattr("ggprune.fitting.job.Job.study", lambda _: pytest.fail("it calibrates"))
+    result = CliRunner().invoke(command, [str(trained), *asked])
+    assert isinstance(result.exception, InputError)
+    assert message in str(result.exception)
