@@ -15,10 +15,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ggprune.api.inputs import is_gguf
 from ggprune.batch_config import BatchConfig
 from ggprune.errors import GgpruneError
 from ggprune.gguf_file import replacing, stem_of, write_text
 from ggprune.hub.files import LocalFile
+from ggprune.model import open_model
 from ggprune.publish.upload import CHECKSUMS
 from ggprune.quantization.names import result_stem
 from ggprune.rewrite import drop_metadata
@@ -66,6 +68,24 @@ class Outcome:
     current: list[Step] = field(default_factory=list)
     failed: dict[Step, str] = field(default_factory=dict)
     blocked: list[Step] = field(default_factory=list)
+
+
+def check_counts(config: BatchConfig) -> None:
+    """Check the numbers of experts by the models' headers: before calibration, which takes long.
+
+    A model that is missing or damaged is left to the step that needs it.
+
+    Raises:
+        InputError: a model cannot keep so many.
+        UnsupportedModelError: its experts cannot be pruned.
+    """
+    if any(word.startswith("--round") for word in config.options.get("plan", ())):
+        return
+    for path in dict.fromkeys(filter(None, (config.model, config.source))):
+        if config.keep and is_gguf(path):
+            with open_model(path) as model:
+                for keep in config.keep:
+                    model.counts.check(keep)
 
 
 def steps(config: BatchConfig) -> list[Step]:

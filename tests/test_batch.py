@@ -20,6 +20,7 @@ from ggprune.batch import Step, checksums, execute_step, run, steps, up_to_date
 from ggprune.batch_config import BatchConfig
 from ggprune.cli.batch import command
 from ggprune.errors import GgpruneError, InputError
+from tests.support.tiny import write_tiny
 
 ROOT = Path(__file__).parent.parent
 MAKEFILE = ROOT / "Makefile"
@@ -231,6 +232,18 @@ def test_command_line(config: BatchConfig, tmp_path: Path) -> None:
     failed = CliRunner().invoke(command, [str(tmp_path / "small.toml")])
     assert isinstance(failed.exception, GgpruneError)
     assert "1 of 3 steps failed, 2 more" in failed.exception.message
+
+
+@pytest.mark.parametrize("by_file", [False, True])
+def test_an_impossible_count_is_refused_before_calibration(tmp_path: Path, by_file: bool) -> None:
+    model = write_tiny(tmp_path / "m.gguf", "gemma4", layers=1)
+    (tmp_path / "batch.toml").write_text('model = "m.gguf"\nkeep = [12, 99]\n')
+    words = [str(tmp_path / "batch.toml")] if by_file else ["--model", str(model), "--keep", "99"]
+    failed = CliRunner().invoke(command, [*words, "--dry-run"])
+    assert isinstance(failed.exception, InputError)
+    assert "keep=99: the model has 16 experts" in failed.exception.message
+    rounded = CliRunner().invoke(command, [*words, "--dry-run", "--options", "plan --round down"])
+    assert by_file or rounded.exit_code == 0
 
 
 # --- make

@@ -38,7 +38,7 @@ def plan_of(plan: Plan | str | Path) -> tuple[Plan, str]:
     try:
         return Plan.load(Path(plan)), str(plan)
     except InputError:
-        if not _is_gguf(plan):
+        if not is_gguf(plan):
             raise
         raise InputError(
             f"{plan}: is a GGUF file, and a plan is expected",
@@ -46,7 +46,8 @@ def plan_of(plan: Plan | str | Path) -> tuple[Plan, str]:
         ) from None
 
 
-def _is_gguf(path: str | Path) -> bool:
+def is_gguf(path: str | Path) -> bool:
+    """Whether there is a file that begins as GGUF files do."""
     try:
         with open(path, "rb") as stream:
             return stream.read(len(MAGIC)) == MAGIC

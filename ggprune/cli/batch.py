@@ -56,6 +56,7 @@ def command(config: Path | None, dry_run: bool, **arguments: Any) -> None:
     wanted = (
         BatchConfig.load(config) if config else record_from(BatchConfig, arguments, options=more)
     )
+    batch.check_counts(wanted)
     todo = batch.steps(wanted)
     outcome = batch.run(todo, dry_run=dry_run)
     if dry_run:
