@@ -23,8 +23,11 @@ Row = Mapping[str, Any]
 LAYOUTS = (
     '"text"; "messages" or "conversations" (turns with "role" and "content", or "from" and '
     '"value"); "prompt" with "completion" or "response"; "instruction" with "input" and "output"; '
-    '"question" with "answer"; "problem" with "solution"; "query" with "response"'
+    '"question" with "answer"; "problem" with "solution"; "query" with "response"; "input" with '
+    '"output"'
 )
+
+_KNOWN = f"Known layouts: {LAYOUTS}. Plain text goes into a file that ends in .txt."
 
 _TURNS = ("messages", "conversations", "conversation")
 #: A question's key and those of its answer. The first match counts; a row with two of a line's
@@ -33,10 +36,11 @@ _PAIRS = (
     ("prompt", ("completion", "response", "answer", "output")),
     ("instruction", ("output", "response", "completion", "answer")),
     ("question", ("answer", "response", "completion", "output")),
-    ("problem", ("solution",)),
-    ("problem", ("answer",)),
+    ("problem", ("solution", "answer")),
     ("query", ("response", "answer", "completion", "output")),
 )
+#: Keys that are read as a pair only if both are there, and no other question.
+_ONLY_TOGETHER = ("input", ("output",))
 _SYSTEM = ("system", "system_prompt")
 _CONTEXT = ("input", "context")
 _ROLES = {
@@ -70,10 +74,12 @@ def json_rows(text: str, name: object) -> Iterator[tuple[str, Any]]:
     """Yield the rows of JSON Lines, of a JSON array, or the one JSON object, and where each is.
 
     Raises:
-        InputError: a line is not JSON.
+        InputError: a line is not JSON, or the array is empty.
     """
     whole = json_or_none(text)  # None: lines of JSON, or a mistake whose line is named below.
-    if isinstance(whole, list) and any(isinstance(row, dict) for row in whole):
+    if isinstance(whole, list):
+        if not whole:
+            raise InputError(f"{name}: is an empty JSON array", remedy=_KNOWN)
         yield from ((f"row {number}", row) for number, row in enumerate(whole, start=1))
         return
     if isinstance(whole, dict):
@@ -112,7 +118,11 @@ def read_rows(rows: Iterable[tuple[str, Any]], name: object) -> list[Document]:
 
 def has_layout(row: Any) -> bool:
     """Whether a value is a row of a known layout."""
-    return isinstance(row, Mapping) and any(isinstance(row.get(key), str | list) for key in _KEYS)
+    if not isinstance(row, Mapping):
+        return False
+    question, answers = _ONLY_TOGETHER
+    together = all(isinstance(row.get(key), str | list) for key in (question, *answers))
+    return together or any(isinstance(row.get(key), str | list) for key in _KEYS)
 
 
 def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Document | None:
@@ -122,7 +132,7 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
         InputError: it has no known layout, or a turn is not one.
     """
     if not isinstance(row, Mapping):
-        raise InputError(f"{where}: expected an object, found {_short(row)}")
+        raise InputError(f"{where}: expected an object, found {_short(row)}", remedy=_KNOWN)
     unused = {} if unused is None else unused
     turns, used = _conversation(row, where, unused)
     if used:
@@ -134,7 +144,7 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
     else:
         raise InputError(
             f"{where}: has none of the known layouts; its keys are {', '.join(map(repr, row))}",
-            remedy=f"Known layouts: {LAYOUTS}. Plain text goes into a file that ends in .txt.",
+            remedy=_KNOWN,
         )
     more = [key for key in row if key not in used and _is_text(key, row[key])]
     if more and turns and turns[-1].role == "user" and used[0] not in _TURNS:
@@ -149,6 +159,7 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
 
 def _is_empty(row: Row, where: str) -> bool:
     """Whether a row has a known layout, or nothing at all, and no text."""
+    _check_values(row, _KEYS, where)
     for question, answers in _PAIRS:
         orphan = next((key for key in answers if question in row and _holds_text(row.get(key))), "")
         if orphan and not _holds_text(row[question]):
@@ -157,6 +168,17 @@ def _is_empty(row: Row, where: str) -> bool:
     blank = [not value or (isinstance(value, str) and not value.strip()) for value in known]
     numbers = any(isinstance(value, int | float) for value in row.values())
     return all(blank) and (bool(known) or not (numbers or any(map(_holds_text, row.values()))))
+
+
+def _check_values(row: Row, keys: Iterable[str], where: str) -> None:
+    """Refuse numbers (NaN too) and objects where a layout has text or turns."""
+    for key in keys:
+        value = row.get(key)
+        if isinstance(value, int | float) or (isinstance(value, dict) and value):
+            expected = "a list of turns" if key in _TURNS else "text"
+            raise InputError(
+                f"{where}: {key} is {_short(value)}, expected {expected}", remedy=_KNOWN
+            )
 
 
 def read_turns(
@@ -231,16 +253,25 @@ def _conversation(
                 start = ()
             return (*start, *turns) if turns else (), (key, system)
     for with_answer in (True, False):
-        for question, answers in _PAIRS:
+        for question, answers in _pairs(row):
             given = [key for key in answers if _holds_text(row.get(key))]
             if not _holds_text(row.get(question)) or bool(given) is not with_answer:
                 continue
             if len(given) > 1:
                 raise InputError(f"{where}: has {' and '.join(map(repr, given))}: which answers?")
-            context = next((key for key in _CONTEXT if isinstance(row.get(key), str)), "")
+            if not given:
+                _check_values(row, answers, where)
+            more = (key for key in _CONTEXT if key != question)
+            context = next((key for key in more if isinstance(row.get(key), str)), "")
             turns = _pair(row, question, context, given, where)
             return (*start, *turns), (question, system, context, *answers)
     return (), ()
+
+
+def _pairs(row: Row) -> Sequence[tuple[str, tuple[str, ...]]]:
+    answers = _ONLY_TOGETHER[1]
+    alone = not any(key in row for key, _ in _PAIRS)
+    return (_ONLY_TOGETHER,) if alone and any(_holds_text(row.get(a)) for a in answers) else _PAIRS
 
 
 def _pair(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -60,11 +61,16 @@ SYSTEM = ("system", "Be brief.")
             {"context": "It rains.", "question": "Wet?", "answer": "Yes."},
             [("user", "It rains.\n\nWet?"), ("assistant", "Yes.")],
         ),
-        ({"problem": "hi", "solution": "hello", "answer": "h", "level": 3}, HI),
+        ({"problem": "hi", "solution": "hello", "level": 3}, HI),
         ({"problem": "hi", "answer": "hello"}, HI),
         ({"prompt": None, "instruction": "hi", "output": "hello"}, HI),
         ({"messages": [], "question": "hi", "answer": "hello"}, HI),
         ({"query": "hi", "response": "hello"}, HI),
+        ({"input": "hi", "output": "hello"}, HI),
+        (
+            {"system": "Be brief.", "context": "It rains.", "input": "Wet?", "output": "Yes."},
+            [SYSTEM, ("user", "It rains.\n\nWet?"), ("assistant", "Yes.")],
+        ),
         (
             {
                 "prompt": [
@@ -159,11 +165,19 @@ def test_each_layout(tmp_path: Path, row: dict[str, Any], expected: list[tuple[s
         ({"prompt": "x", "title": "t", "label": "a"}, "beside 'label'"),
         ({"prompt": "x", "completion": "a", "response": "b"}, "which answers"),
         ({"prompt": "", "completion": "a"}, "'prompt' is empty"),
-        ({"text": 3}, "its keys are 'text'"),
-        ({"text": {"en": "x"}}, "its keys are 'text'"),
+        ({"problem": "x", "solution": "a", "answer": "b"}, "which answers"),
+        ({"text": 3}, "text is 3, expected text"),
+        ({"text": math.nan}, "text is NaN, expected text"),
+        ({"text": {"en": "x"}}, 'text is {"en": "x"}, expected text'),
+        ({"prompt": math.nan, "completion": "x"}, "prompt is NaN, expected text"),
+        ({"prompt": "x", "completion": math.nan}, "completion is NaN, expected text"),
+        ({"question": "x", "answer": 5}, "answer is 5, expected text"),
+        ({"input": "x"}, "its keys are 'input'"),
+        ({"problem": "p", "input": "x", "output": "y"}, "beside 'output'"),
+        ({"instruction": "", "input": "x", "output": "y"}, "'instruction' is empty"),
         ({"prompt": {"a": 1}, "completion": "x"}, "turns are not a list"),
         ({"messages": "hello"}, "not JSON"),
-        ({"messages": {"role": "user"}}, "its keys are 'messages'"),
+        ({"messages": {"role": "user"}}, 'messages is {"role": "user"}, expected a list of turns'),
         ({"messages": ["hi"]}, '"role" and "content"'),
         ({"messages": [{"role": "king", "content": "x"}]}, "Roles: system, user"),
         ({"messages": [{"role": "user", "content": 7}]}, '"role" and "content"'),
@@ -234,6 +248,8 @@ def test_text_beside_empty_turns_is_read(tmp_path: Path) -> None:
         ("a.jsonl.gz", b"\x1f\x8b\x08\x00\xff", "is not UTF-8", "compressed"),
         ("a.txt", "hé".encode("utf-16"), "is not UTF-8", "iconv -f utf-16"),
         ("a.txt", "hé".encode("latin1"), "is not UTF-8", "iconv -f latin1"),
+        ("a.json", b"[]", "a.json: is an empty JSON array", '"text"; "messages"'),
+        ("a.json", b'["a", "b"]', 'row 1: expected an object, found "a"', '"text"; "messages"'),
         ("a.jsonl", b"[" * 100_000, "line 1: invalid JSON", ""),
         ("a.json", b'{"messages": ' + b"[" * 100_000, "line 1: invalid JSON", ""),
     ],
@@ -295,6 +311,8 @@ def test_source_files_in_a_folder_stay_text(
         "tsconfig.json": "{ // comment\n}",
         "table.csv": "a,b\n1,2\n",
         "list.json": "[1, 2]",
+        "rollup.json": '{"input": "src/index.js"}',
+        "empty.json": "[]",
     }
     for name, content in contents.items():
         (tmp_path / name).write_text(content)

@@ -64,7 +64,7 @@ def test_folder(tmp_path: Path) -> None:
         ("a.txt", b"   \n", "is empty"),
         ("a.txt", b"caf\xe9", "not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": ', r"a\.jsonl line 2: invalid JSON"),
-        ("a.jsonl", b"[1]", "line 1: expected an object"),
+        ("a.jsonl", b"[1]", "row 1: expected an object"),
         ("a.jsonl", b'{"txt": "x"}', "line 1: has none of"),
         ("a.jsonl", b'{"messages": []}', "is empty"),
         ("a.jsonl", b'{"messages": [{"role": "user"}]}', '"role" and "content"'),
