@@ -148,7 +148,11 @@ def test_what_would_be_written(tmp_path: Path, model: Path) -> None:
         ({"keep": 1}, "keep"),
         ({"keep": 16}, "keep=16: the model has 16 experts, so there is nothing to do"),
         ({"target_size": 10**12}, "all 16 experts would stay, so there is nothing to do"),
-        ({"fit_vram": 10**12}, "all 16 experts would stay, so there is nothing to do"),
+        pytest.param(
+            {"fit_vram": 10**12},
+            "all 16 experts would stay, so there is nothing to do",
+            marks=pytest.mark.llama,
+        ),
         ({"ratio": 0.0}, "all 16 experts would stay, so there is nothing to do"),
     ],
 )

@@ -411,7 +411,7 @@ def test_gemma_4s_renderer_is_that_of_its_size(more: dict[str, object], renderer
 
 def test_a_model_that_ollama_cannot_load() -> None:
     (warning,) = made(model(tokenizer__chat_template=""), mtp=True).warnings
-    assert "cannot load a model with an MTP block" in warning and "mtp=drop" in warning
+    assert "cannot load a model with an MTP block" in warning and "--mtp drop" in warning
 
 
 def test_gemma_4_has_ollamas_renderer_and_stop() -> None:
