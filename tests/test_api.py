@@ -119,6 +119,44 @@ def test_the_whole_job(
 
 
 @pytest.mark.llama
+def test_interrupted_while_measuring(
+    tmp_path: Path, model: Path, text: dict[str, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    settings, options = ggprune.Settings(ctx=64, generate=0), ggprune.RunOptions(threads=1)
+    same = {"text": text, "settings": settings, "options": options}
+    result, metadata = tmp_path / "o.gguf", tmp_path / "o.expert_drop_metadata.json"
+
+    @contextmanager
+    def progress(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
+        if what == "measuring":
+            raise KeyboardInterrupt
+        yield lambda _: None
+
+    with pytest.raises(
+        ggprune.Interrupted, match=r"o\.gguf is complete, but not measured"
+    ) as error:
+        ggprune.prune(model, result, keep=12, progress=progress, **same)
+    assert f"ggprune evaluate {model} {result}" in error.value.remedy
+    written = json.loads(metadata.read_text())
+    assert written["keep"] == 12 and written["evaluation"] is None
+    # What it was made with may not be what is wanted now.
+    with pytest.raises(ggprune.OutputError, match="exists"):
+        ggprune.prune(model, result, keep=10, **same)
+    with pytest.raises(ggprune.OutputError, match="exists"):
+        ggprune.prune(model, result, keep=12, method="random", **same)
+    before = result.stat()
+    caplog.set_level("INFO", "ggprune")
+    pruned = ggprune.prune(model, result, keep=12, **same)
+    assert "an earlier run has written it" in caplog.text
+    after = result.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert pruned.evaluation is not None and pruned.compared > 0
+    assert json.loads(metadata.read_text())["evaluation"] == pruned.evaluation
+    with pytest.raises(ggprune.OutputError, match="exists"):
+        ggprune.prune(model, result, keep=12, **same)
+
+
+@pytest.mark.llama
 def test_the_context_that_is_measured_with(
     tmp_path: Path, model: Path, text: dict[str, Path]
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -18,9 +19,10 @@ from ggprune.choosing.check import check_request
 from ggprune.choosing.choose import choose_plan, is_measured
 from ggprune.choosing.count import known_count
 from ggprune.choosing.request import DEFAULT, Request, Resources
-from ggprune.errors import InputError, MismatchError, OutputError
+from ggprune.errors import InputError, Interrupted, MismatchError, OutputError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.gguf_file import GgufModel, OutputFile, check_targets, reserved, write_files
+from ggprune.interrupts import interrupts
 from ggprune.llama.hardware import warn_of_idle_gpus
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
@@ -31,16 +33,20 @@ from ggprune.publish import ollama
 from ggprune.report.data import ReportInput
 from ggprune.report.page import write_report
 from ggprune.rewrite import (
+    Rewrite,
+    check_result,
     drop_metadata,
     plan_adapter,
     plan_rewrite,
     result_files,
+    verify_bytes,
     write_result,
 )
 from ggprune.text.documents import Source
 from ggprune.text.held_out import choose_text
 from ggprune.text.load import load_texts
 from ggprune.types import Progress, log_progress
+from ggprune.util import read_json
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +110,10 @@ class _Writing:
     def target(self, model: MoeModel, keep: int) -> Path:
         return Path(self.output or f"{model.gguf.stem}-{keep}e.gguf")
 
+    def statistics(self, model: MoeModel) -> Path:
+        # They are of the source, whatever is kept of it.
+        return self.target(model, model.experts).with_name(f"{model.gguf.stem}.stats.gguf")
+
 
 def prune(
     model: str | Path,
@@ -129,6 +139,8 @@ def prune(
     **asked: Any,
 ) -> Pruned:
     """Do the whole job: calibrate, choose, rewrite, verify, measure, report.
+
+    Interrupted while it measures, the same call verifies and measures what was written.
 
     ``ggprune.prune("model.gguf", keep=109)`` writes ``model-109e.gguf`` with its drop metadata and
     report, and keeps the statistics, so that another ``keep`` needs no second calibration.
@@ -156,6 +168,7 @@ def prune(
             ``method="reap"``.
 
     Raises:
+        Interrupted: Ctrl-C after the result was written: it is complete, but not measured.
         GgpruneError: of the stage that failed; what can be known is checked before long work.
     """
     writing = _Writing(output, mtp, split_max_size, force, verify)
@@ -164,7 +177,10 @@ def prune(
     wanted = request_of(request, asked) if given is None else None
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_model(model))
-        (first, *_) = _check(source, given or wanted, writing)
+        is_chosen_soon = given is not None or (
+            not recalibrate and Path(statistics or writing.statistics(source)).exists()
+        )
+        (first, *_) = _check(source, given or wanted, writing, continues=is_chosen_soon)
         stack.enter_context(reserved(first.path))
         search_sources = load_texts(pairs_of(search_text))
         sets_aside = wanted is not None and is_measured(wanted) and not search_sources
@@ -191,17 +207,30 @@ def prune(
             )
             given = choose_plan(known, wanted, resources)
         assert given is not None
-        runs = partial(_check_runs, options=options)
-        files, complete, compared = _write(source, given, name, writing, progress, runs)
-        evaluation = None
-        if verify:
-            ctx, most = settings.ctx, settings.max_tokens
-            contexts = [eval_ctx] if eval_ctx else sorted({ctx, min(ctx, SHORT_CTX)})[::-1]
-            held = reading.held_out
-            evaluation = _measure(source, files[0], held, contexts, most, options, progress)
-        pruned = _described(source, files, complete, known, evaluation)
-    pruned = replace(pruned, compared=compared, statistics_path=known_path)
-    pruned = _reported(pruned, command)
+        pruned = None
+        try:
+            with contextlib.ExitStack() as held:
+                ready = partial(_check_runs, options=options, held=held, verify=verify)
+                files, complete, compared = _write(source, given, name, writing, progress, ready)
+                pruned = _described(source, files, complete, known, None)
+            found = None
+            if verify:
+                ctx, most = settings.ctx, settings.max_tokens
+                contexts = [eval_ctx] if eval_ctx else sorted({ctx, min(ctx, SHORT_CTX)})[::-1]
+                held_out = reading.held_out
+                found = _measure(source, files[0], held_out, contexts, most, options, progress)
+        except KeyboardInterrupt:
+            if pruned is None:
+                raise
+            raise Interrupted(
+                f"interrupted: {pruned.path} is complete, but not measured",
+                remedy="The same command measures it, or `ggprune evaluate "
+                f"{shlex.quote(str(source.gguf.path))} {shlex.quote(str(pruned.path))}`.",
+            ) from None
+        with interrupts:
+            pruned = _described(source, files, complete, known, found)
+            pruned = replace(pruned, compared=compared, statistics_path=known_path)
+            pruned = _reported(pruned, command)
     if not modelfile:
         return pruned
     target = pruned.path.with_name("Modelfile")
@@ -306,9 +335,12 @@ def apply_to_adapter(
 
 
 def _check(
-    model: MoeModel, wanted: Plan | Request | None, writing: _Writing
+    model: MoeModel, wanted: Plan | Request | None, writing: _Writing, *, continues: bool = False
 ) -> tuple[OutputFile, ...]:
-    """Find out before any long work whether the result can be written."""
+    """Find out before any long work whether the result can be written.
+
+    With ``continues``, one of the same source that is not measured yet may be there.
+    """
     assert wanted is not None
     if isinstance(wanted, Plan):
         keep, used, method = wanted.keep, wanted.experts_used, wanted.method
@@ -332,6 +364,9 @@ def _check(
         mtp=writing.mtp,
         split_max_size=writing.split_max_size,
     )
+    written = _unmeasured(model, files[0].path, writing) if continues else {}
+    if written and written.get("keep") == keep:
+        return files
     size = sum(file.size for file in files)
     check_targets([file.path for file in files], size, source=model.gguf, force=writing.force)
     return files
@@ -342,9 +377,7 @@ def _statistics(
 ) -> tuple[Statistics, Path]:
     """Take the statistics given, or those beside the result, or calibrate."""
     model = run.model
-    # They are of the source, whatever is kept of it.
-    beside = writing.target(model, model.experts).with_name(f"{model.gguf.stem}.stats.gguf")
-    path = Path(given) if given is not None else beside
+    path = Path(given) if given is not None else writing.statistics(model)
     if given is None and (anew or not path.exists()):
         domains = [source.domain for source in run.sources]
         check_request(wanted, model.moe_layers, model.counts, domains)
@@ -393,21 +426,54 @@ def _write(
         split_max_size=writing.split_max_size,
         plan_name=name,
     )
+    files = tuple(file.path for file in rewrite.files)
+    if _is_written(model, rewrite, writing):
+        log.info("%s: an earlier run has written it; it is verified now", files[0])
+        with check_result(files[0], rewrite.plan) as result:
+            compared = verify_bytes(model, rewrite.plan, result.gguf)
+        if check is not None:
+            check(files[0])
+        return files, rewrite.plan, compared
     compared = write_result(
         model,
         rewrite,
         force=writing.force,
         verify=writing.verify,
-        check=check if writing.verify else None,
+        check=check,
         progress=progress,
     )
-    return tuple(file.path for file in rewrite.files), rewrite.plan, compared
+    return files, rewrite.plan, compared
 
 
-def _check_runs(path: Path, options: RunOptions) -> None:
-    """Load the result in llama.cpp and compute a few tokens."""
-    with LlamaModel(path, options) as llama, LlamaContext(llama, n_ctx=64) as context:
-        context.decode([Tokens(0, 0, list(range(min(8, llama.n_vocab))), "last")])
+def _unmeasured(model: MoeModel, result: Path, writing: _Writing) -> Mapping[str, Any]:
+    """Return the metadata of a result that was to be measured; nothing if there is none."""
+    path = drop_metadata.metadata_path(result)
+    if not writing.verify or writing.force or report_path(result).exists() or not path.exists():
+        return {}
+    with contextlib.suppress(InputError):
+        metadata = read_json(path)
+        if drop_metadata.is_of(metadata, model) and metadata.get("evaluation") is None:
+            return dict(metadata)
+    return {}
+
+
+def _is_written(model: MoeModel, rewrite: Rewrite, writing: _Writing) -> bool:
+    """Whether an earlier run has written just these files, and not measured them."""
+    metadata = _unmeasured(model, rewrite.files[0].path, writing)
+    return metadata.get("plan_sha256") == rewrite.plan.hash and all(
+        file.path.is_file() and file.path.stat().st_size == file.size for file in rewrite.files
+    )
+
+
+def _check_runs(
+    path: Path, options: RunOptions, held: contextlib.ExitStack, *, verify: bool
+) -> None:
+    """Load the result in llama.cpp and compute a few tokens; then hold signals back."""
+    if verify:
+        with LlamaModel(path, options) as llama, LlamaContext(llama, n_ctx=64) as context:
+            context.decode([Tokens(0, 0, list(range(min(8, llama.n_vocab))), "last")])
+    # The result is about to get its name, and must not stand there without its metadata.
+    held.enter_context(interrupts)
 
 
 def _measure(
@@ -453,6 +519,7 @@ def _described(
     with GgufModel(files[0]) as result:
         metadata = drop_metadata.drop_metadata(model, result, plan, statistics, evaluation)
     drop_metadata.save(path, metadata)
+    report_path(files[0]).unlink(missing_ok=True)  # Of another result that this one has replaced.
     return Pruned(
         files=files,
         plan=plan,
@@ -463,9 +530,14 @@ def _described(
     )
 
 
+def report_path(result: Path) -> Path:
+    """Return where the report of a result lies."""
+    return result.with_name(result.name.removesuffix(".gguf") + ".report.html")
+
+
 def _reported(pruned: Pruned, command: str) -> Pruned:
     """Write the report beside the result."""
-    path = pruned.path.with_name(pruned.path.name.removesuffix(".gguf") + ".report.html")
+    path = report_path(pruned.path)
     given = ReportInput(
         pruned.statistics, pruned.plan, pruned.metadata, pruned.evaluation, command=command
     )

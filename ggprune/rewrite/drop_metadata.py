@@ -78,6 +78,14 @@ def drop_metadata(
     }
 
 
+def is_of(metadata: object, source: MoeModel) -> bool:
+    """Whether this is drop metadata of a model pruned from this very source."""
+    if not isinstance(metadata, Mapping) or metadata.get("format") != FORMAT:
+        return False
+    known = metadata.get("source")
+    return isinstance(known, Mapping) and known.get("fingerprint") == _header_hash(source)
+
+
 def save(path: Path, metadata: Mapping[str, Any]) -> None:
     """Write the metadata's file.
 
