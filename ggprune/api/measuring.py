@@ -10,6 +10,7 @@ from typing import Any
 from ggprune.api.inputs import Text, pairs_of, request_of, statistics_of
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan, default_method
+from ggprune.choosing.methods import find
 from ggprune.choosing.request import Budget, Request, Resources
 from ggprune.evaluation import sweep as sweeps
 from ggprune.evaluation.candidate import Candidate
@@ -17,7 +18,7 @@ from ggprune.evaluation.evaluator import Evaluation, Evaluator
 from ggprune.evaluation.probing import compare_answers
 from ggprune.evaluation.sweep import Sweep, Tolerance, default_counts
 from ggprune.llama.options import RunOptions
-from ggprune.model import describe
+from ggprune.model import describe, open_model
 from ggprune.plan import Plan
 from ggprune.text.builtin import HELD_OUT
 from ggprune.text.load import load_or_builtin
@@ -131,6 +132,13 @@ def sweep(
         GgpruneError: the statistics are of another model, or a count or a method is impossible.
     """
     known, where = statistics_of(statistics)
+    with open_model(model) as source:
+        known.identity.check_same(source.identity(), where, str(model))
+    counts = keeps or default_counts(known.identity.counts.possible())
+    for keep in counts:
+        known.identity.counts.check(keep)
+    for method in methods:
+        find(method)
 
     def plan(method: str, keep: int) -> Plan:
         asked = Request(budget=Budget(keep=keep), method=method, seed=seed)
@@ -139,10 +147,8 @@ def sweep(
     with evaluator(
         model, text=text, ctx=ctx, max_tokens=max_tokens, cache=cache, options=options
     ) as measured:
-        known.identity.check_same(measured.description.prunable().identity(), where, str(model))
         hashes = {part for domain in known.domains for part in domain.sha256.split("+")}
         _warn_of_calibration_text(hashes, measured, where)
-        counts = keeps or default_counts(known.identity.counts.possible())
         usual = default_method(known, request_of(None, {"keep": 1}))
         names = tuple(dict.fromkeys(methods)) or (usual,)
         passes = len(set(counts)) * len(names) + (0 if measured.base_is_known else 1)

@@ -43,8 +43,16 @@ def job_options(command: Any, *only: str) -> Any:
                 type=FILE,
                 help="Another quantization of MODEL that this machine runs; default: MODEL.",
             ),
-            click.option("--stats", "statistics", type=FILE, help="Skip calibration; see there."),
-            click.option("--imatrix", type=FILE, help="With --stats: of the same calibration."),
+            click.option(
+                "--stats",
+                "statistics",
+                type=FILE,
+                help="Statistics of an earlier `ggprune calibrate`, in place of calibrating now; "
+                "with --imatrix.",
+            ),
+            click.option(
+                "--imatrix", type=FILE, help="Importance matrix of the calibration of --stats."
+            ),
             click.option(
                 "--work", type=FILE, help="Folder for what is measured; default: <stem>.fit."
             ),

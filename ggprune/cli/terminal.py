@@ -49,17 +49,20 @@ def in_options(text: str, command: click.Command | None) -> str:
     """Restate ``keep=9`` and `` `keep` `` as options of a command: ``--keep 9``, ``--keep``.
 
     The library speaks to programs, so its messages name fields and arguments. What the command
-    has no option for stays as it is.
+    has no option for stays as it is, but for a context that the command sets itself.
     """
-    flags = {
-        str(p.name): p for p in (command.params if command else []) if isinstance(p, click.Option)
-    }
+    options = [p for p in (command.params if command else []) if isinstance(p, click.Option)]
+    flags = {str(p.name): (max(p.opts, key=len), p) for p in options}
+    for option in options:  # An argument `keeps` may be the option --keep.
+        for flag in option.opts:
+            flags.setdefault(flag.lstrip("-").replace("-", "_"), (flag, option))
 
     def restated(match: re.Match[str]) -> str:
-        found = flags.get(match["name"] or match["alone"])
-        if found is None:
-            return match[0]
-        flag = max(found.opts, key=len)
+        name = match["name"] or match["alone"]
+        if name not in flags:
+            is_context = command is not None and match["name"] == "ctx"
+            return f"a context of {match['value']} tokens" if is_context else match[0]
+        flag, found = flags[name]
         return flag if found.is_flag or match["alone"] else f"{flag} {match['value']}"
 
     return _FIELD.sub(restated, text)

@@ -10,6 +10,13 @@ from ggprune.errors import InputError
 from ggprune.quantization.importance import ImatrixObserver
 
 
+def check_files(statistics: Path | None, imatrix: Path | None) -> None:
+    """Raise InputError if only one of the files of a calibration is given."""
+    if (statistics is None) != (imatrix is None):
+        given, missing = ("statistics", "imatrix") if statistics else ("imatrix", "statistics")
+        raise InputError(f"`{given}`: give `{missing}` of the same calibration too, or neither")
+
+
 def calibrated(
     run: Run, folder: Path, statistics: Path | None, imatrix: Path | None
 ) -> tuple[Statistics, Path]:
@@ -29,9 +36,7 @@ def calibrated(
         path = str(run.model.gguf.path)
         found.identity.check_same(run.model.identity(), str(statistics), path)
         return found, imatrix
-    if statistics or imatrix:
-        given, missing = ("statistics", "imatrix") if statistics else ("imatrix", "statistics")
-        raise InputError(f"{given}: give {missing} of the same calibration too, or neither")
+    check_files(statistics, imatrix)
     ours = folder / "stats.gguf", folder / "imatrix.gguf"
     if all(path.exists() for path in ours):
         known = Statistics.load(ours[0])

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from ggprune.calibration.settings import Settings
+from ggprune.choosing.methods import find
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting import kinds
+from ggprune.fitting.calibrated import check_files
 from ggprune.fitting.fit import Fit, Written, fit, write
 from ggprune.fitting.hint import remember, work_folder
 from ggprune.fitting.options import FitOptions
@@ -61,6 +63,13 @@ class Job:
     run: RunOptions = field(default_factory=RunOptions)
     settings: Settings | None = None
     progress: Progress = no_progress
+
+    def __post_init__(self) -> None:
+        """Raise InputError for what no calibration is needed to refuse."""
+        kinds.check(self.options.types)
+        if self.options.method is not None:
+            find(self.options.method)
+        check_files(self.statistics, self.imatrix)
 
     @contextlib.contextmanager
     def study(self) -> Iterator[Study]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
+from ggprune.errors import InputError
 from ggprune.gguf_file import TENSOR_TYPES, Tensor
+from ggprune.util import did_you_mean
 
 #: From many bits to few; rows must be a multiple of 256.
 WIDE = (
@@ -34,6 +37,18 @@ _FALLBACKS = {
     "Q5_K": "Q5_1",
     "Q6_K": "Q8_0",
 }
+
+
+def check(names: Iterable[str]) -> None:
+    """Raise InputError, with all there are, unless files can be made of these tensor types."""
+    known = dict.fromkeys((*WIDE, *NARROW))
+    for name in names:
+        if name.upper() not in known:
+            problem = "fit does not choose it" if is_kind(name.upper()) else "there is no such type"
+            raise InputError(
+                f"types={name}: {problem}",
+                remedy=f"Known: {', '.join(known)}.{did_you_mean(name, known)}",
+            )
 
 
 def number_of(kind: str) -> int:

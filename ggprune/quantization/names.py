@@ -8,6 +8,7 @@ import re
 from ggprune.errors import InputError
 from ggprune.gguf_file import TENSOR_TYPES, GgufModel, tensor_type_name
 from ggprune.llama.quantizer import ALIASES, FILE_TYPES
+from ggprune.util import did_you_mean
 
 _UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
 _QUANT = r"(?:UD-)?I?Q\d_(?:K(?:_[A-Z]{1,2})?|[01]|NL|XXS|XS|S|M)|TQ\d_0|MXFP4(?:_MOE)?|B?F16|F32"
@@ -23,8 +24,8 @@ def file_type(name: str) -> str:
     upper = name.upper()
     upper = ALIASES.get(upper, upper)
     if upper not in FILE_TYPES:
-        known = ", ".join(sorted(FILE_TYPES))
-        raise InputError(f"{name}: is not a quantization type", remedy=f"Known: {known}.")
+        known, hint = ", ".join(sorted(FILE_TYPES)), did_you_mean(name, FILE_TYPES)
+        raise InputError(f"{name}: is not a quantization type", remedy=f"Known: {known}.{hint}")
     return upper
 
 

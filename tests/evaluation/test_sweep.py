@@ -10,8 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ggprune.calibration.generate import Sampling, generate
-from ggprune.calibration.observers import RoutingObserver
-from ggprune.calibration.statistics import Domain, Statistics
+from ggprune.calibration.statistics import Statistics
 from ggprune.cli import cli
 from ggprune.errors import InputError, MismatchError
 from ggprune.evaluation.evaluator import Evaluator
@@ -19,29 +18,14 @@ from ggprune.evaluation.masking import MaskObserver, dropped_by
 from ggprune.evaluation.probe import Answer, Probe, measure, side_by_side
 from ggprune.evaluation.sweep import Tolerance, default_counts, find_cliff, sweep
 from ggprune.evaluation.verdict import cliff_of, scale, verdict
-from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
+from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
-from ggprune.text.documents import Document, Message, Source
+from ggprune.text.documents import Message
 from ggprune.text.load import load_texts
-from tests.support.evaluating import OPTIONS, TEXT, random_plan
+from tests.support.evaluating import OPTIONS, SOURCES, TEXT, calibrated, random_plan
 from tests.support.plans import by_scores, planned
 from tests.support.tiny import write_tiny
-
-SOURCES = [Source("text", (Document(text=TEXT),))]
-
-
-def calibrated(path: Path, text: str, tokens: int = 400) -> Statistics:
-    model = open_model(path)
-    observer = RoutingObserver(model.architecture, model.moe_layers, model.experts)
-    with LlamaModel(path, OPTIONS) as llama:
-        ids = llama.tokenize(text)[:tokens]
-        with LlamaContext(llama, n_ctx=512, observers=[observer]) as context:
-            for start in range(0, len(ids), 500):
-                context.clear()
-                context.decode([Tokens(0, 0, ids[start : start + 500])])
-    domain = Domain("text", len(ids), SOURCES[0].sha256, observer.take())
-    return Statistics(model.identity(), model.moe_layers, (domain,))
 
 
 def ruined(statistics: Statistics, keep: int) -> Plan:

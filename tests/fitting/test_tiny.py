@@ -36,7 +36,7 @@ def job_of(model: Path, folder: Path) -> Job:
         search_text=pairs[1],
         eval_text=pairs[2],
         options=FitOptions(
-            types=("Q8_0", "Q5_0", "Q4_0"), groups=6, search_tokens=512, held_out_tokens=512
+            types=("Q8_0", "Q5_0"), groups=6, search_tokens=512, held_out_tokens=512
         ),
         settings=Settings(ctx=128, max_tokens=512),
         run=RunOptions(threads=1),
