@@ -59,10 +59,7 @@ def evaluator(
         max_tokens=max_tokens,
         cache=cache,
     )
-    if measured.n_ctx < ctx:
-        log.info(
-            "ctx=%s: the model was trained with %s tokens; that many are used", ctx, measured.n_ctx
-        )
+    measured.description.context_within(ctx)  # For its note.
     return measured
 
 

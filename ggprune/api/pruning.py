@@ -215,7 +215,8 @@ def prune(
                 pruned = _described(source, files, complete, known, None)
             found = None
             if verify:
-                ctx, most = settings.ctx, settings.max_tokens
+                ctx = min(settings.ctx, source.trained_context or settings.ctx)
+                most = settings.max_tokens
                 contexts = [eval_ctx] if eval_ctx else sorted({ctx, min(ctx, SHORT_CTX)})[::-1]
                 held_out = reading.held_out
                 found = _measure(source, files[0], held_out, contexts, most, options, progress)

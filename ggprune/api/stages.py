@@ -89,7 +89,8 @@ def calibrate(
         statistics = run.run_into(Path(output), force=force) if output else run.run()
         if observer and imatrix:
             tokens = sum(domain.tokens for domain in statistics.domains)
-            observer.save(Path(imatrix), datasets_of(named), tokens // settings.ctx, settings.ctx)
+            ctx = run.settings.ctx
+            observer.save(Path(imatrix), datasets_of(named), tokens // ctx, ctx)
     return statistics
 
 

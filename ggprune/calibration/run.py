@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Run:
     Args:
         model: the model to observe.
         sources: text by domain.
-        settings: see Settings.
+        settings: see Settings; a context beyond the model's becomes the model's.
         options: how llama.cpp runs the model.
         progress: makes progress bars.
         observers: others that watch the same pass (an importance matrix); the graph is then
@@ -67,6 +67,10 @@ class Run:
     progress: Progress = no_progress
     observers: Sequence[Observer] = ()
     checkpoint_seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        settings = replace(self.settings, ctx=self.model.context_within(self.settings.ctx))
+        object.__setattr__(self, "settings", settings)
 
     def run(self, partial: Path | None = None) -> Statistics:
         """Gather the statistics.

@@ -16,6 +16,7 @@ from ggprune.llama.session import LlamaModel
 from ggprune.text import chat
 from ggprune.text.documents import Source
 from ggprune.types import Ints32
+from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ def cut(
         generate: tokens the model adds to a prompt.
     """
     found: list[TokenSequence] = []
+    unanswered = []
     answer = generate if template else 0
     for index, source in enumerate(sources):
         room = sys.maxsize if max_tokens is None else max_tokens
@@ -80,12 +82,13 @@ def cut(
                     found.append(TokenSequence(index, kept))
                     room -= len(kept)
         if long:
-            known = source.domain, long, len(source.documents), answer, ctx
-            log.info(
-                "text %r: %s of %s prompts leave no room for an answer of %s tokens in ctx=%s and "
-                "are read without one",
-                *known,
-            )
+            unanswered.append(f"{source.domain} {long} of {len(source.documents)}")
+    if unanswered:
+        log.info(
+            "prompts that leave no room for an answer of %s tokens in ctx=%s are read without "
+            "one: %s",
+            *(answer, ctx, first_few(unanswered, 9)),
+        )
     return found
 
 

@@ -15,6 +15,7 @@ from ggprune.llama.session import LlamaModel
 from ggprune.text.chat import ChatTemplate, tokenize
 from ggprune.text.documents import Document, Source
 from ggprune.types import Ints32
+from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
 
@@ -67,11 +68,19 @@ def chunks_of(
     Raises:
         InputError: a text is shorter than a chunk, or has no answer that begins within one.
     """
-    return [
-        chunk
-        for source in sources
-        for chunk in _domain(llama, template, source, n_ctx, max_tokens, scored_from)
-    ]
+    long: dict[str, list[str]] = {"left out, as the answer begins later": [], "cut there": []}
+    chunks = []
+    for source in sources:
+        found, *counts = _domain(llama, template, source, n_ctx, scored_from)
+        for named, count in zip(long.values(), counts, strict=True):
+            if count:
+                conversations = sum(bool(document.messages) for document in source.documents)
+                named.append(f"{source.domain} {count} of {conversations}")
+        chunks += _limited(found, max_tokens)
+    if any(long.values()):
+        parts = (f"{what}: {first_few(named, 9)}" for what, named in long.items() if named)
+        log.info("conversations longer than ctx=%s: %s", n_ctx, "; ".join(parts))
+    return chunks
 
 
 def hash_of(chunks: Sequence[Chunk]) -> str:
@@ -88,9 +97,9 @@ def _domain(
     template: ChatTemplate | None,
     source: Source,
     n_ctx: int,
-    max_tokens: int | None,
     scored_from: int | None,
-) -> list[Chunk]:
+) -> tuple[list[Chunk], int, int]:
+    """Cut one text; also count conversations that are left out, and those that are cut."""
     plain = [document for document in source.documents if not document.messages]
     # All documents one after another, each with its own BOS.
     tokens = [token for document in plain for token in llama.tokenize(document.text)]
@@ -110,11 +119,7 @@ def _domain(
             begins.append(scored[0])
     if not chunks:
         raise _nothing(source.domain, n_ctx, tokens, conversations, begins)
-    for count, what in ((len(begins), "left out: the answer begins later"), (cut, "cut there")):
-        if count:
-            known = source.domain, count, len(conversations), n_ctx, what
-            log.info("text %r: %s of %s conversations are longer than ctx=%s and %s", *known)
-    return _limited(chunks, max_tokens)
+    return chunks, len(begins), cut
 
 
 def _nothing(

@@ -106,7 +106,7 @@ class Evaluator(Closing):
         self._base: BaseLog | None = None
         with LlamaModel(path, options, vocab_only=True) as vocabulary:
             self.n_vocab = vocabulary.n_vocab
-            self.n_ctx = min(n_ctx, self._trained_context())
+            self.n_ctx = min(n_ctx, self.description.trained_context or n_ctx)
             template = chat.template_of(
                 vocabulary, self.description.gguf.get("tokenizer.chat_template")
             )
@@ -315,10 +315,6 @@ class Evaluator(Closing):
 
     def _context(self, llama: LlamaModel, *observers: MaskObserver) -> LlamaContext:
         return LlamaContext(llama, n_ctx=self.n_ctx, n_sequences=SEQUENCES, observers=observers)
-
-    def _trained_context(self) -> int:
-        length = self.description.metadata.get("context_length")
-        return length if isinstance(length, int) and length > 0 else 1 << 31
 
     def _check_vocabulary(self, path: Path) -> None:
         with GgufModel(path) as other:

@@ -138,8 +138,7 @@ class _Room:
         one, two = (memory.planned(study.source, memory.Use(context=n)) for n in _CONTEXTS)
         self._left = vram - one.cache - one.compute
         self._token = (two.cache + two.compute - one.cache - one.compute) / _CONTEXTS[0]
-        trained = study.source.metadata.get("context_length")
-        self._most = trained if isinstance(trained, int) else 1 << 20
+        self._most = study.source.trained_context or 1 << 20
 
     def context(self, size: int) -> int:
         """Tokens, in steps of 256, at most what the model was trained for."""

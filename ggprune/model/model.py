@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -17,6 +18,8 @@ from ggprune.model.identity import Identity, router_hash, tokenizer_hash
 from ggprune.model.sketch import expert_sketch, router_sketch
 from ggprune.model.tensors import HASH_TABLE, ExpertTensor, Role, layer_of, role_of
 from ggprune.util import Closing
+
+log = logging.getLogger(__name__)
 
 #: Metadata values longer than this are vocabularies, never a model's own numbers.
 _LONG_VALUE = 1 << 16
@@ -62,6 +65,20 @@ class Model(Closing):
     expert_tensors: Mapping[str, ExpertTensor]
     hash_tables: Mapping[int, Tensor]
     refusal: str | None = None
+
+    @property
+    def trained_context(self) -> int | None:
+        """Tokens of context that the model was trained with; None if the file does not say."""
+        length = self.metadata.get("context_length")
+        return length if isinstance(length, int) and length > 0 else None
+
+    def context_within(self, ctx: int) -> int:
+        """Limit a context to the trained one, with a note."""
+        trained = self.trained_context
+        if trained is None or ctx <= trained:
+            return ctx
+        log.info("ctx=%s: the model was trained with %s tokens; that many are used", ctx, trained)
+        return trained
 
     def close(self) -> None:
         """Close the file(s)."""

@@ -7,6 +7,7 @@ import signal
 import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import gguf
@@ -263,12 +264,26 @@ def test_prompts_too_long_for_an_answer_are_named(
 ) -> None:
     monkeypatch.setattr("ggprune.calibration.run.chat.template_of", template)
     caplog.set_level("INFO", "ggprune")
-    found = run(path, sources=[PROMPTS], generate=90)
+    sources = [PROMPTS, replace(PROMPTS, domain="more")]
+    found = run(path, sources=sources, generate=90)
     assert found.domains[0].tokens == run(path, sources=[PROMPTS]).domains[0].tokens
     assert caplog.messages == [
-        "text 'chat': 6 of 6 prompts leave no room for an answer of 90 tokens in ctx=96 and are "
-        "read without one"
+        "prompts that leave no room for an answer of 90 tokens in ctx=96 are read without one: "
+        "chat 6 of 6, more 6 of 6"
     ]
+
+
+def test_a_context_beyond_the_trained_one_is_not_used(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "ggprune")
+    found = run(path, ctx=999_999_999)
+    trained = open_model(path).trained_context
+    assert caplog.messages == [
+        f"ctx=999999999: the model was trained with {trained} tokens; that many are used"
+    ]
+    assert found.settings["ctx"] == trained
+    assert_same(found, run(path, ctx=trained))
 
 
 def test_max_tokens_holds_for_prompts_and_answers(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -256,15 +257,15 @@ def test_what_does_not_fit_into_the_context_is_named(
             messages=(Message("user", "a" * prompt), Message("assistant", "b" * answer))
         )
 
-    def cut(*documents: Document) -> list[Chunk]:
+    def cut(*documents: Document, more: Sequence[Source] = ()) -> list[Chunk]:
         with LlamaModel(base, OPTIONS, vocab_only=True) as model:
-            return chunks_of(model, None, [Source("x", documents)], n_ctx=64)
+            return chunks_of(model, None, [Source("x", documents), *more], n_ctx=64)
 
-    assert len(cut(told(9, 9), told(99, 9), told(9, 99))) == 2
+    more = [Source("y", (told(9, 99),)), Source("z", (told(9, 9),))]
+    assert len(cut(told(9, 9), told(99, 9), told(9, 99), more=more)) == 4
     assert caplog.messages == [
-        "text 'x': 1 of 3 conversations are longer than ctx=64 and left out: the answer begins "
-        "later",
-        "text 'x': 1 of 3 conversations are longer than ctx=64 and cut there",
+        "conversations longer than ctx=64: left out, as the answer begins later: x 1 of 3; "
+        "cut there: x 1 of 3, y 1 of 1"
     ]
     with pytest.raises(InputError, match=r"begins within 64 tokens, .* after 1") as e:
         cut(told(120, 9), told(199, 9))
