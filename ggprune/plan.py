@@ -17,6 +17,8 @@ from ggprune.util import check_shape, read_json
 
 FORMAT = "ggprune-plan"
 VERSION = 1
+#: ``format`` of drop metadata, which lie beside a pruned file and are easily taken for its plan.
+DROP_METADATA = "ggprune-drop-metadata"
 HAND_WRITTEN = "hand-written"
 LAST_LAYER_RULE = "MTP layer: the experts of the last layer that decoding runs"
 
@@ -245,13 +247,22 @@ _SHAPE: dict[str, Any] = {
 
 
 def _from_json(data: Any, name: str) -> Plan:
+    if isinstance(data, dict) and data.get("format") == DROP_METADATA:
+        raise InputError(
+            f"{name}: is drop metadata of a pruned file, not a plan",
+            remedy="A plan is what `ggprune plan` wrote; `prune` leaves the model's statistics "
+            "beside the result, to make it again: ggprune plan STATS.gguf --keep "
+            f"{data.get('keep', 'N')} -o PLAN.json",
+        )
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise InputError(
             f'{name}: is not a plan: it lacks "format": "{FORMAT}"',
             remedy="Make one with `ggprune plan`; `ggprune lists` makes one of lists of experts.",
         )
-    if data.get("version") != VERSION:
-        raise InputError(f"{name}: is of version {data.get('version')!r:.40}, expected {VERSION}")
+    if "version" not in data:
+        raise InputError(f"{name}: has no version, expected {VERSION}")
+    if data["version"] != VERSION:
+        raise InputError(f"{name}: is of version {data['version']!r:.40}, expected {VERSION}")
     check_shape(data, _SHAPE, name)
     numbers = {key: data.get(key) or 0 for key in ("keep", "experts", "experts_used")}
     for key, value in numbers.items():

@@ -118,6 +118,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     return f" Did you mean {names[near[0]]}?" if near else ""
 
 
+def counted(number: int, what: str) -> str:
+    """Name a number of things, with a plural s unless it is one."""
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
 def first_few(names: Sequence[str], most: int) -> str:
     """List names, with … for those that are too many."""
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")

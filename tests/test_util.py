@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ggprune.errors import InputError
-from ggprune.util import check_shape, printable, read_json
+from ggprune.util import check_shape, counted, printable, read_json
 
 SHAPE = {
     "name": str,
@@ -113,3 +113,17 @@ def test_a_pointer_is_called_so(tmp_path: Path) -> None:
 def test_what_steers_a_terminal_is_escaped(text: str, shown: str | None) -> None:
     assert printable(text) == (text if shown is None else shown)
     assert printable(text, keep="\n").count("\n") == text.count("\n")
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 files"), (1, "1 file"), (1234, "1,234 files")])
+def test_counted(number: int, text: str) -> None:
+    assert counted(number, "file") == text
+
+
+def test_what_rounds_to_zero_has_no_sign() -> None:
+    from ggprune.cli.evaluate import _number
+
+    assert [_number(value) for value in (-0.00004, -0.0, 0.00004, -0.00006)] == [
+        *["0.0000"] * 3,
+        "-0.0001",
+    ]

@@ -21,7 +21,14 @@ from ggprune.choosing.count import known_count
 from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import InputError, Interrupted, MismatchError, OutputError
 from ggprune.evaluation.evaluator import Evaluator
-from ggprune.gguf_file import GgufModel, OutputFile, check_targets, reserved, write_files
+from ggprune.gguf_file import (
+    GgufModel,
+    OutputFile,
+    check_targets,
+    instead_of_a_model,
+    reserved,
+    write_files,
+)
 from ggprune.interrupts import interrupts
 from ggprune.llama.hardware import warn_of_idle_gpus
 from ggprune.llama.options import RunOptions
@@ -327,7 +334,11 @@ def apply_to_adapter(
     """
     chosen, name = plan_of(plan)
     target = Path(output or f"{Path(adapter).stem}-{chosen.keep}e.gguf")
-    with open_model(model) as source, GgufModel(Path(adapter)) as factors:
+    give = "Give the adapter's .gguf file; llama.cpp's convert_lora_to_gguf.py makes one."
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(open_model(model))
+        with instead_of_a_model(give):
+            factors = stack.enter_context(GgufModel(Path(adapter)))
         rewrite = plan_rewrite(source, chosen, target, mtp=mtp, plan_name=name)
         files = plan_adapter(factors, source, rewrite.plan, target)
         with progress(files[0].size, "writing", "B") as done:

@@ -18,7 +18,7 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan, is_measured
 from ggprune.choosing.lists import Meaning, lists_of, plan_from_lists
 from ggprune.choosing.request import Request, Resources
-from ggprune.errors import GgpruneError
+from ggprune.errors import GgpruneError, InputError
 from ggprune.gguf_file import GgufModel, check_targets, reserved, write_text
 from ggprune.hub.client import output_folder
 from ggprune.interrupts import interrupts
@@ -208,6 +208,12 @@ def convert_lists(
     check_targets([output], 0, force=force)
     if model is None:
         plan = Plan.load(source)
+        if keep is not None:
+            raise InputError(
+                f"keep={keep}: is for ranked lists, and {source} is a plan, which keeps "
+                f"{plan.keep} experts",
+                remedy="Leave it out, or make another plan.",
+            )
         text = json.dumps(lists_of(plan, meaning or "dropped"), indent=1)
         write_text(output, text + "\n")
         return plan

@@ -72,10 +72,9 @@ class Keeper:
         """Save, and say where."""
         if not self._save(checkpoint):
             return ""
-        return (
-            f"What was gathered ({checkpoint.tokens_done:,} tokens) is kept in {self.path}; "
-            f"the same command continues from there."
-        )
+        done = checkpoint.tokens_done
+        what = f"What was gathered ({done:,} tokens)" if done else "What was prepared"
+        return f"{what} is kept in {self.path}; the same command continues from there."
 
     def _save(self, checkpoint: Checkpoint) -> bool:
         """Save, or say why not: a full disk now need not be one at the end."""

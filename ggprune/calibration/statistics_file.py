@@ -10,9 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import GgpruneError, InputError
-from ggprune.gguf_file import GgufFile, replacing
+from ggprune.gguf_file import GgufFile, instead_of_a_model, replacing
 
 FILE_TYPE = "ggprune-stats"
+_MAKE = "Make one: ggprune calibrate MODEL -o STATS.gguf"
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 
@@ -59,12 +60,12 @@ def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:
     import gguf
 
     # Our own reader first: it has the clear messages for what is not a GGUF file.
-    with GgufFile(path) as file:
+    with instead_of_a_model(_MAKE), GgufFile(path) as file:
         kind = file.get("general.type")
     if kind != FILE_TYPE:
         raise InputError(
             f"{path}: is not a statistics file (general.type is {kind!r})",
-            remedy="Make one: ggprune calibrate MODEL -o STATS.gguf",
+            remedy=_MAKE,
         )
     try:
         reader = gguf.GGUFReader(path)

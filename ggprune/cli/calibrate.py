@@ -21,6 +21,7 @@ from ggprune.cli.options import (
 from ggprune.cli.terminal import note, progress_bar
 from ggprune.cli.values import FILE
 from ggprune.llama.options import RunOptions
+from ggprune.util import counted
 
 
 @click.command("calibrate", cls=Sectioned)
@@ -51,7 +52,8 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
         progress=progress_bar,
     )
     tokens = sum(domain.tokens for domain in statistics.domains)
-    note(f"{output}: {tokens:,} tokens in {len(statistics.domains)} domains")
+    domains = counted(len(statistics.domains), "domain")
+    note(f"{output}: {counted(tokens, 'token')} in {domains}")
     following = f"plan {output} --keep N -o PLAN.json"
     if settings.shard != (1, 1):
         following = f"merge PART… -o {output.with_name('stats.gguf')}, once all parts are there"

@@ -101,8 +101,8 @@ def _report(values: Mapping[str, Any]) -> str:
         ["KL divergence", "mean " + _pm(values["kld_mean"], values["kld_se"]) + " nats a token"],
         [
             "",
-            f"median {values['kld_median']:.4f}, 95 % {values['kld_p95']:.4f}, "
-            f"99 % {values['kld_p99']:.4f}, max {values['kld_max']:.4f}",
+            f"median {_number(values['kld_median'])}, 95 % {_number(values['kld_p95'])}, "
+            f"99 % {_number(values['kld_p99'])}, max {_number(values['kld_max'])}",
         ],
         ["for scale", scale(values["kld_mean"])],
         ["same top token", f"{values['top1_agreement']:.2%}"],
@@ -116,7 +116,7 @@ def _report(values: Mapping[str, Any]) -> str:
             f"{part['tokens']:,}",
             f"{part['ppl_ratio']:.4f}",
             f"{abs(part['kld_mean']):.4f}",
-            f"{part['kld_p99']:.4f}",
+            _number(part["kld_p99"]),
             f"{part['top1_agreement']:.2%}",
         ]
         for name, part in values["domains"].items()
@@ -125,4 +125,9 @@ def _report(values: Mapping[str, Any]) -> str:
 
 
 def _pm(value: float, error: float) -> str:
-    return f"{value:.4f} ± {error:.4f}"
+    return f"{_number(value)} ± {error:.4f}"
+
+
+def _number(value: float) -> str:
+    """Round to four digits; what rounding of the logits leaves below zero is 0.0000."""
+    return f"{round(value, 4) + 0.0:.4f}"

@@ -9,6 +9,7 @@ import click
 from ggprune.cli.options import force_option, output_option, quiet_option
 from ggprune.cli.terminal import note
 from ggprune.cli.values import FILE
+from ggprune.util import counted
 
 
 @click.command("merge")
@@ -27,6 +28,7 @@ def command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
 
     merged = stages.merge(parts, output, force=force)
     tokens = sum(domain.tokens for domain in merged.domains)
-    note(f"{output}: {tokens:,} tokens in {len(merged.domains)} domains from {len(parts)} files")
+    domains, files = counted(len(merged.domains), "domain"), counted(len(parts), "file")
+    note(f"{output}: {counted(tokens, 'token')} in {domains} from {files}")
     if missing := missing_shards(merged):
         note(f"  still missing: shards {', '.join(map(str, missing))}")

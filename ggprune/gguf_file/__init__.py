@@ -14,6 +14,7 @@ from ggprune.gguf_file.layout import (
 )
 from ggprune.gguf_file.parts import part_path, reserved
 from ggprune.gguf_file.shards import GgufModel, shard_name, split_shard_name, stem_of
+from ggprune.gguf_file.strangers import instead_of_a_model
 from ggprune.gguf_file.types import TENSOR_TYPES, TensorType, ValueType, tensor_type_name
 from ggprune.gguf_file.writing import check_targets, replacing, write_files, write_text
 
@@ -31,6 +32,7 @@ __all__ = [
     "TypedValue",
     "ValueType",
     "check_targets",
+    "instead_of_a_model",
     "joined",
     "lay_out",
     "padded",

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from ggprune.errors import FormatError
 
 _CONVERT = "Convert the model with llama.cpp's convert_hf_to_gguf.py."
 _UNPACK = "Unpack it: a .gguf file inside is what is wanted."
+_MODEL = "Give the model's .gguf file."
 _AGAIN = "Download the file again."
 
 #: How files of a kind begin, what they are, what to do.
@@ -28,10 +31,21 @@ _KINDS: tuple[tuple[bytes, str, str], ...] = (
     (rb".{257}ustar", "a tar archive", _UNPACK),
     (rb"\x89HDF", "an HDF5 file", _CONVERT),
     (rb"PAR1", "a Parquet file", "It may serve as text to calibrate on, not as a model."),
-    (rb"\s*[\[{]", "JSON", "Give the model's .gguf file."),
+    (rb"\s*[\[{]", "JSON", _MODEL),
     (rb"\x00+$", "zeros: a download that was never finished", _AGAIN),
 )
 _POINTER = re.compile(rb"version https://git-lfs\.github\.com/.*?\nsize (\d+)", re.DOTALL)
+
+
+@contextmanager
+def instead_of_a_model(remedy: str) -> Iterator[None]:
+    """Say what to give where no model is expected, but another GGUF file."""
+    try:
+        yield
+    except FormatError as error:
+        if error.remedy == _MODEL:
+            error.remedy = remedy
+        raise
 
 
 def not_gguf(path: Path, start: bytes) -> FormatError:

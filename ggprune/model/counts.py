@@ -48,10 +48,10 @@ class ExpertCounts:
         else:
             problem = f"the experts form {self.groups} groups, which must stay equal"
         near = sorted({self.rounded(keep, "down"), self.rounded(keep, "up")})
-        raise InputError(
-            f"keep={keep}: {problem}",
-            remedy=f"Possible and nearest: {' or '.join(map(str, near))}.",
-        )
+        remedy = f"Possible and nearest: {' or '.join(map(str, near))}."
+        if keep > self.experts and (pruning := self.possible()[:-1]):
+            remedy = f"The largest count that prunes: {pruning[-1]}."
+        raise InputError(f"keep={keep}: {problem}", remedy=remedy)
 
     def check_used(self, experts_used: int | None) -> None:
         """Raise InputError unless so many experts a token are possible; None leaves the number."""

@@ -11,10 +11,10 @@ from typing import Any
 from ggprune.calibration.statistics import Statistics
 from ggprune.gguf_file import GgufModel, write_text
 from ggprune.model import MoeModel
-from ggprune.plan import Plan
+from ggprune.plan import DROP_METADATA, Plan
 from ggprune.version import VERSION
 
-FORMAT = "ggprune-drop-metadata"
+FORMAT = DROP_METADATA
 _FORMAT_VERSION = 1
 #: The end of the name of every drop metadata file.
 SUFFIX = ".expert_drop_metadata.json"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from ggprune.calibration.checkpoint import Checkpoint
-from ggprune.calibration.resume import check_same_run
+from ggprune.calibration.resume import Keeper, check_same_run
 from ggprune.calibration.sequences import SEQUENCES, TokenSequence
 from ggprune.calibration.statistics import FIELDS, Domain, ExpertSums, Statistics
 from ggprune.errors import InputError, LlamaError, MismatchError
@@ -148,6 +148,18 @@ def test_what_differs_is_named() -> None:
         check({"ctx": 8, "shard": "1/2"}, texts)
     with pytest.raises(MismatchError, match="the text of 'b' differs"):
         check({"ctx": 8}, {"a": "a", "b": "changed"})
+
+
+def test_what_is_kept_before_the_first_token_is_not_called_gathered(tmp_path: Path) -> None:
+    state = checkpoint(*MIXED)
+    for done in (False, True):
+        if done:
+            state.finish(state.groups[0], ones(state.groups[0]))
+        with pytest.raises(LlamaError) as caught, Keeper(tmp_path / "p", 60).keeping(state):
+            raise LlamaError("no")
+        assert ("(7 tokens) is kept in" in caught.value.remedy) is done
+        assert "(0 tokens)" not in caught.value.remedy
+        assert "is kept in" in caught.value.remedy
 
 
 def test_a_group_counts_only_if_every_layer_saw_every_token() -> None:

@@ -16,6 +16,7 @@ from ggprune.cli.main import cli
 from ggprune.errors import InputError
 from ggprune.model import MoeModel, open_model
 from ggprune.plan import LayerPlan, Plan
+from ggprune.rewrite.drop_metadata import FORMAT
 from tests.support.tiny import write_tiny
 
 #: A leading dense layer, experts in 1 and 2, 16 each, four used.
@@ -182,6 +183,16 @@ def test_a_slip_in_a_plan_is_named(change: dict[str, Any], said: str) -> None:
         Plan.from_json({**data, **change}, "p.json")
 
 
+def test_what_is_no_plan_of_ours_is_named() -> None:
+    layers = {"0": {"keep": [1]}}
+    with pytest.raises(InputError, match=r"p\.json: has no version, expected 1"):
+        Plan.from_json({"format": "ggprune-plan", "keep": 1, "layers": layers}, "p.json")
+    metadata = {"format": FORMAT, "version": 1, "keep": 1, "layers": layers}
+    with pytest.raises(InputError, match=r"is drop metadata .* not a plan") as caught:
+        Plan.from_json(metadata, "p.json")
+    assert "ggprune plan STATS.gguf --keep 1" in caught.value.remedy
+
+
 def test_the_command_goes_both_ways(model: MoeModel, tmp_path: Path) -> None:
     lists, plan, again = (tmp_path / name for name in ("lists.json", "plan.json", "again.json"))
     lists.write_text(json.dumps({"pruned": named(DROPPED)}))
@@ -192,5 +203,7 @@ def test_the_command_goes_both_ways(model: MoeModel, tmp_path: Path) -> None:
     assert back.exit_code == 0, back.output
     assert json.loads(again.read_text()) == {"dropped": named(DROPPED)}
     assert lists_of(Plan.load(plan), "kept") == {"kept": named(KEPT)}
+    fewer = ["lists", str(plan), "--keep", "3", "-o", str(again), "--force"]
+    assert "keep=3: is for ranked lists" in str(CliRunner().invoke(cli, fewer).exception)
     refused = CliRunner().invoke(cli, ["lists", str(lists), "-o", str(again), "--force"])
     assert "ggprune lists" in refused.exception.remedy  # type: ignore[union-attr]

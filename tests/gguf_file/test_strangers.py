@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ggprune.calibration.statistics import Statistics
 from ggprune.errors import FormatError
 from ggprune.gguf_file import GgufModel
 
@@ -70,3 +71,11 @@ def test_each_is_named_with_what_to_do(tmp_path: Path, data: bytes, what: str, r
     with pytest.raises(FormatError, match=rf"model\.gguf: not a GGUF file: .*{what}") as caught:
         GgufModel(path)
     assert re.search(remedy, caught.value.remedy)
+
+
+def test_json_in_place_of_statistics(tmp_path: Path) -> None:
+    path = tmp_path / "plan.json"
+    path.write_text('{"format": "ggprune-plan"}')
+    with pytest.raises(FormatError, match="it is JSON") as caught:
+        Statistics.load(path)
+    assert caught.value.remedy == "Make one: ggprune calibrate MODEL -o STATS.gguf"

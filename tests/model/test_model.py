@@ -145,6 +145,11 @@ def test_nearest_counts_are_named() -> None:
     with pytest.raises(InputError) as caught:
         ExpertCounts(64, 8).check(3)
     assert "8" in caught.value.remedy
+    # All 64 would be refused again: nothing would be pruned.
+    for counts, most in ((ExpertCounts(64, 8), 63), (ExpertCounts(64, 8, 8, 4), 56)):
+        with pytest.raises(InputError, match="keep=65: the model has 64") as caught:
+            counts.check(65)
+        assert caught.value.remedy == f"The largest count that prunes: {most}."
 
 
 def test_describe_does_not_need_a_name(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 
 import ggprune
 from ggprune.cli.main import cli
-from ggprune.errors import InputError, MismatchError
+from ggprune.errors import FormatError, InputError, MismatchError
 from ggprune.model import open_model
 from ggprune.model.architectures import ARCHITECTURES
 from ggprune.plan import LayerPlan, Plan
@@ -109,3 +109,14 @@ def test_what_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
             base, plan, write_adapter(tmp_path / "o.gguf", olmoe), tmp_path / "cut.gguf"
         )
     assert not (tmp_path / "cut.gguf").exists()
+
+
+def test_json_in_place_of_an_adapter(base: Path, tmp_path: Path) -> None:
+    plan = tmp_path / "plan.json"
+    plan_of(base).save(plan)
+    with pytest.raises(FormatError, match=r"plan\.json: .*it is JSON") as caught:
+        ggprune.apply_to_adapter(base, plan, plan, tmp_path / "o.gguf")
+    assert "the adapter's .gguf file" in caught.value.remedy
+    with pytest.raises(FormatError) as caught:
+        ggprune.apply_to_adapter(plan, plan, base, tmp_path / "o.gguf")
+    assert "the model's .gguf file" in caught.value.remedy
