@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import ggprune
 from ggprune import errors
 from ggprune.gguf_file import GgufModel
+from ggprune.plan import LayerPlan, Plan
 from ggprune.system import MOVES_OPEN_FILES, try_lock
 from ggprune.types import Advance
 from ggprune.version import VERSION
@@ -197,3 +199,85 @@ def test_what_would_be_written(tmp_path: Path, model: Path) -> None:
 def test_a_wrong_budget(model: Path, asked: dict[str, object], message: str) -> None:
     with pytest.raises(ggprune.InputError, match=message):
         ggprune.outputs(model, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"keep": "48"}, "keep='48': expected a whole number"),
+        ({"keep": 48.5}, "keep=48.5: expected a whole number"),
+        ({"keep": True}, "keep=True: expected a whole number"),
+        ({"keep": 0}, "keep=0: expected at least 1"),
+        ({"ratio": 1.5}, "ratio=1.5: expected less than 1"),
+        ({"retain": float("nan")}, "retain=nan: expected"),
+        ({"target_size": "13 quarts"}, "target_size='13 quarts' is not a size"),
+        ({"keep": 12, "rounding": "dwon"}, "rounding='dwon': expected one of down, up. Did you"),
+        ({"keep": 12, "always_keep": 3}, "always_keep=3: expected a tuple"),
+        ({"keep": 12, "experts_used": "all"}, "experts_used='all': expected a whole number"),
+        ({"keep": 12, "split_max_size": "big"}, "split_max_size='big' is not a size"),
+        ({"keep": 12, "super_experts": "no"}, "super_experts='no': expected True or False"),
+    ],
+)
+def test_a_wrong_value(model: Path, asked: dict[str, object], message: str) -> None:
+    with pytest.raises(ggprune.InputError, match=re.escape(message)):
+        ggprune.outputs(model, **asked)
+
+
+@pytest.mark.parametrize(
+    ("record", "given", "message"),
+    [
+        (ggprune.Settings, {"ctx": "a"}, "ctx='a': expected a whole number"),
+        (ggprune.Settings, {"parallel": 1000}, "parallel=1000: expected at most 256"),
+        (ggprune.Settings, {"temperature": "hot"}, "temperature='hot': expected a number"),
+        (ggprune.RunOptions, {"threads": -3}, "threads=-3: expected at least 1"),
+        (ggprune.RunOptions, {"flash_attn": "maybe"}, "expected one of on, off, auto"),
+        (ggprune.RunOptions, {"tensor_split": (1, "b")}, "tensor_split='b': expected a number"),
+        (ggprune.RunOptions, {"ubatch": None}, "ubatch=None: expected a whole number"),
+    ],
+)
+def test_a_wrong_option(record: type, given: dict[str, object], message: str) -> None:
+    with pytest.raises(ggprune.InputError, match=re.escape(message)):
+        record(**given)
+
+
+def test_sizes_and_single_values_may_be_text() -> None:
+    assert ggprune.Budget(target_size="13G").target_size == 13 * 10**9
+    assert ggprune.Budget(fit_vram="24GiB", context="32k").fit_vram == 24 << 30
+    assert ggprune.Budget(fit_vram=1, context="32k").context == 32 << 10
+    asked = ggprune.Request(
+        budget=ggprune.Budget(keep=1), always_keep="3:17,44", protect_domains=["code"]
+    )
+    assert asked.always_keep == ("3:17,44",) and asked.protect_domains == ("code",)
+    assert ggprune.QuantizeOptions(imatrix="i.gguf").imatrix == Path("i.gguf")
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"kep": 12}, "'kep'. Did you mean keep?"),
+        ({"keep": 12, "protect_domain": "code"}, "Did you mean protect_domains?"),
+        ({"keep": 12, "ouput": "o.gguf"}, "Did you mean output?"),
+    ],
+)
+def test_an_unknown_argument(model: Path, asked: dict[str, object], message: str) -> None:
+    for function in (ggprune.prune, ggprune.outputs, ggprune.choose):
+        text = f"{function.__name__}() got an unexpected keyword argument "
+        with pytest.raises(TypeError, match=re.escape(text)) as error:
+            function(model, **asked)
+        assert message in str(error.value)
+
+
+def test_a_plan_decides_what_else_could_be_asked(model: Path) -> None:
+    layers = {n: LayerPlan(tuple(range(12)), None) for n in range(2)}
+    plan = Plan(12, layers, "mine", 16, "gemma4")
+    with pytest.raises(TypeError, match="plan and keep: give one of them"):
+        ggprune.prune(model, plan=plan, keep=12)
+
+
+@pytest.mark.parametrize("text", ["foo.txt", ["foo.txt"], [Path("foo.txt")]])
+@pytest.mark.parametrize("name", ["text", "eval_text", "search_text"])
+def test_a_text_without_a_domain(model: Path, name: str, text: object) -> None:
+    with pytest.raises(ggprune.InputError, match="has no name of a domain") as error:
+        ggprune.prune(model, keep=12, **{name: text})
+    assert error.value.message.startswith(f"{name}: ")
+    assert error.value.remedy == f"Write {name}={{'foo': 'foo.txt'}}."

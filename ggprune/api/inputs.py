@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.request import Budget, Request
 from ggprune.errors import InputError
+from ggprune.fields import check_known
 from ggprune.gguf_file.header import MAGIC
 from ggprune.plan import Plan
 
@@ -17,13 +19,36 @@ from ggprune.plan import Plan
 #: ``hf://datasets/…`` or ``@recipe``, see docs/calibration.md.
 Text = Mapping[str, str | Path] | Iterable[tuple[str, str | Path]]
 
-_BUDGET = {field.name for field in fields(Budget)}
+_BUDGET = [field.name for field in fields(Budget)]
+_REQUEST = [field.name for field in fields(Request) if field.name != "budget"]
 
 
-def pairs_of(text: Text) -> list[tuple[str, str]]:
-    """Return texts as (domain, path)."""
-    pairs = text.items() if isinstance(text, Mapping) else text
-    return [(domain, str(path)) for domain, path in pairs]
+def pairs_of(text: Text, name: str = "text") -> list[tuple[str, str]]:
+    """Return texts as (domain, path); ``name`` is the argument, for messages.
+
+    Raises:
+        InputError: a domain's name is missing.
+    """
+    if isinstance(text, str | Path):
+        text = [text]  # type: ignore[list-item]
+    return [_pair(each, name) for each in (text.items() if isinstance(text, Mapping) else text)]
+
+
+def _pair(given: Any, name: str) -> tuple[str, str]:
+    if isinstance(given, str) and given.startswith("@"):
+        return given, given  # A recipe brings names of its own.
+    if (
+        isinstance(given, tuple | list)
+        and len(given) == 2
+        and isinstance(given[0], str)
+        and isinstance(given[1], str | Path)
+    ):
+        return given[0], str(given[1])
+    path = str(given) if isinstance(given, str | Path) else "my_project.txt"
+    raise InputError(
+        f"{name}: {given!r:.60} has no name of a domain",
+        remedy=f"Write {name}={{{Path(path).stem!r}: {path!r}}}.",
+    )
 
 
 def datasets_of(named: Sequence[tuple[str, str]]) -> list[str]:
@@ -62,13 +87,18 @@ def statistics_of(statistics: Statistics | str | Path) -> tuple[Statistics, str]
     return Statistics.load(Path(statistics)), str(statistics)
 
 
-def request_of(request: Request | None, asked: Mapping[str, Any]) -> Request:
+def request_of(
+    request: Request | None, asked: Mapping[str, Any], function: Callable[..., Any]
+) -> Request:
     """Make a request of fields of both records; one budget must be among them.
+
+    ``function`` is the one that was called with them.
 
     Raises:
         InputError: there is no budget, or several.
         TypeError: a request and fields, or fields that neither record has.
     """
+    check_known(function, asked, [*inspect.signature(function).parameters, *_BUDGET, *_REQUEST])
     if request is None:
         budget = {name: value for name, value in asked.items() if name in _BUDGET}
         rest = {name: value for name, value in asked.items() if name not in _BUDGET}

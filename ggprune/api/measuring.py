@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from ggprune.api.inputs import Text, pairs_of, request_of, statistics_of
+from ggprune.api.inputs import Text, pairs_of, statistics_of
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan, default_method
 from ggprune.choosing.methods import find
@@ -146,7 +146,7 @@ def sweep(
     ) as measured:
         hashes = {part for domain in known.domains for part in domain.sha256.split("+")}
         _warn_of_calibration_text(hashes, measured, where)
-        usual = default_method(known, request_of(None, {"keep": 1}))
+        usual = default_method(known, Request(budget=Budget(keep=1)))
         names = tuple(dict.fromkeys(methods)) or (usual,)
         passes = len(set(counts)) * len(names) + (0 if measured.base_is_known else 1)
         settings = {

@@ -21,6 +21,7 @@ from ggprune.choosing.count import known_count
 from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import InputError, Interrupted, MismatchError, OutputError
 from ggprune.evaluation.evaluator import Evaluator
+from ggprune.fields import check_fields
 from ggprune.gguf_file import (
     GgufModel,
     OutputFile,
@@ -52,7 +53,7 @@ from ggprune.rewrite import (
 from ggprune.text.documents import Source
 from ggprune.text.held_out import choose_text
 from ggprune.text.load import load_texts
-from ggprune.types import Progress, log_progress
+from ggprune.types import Progress, log_progress, option
 from ggprune.util import read_json
 
 log = logging.getLogger(__name__)
@@ -105,9 +106,12 @@ class _Writing:
 
     output: str | Path | None
     mtp: str
-    split_max_size: int | None
-    force: bool
+    split_max_size: int | None = option(None, "Bytes of a shard.", minimum=1, metavar="SIZE")
+    force: bool = False
     verify: bool = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def changes_nothing(self) -> bool:
@@ -181,7 +185,10 @@ def prune(
     writing = _Writing(output, mtp, split_max_size, force, verify)
     settings, options = settings or Settings(), options or RunOptions()
     given, name = (None, "the plan") if plan is None else plan_of(plan)
-    wanted = request_of(request, asked) if given is None else None
+    wanted = request_of(request, asked, prune) if given is None else None
+    if given is not None and (request is not None or asked):
+        names = ["request"] * (request is not None) + [*asked]
+        raise TypeError(f"plan and {', '.join(names)}: give one of them")
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(open_model(model))
         is_chosen_soon = given is not None or (
@@ -189,10 +196,12 @@ def prune(
         )
         (first, *_) = _check(source, given or wanted, writing, continues=is_chosen_soon)
         stack.enter_context(reserved(first.path))
-        search_sources = load_texts(pairs_of(search_text))
+        search_sources = load_texts(pairs_of(search_text, "search_text"))
         sets_aside = wanted is not None and is_measured(wanted) and not search_sources
         reading = choose_text(
-            pairs_of(text), pairs_of(eval_text), search_share=SEARCH_SHARE if sets_aside else 0.0
+            pairs_of(text),
+            pairs_of(eval_text, "eval_text"),
+            search_share=SEARCH_SHARE if sets_aside else 0.0,
         )
         known = known_path = None
         if wanted is not None:
@@ -267,7 +276,7 @@ def outputs(
     Raises:
         GgpruneError: it cannot be pruned like this.
     """
-    wanted = request_of(request, asked) if plan is None else plan_of(plan)[0]
+    wanted = request_of(request, asked, outputs) if plan is None else plan_of(plan)[0]
     with open_model(model) as source:
         return _check(source, wanted, _Writing(output, mtp, split_max_size, force))
 

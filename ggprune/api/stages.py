@@ -155,7 +155,7 @@ def choose(
             model and has none.
         MismatchError: statistics of another model.
     """
-    wanted, target = request_of(request, asked), Path(output) if output else None
+    wanted, target = request_of(request, asked, choose), Path(output) if output else None
     known, where = statistics_of(statistics)
     journal = target.with_name(target.name + ".search") if target else None
     with contextlib.ExitStack() as stack:
@@ -170,7 +170,7 @@ def choose(
             model=source,
             options=options or RunOptions(),
             sources=load_texts(pairs_of(text)),
-            search_sources=load_texts(pairs_of(search_text)),
+            search_sources=load_texts(pairs_of(search_text, "search_text")),
             journal=journal if is_measured(wanted) else None,
             progress=progress,
         )

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ggprune.fields import check_fields
 from ggprune.types import option
 
 _SAMPLING = re.compile(r"temperature (\S+), top_p (\S+)")
@@ -37,6 +38,9 @@ class Settings:
         "Do the I-th of N equal parts only; `ggprune merge` puts them together.",
         metavar="I/N",
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     def recorded(self) -> dict[str, str | int]:
         """Return what the statistics file says of them, which must agree to continue a run."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from ggprune.errors import InputError
+from ggprune.fields import check_fields
 from ggprune.types import Progress, no_progress, option
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ class Budget:
     Attributes:
         context, kv_type, parallel: for ``fit_vram``, see memory.Use.
         rounding: the nearest possible count that way, instead of the rule's own.
+        target_size, fit_vram: bytes, or text such as ``13G``.
     """
 
     keep: int | None = option(None, "Experts that stay in each layer.", minimum=1)
@@ -69,6 +71,9 @@ class Budget:
         "Take the nearest possible count below or above instead of complaining.",
         choices=("down", "up"),
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def rule(self) -> str:
@@ -147,6 +152,9 @@ class Request:
     search_plans: int | None = option(
         None, "Plans that search draws, whatever the time: repeats exactly.", minimum=1
     )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
     @property
     def fixed_used(self) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,10 @@ from typing import Any
 
 import click
 
-FILE = click.Path(path_type=Path)
+from ggprune.errors import InputError
+from ggprune.fields import read_size, read_tokens
 
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(i?)B?", re.IGNORECASE)
-_TOKENS = re.compile(r"(\d+)\s*(k?)", re.IGNORECASE)
+FILE = click.Path(path_type=Path)
 
 
 def reader(read: Callable[[str], Any]) -> Callable[[Any], Any]:
@@ -22,28 +21,16 @@ def reader(read: Callable[[str], Any]) -> Callable[[Any], Any]:
 
     @functools.wraps(read)
     def convert(value: Any) -> Any:
-        return read(value) if isinstance(value, str) else value
+        try:
+            return read(value) if isinstance(value, str) else value
+        except InputError as error:
+            raise click.BadParameter(error.message) from None
 
     return convert
 
 
-@reader
-def size(value: str) -> int:
-    """Read a number of bytes: 14G, 500M, 24GiB."""
-    match = _SIZE.fullmatch(value.strip())
-    if match is None:
-        raise click.BadParameter(f"{value!r} is not a size; write 14G, 500M or 24GiB")
-    exponent = "KMGT".index(match[2].upper()) + 1 if match[2] else 0
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** exponent)
-
-
-@reader
-def tokens(value: str) -> int:
-    """Read a number of tokens: 4096, or 32k (of 1024)."""
-    match = _TOKENS.fullmatch(value.strip())
-    if match is None or not int(match[1]):
-        raise click.BadParameter(f"{value!r} is not a number of tokens; write 4096 or 32k")
-    return int(match[1]) * (1024 if match[2] else 1)
+size = reader(read_size)
+tokens = reader(read_tokens)
 
 
 @reader

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ggprune.fields import check_fields
 from ggprune.types import option
 
 #: Passes over the search and the held-out text for the first size, at most.
@@ -32,3 +33,6 @@ class FitOptions:
         12288, "Tokens of one pass over the held-out text, which judges.", minimum=512
     )
     room: int | None = None
+
+    def __post_init__(self) -> None:
+        check_fields(self)

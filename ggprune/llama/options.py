@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggprune.fields import check_fields
 from ggprune.system import cores
 from ggprune.types import option
 
@@ -63,6 +64,9 @@ class RunOptions:
     )
     verbose: bool = option(False, "Show llama.cpp's log too.")
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
     @property
     def is_placed_automatically(self) -> bool:
         """Whether the user left it to what fits where layers and tensors go."""
@@ -105,3 +109,6 @@ class QuantizeOptions:
     )
     allow_requantize: bool = option(False, "From a file that is quantized already.")
     threads: int | None = option(None, "Default: one a core.", minimum=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self)

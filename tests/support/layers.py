@@ -15,6 +15,7 @@ LAYERS = (
     "errors",
     "types",
     "util",
+    "fields",
     "interrupts",
     "system",
     "version",
