@@ -29,8 +29,16 @@ def reader(read: Callable[[str], Any]) -> Callable[[Any], Any]:
     return convert
 
 
-size = reader(read_size)
-tokens = reader(read_tokens)
+@reader
+def size(value: str) -> int:
+    """Read a number of bytes; help names it after this function."""
+    return read_size(value)
+
+
+@reader
+def tokens(value: str) -> int:
+    """Read a number of tokens."""
+    return read_tokens(value)
 
 
 @reader
