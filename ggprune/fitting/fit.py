@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from ggprune.fitting.space import Mix
 from ggprune.fitting.study import Study
 from ggprune.gguf_file import GgufModel, check_targets, tensor_type_name
 from ggprune.llama.options import QuantizeOptions
-from ggprune.model import open_model
+from ggprune.model import MoeModel, open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.quantization.quantize import Quantizer
 from ggprune.quantization.source import pruned_source
@@ -129,11 +130,18 @@ def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
         beside: judge the source with only so many experts too.
 
     Raises:
-        InputError: not even the smallest file fits; says how large that is and what it costs.
+        InputError: not even the smallest file fits; says how large that is.
     """
     smallest = study.space.smallest(study.source.counts.least)
     if study.space.size(smallest) > limit:
-        raise _impossible(study, limit, smallest)
+        known_cost = study.search.known(smallest.key)
+        raise too_small(
+            study.source,
+            f"target_size={limit}",
+            smallest.keep,
+            study.space.size(smallest),
+            known_cost.kld_mean if known_cost else None,
+        )
     study.survey()
     first = not study.refined
     known = study.best(limit)
@@ -167,15 +175,22 @@ def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
     return Fit(limit, study.source.experts, best, whole, single, tuple(others), note)
 
 
-def _impossible(study: Study, limit: int, smallest: Mix) -> InputError:
-    size = study.space.size(smallest)
-    log.warning("nothing fits into %s; measuring the smallest file", human_size(limit))
-    score = study.measure(smallest, "the smallest file")
+def too_small(source: MoeModel, asked: str, keep: int, size: int, cost: float | None) -> InputError:
+    """Say how large the smallest file is, and its mean divergence or how to measure that.
+
+    Args:
+        source: the model.
+        asked: the limit with its name.
+        keep, size: experts and bytes of the smallest file.
+        cost: None if it is not known.
+    """
+    command = f"ggprune fit {shlex.quote(str(source.gguf.path))} --target-size {size}"
+    known = "" if cost is None else f", mean KL divergence {cost:.3f}"
     return InputError(
-        f"target_size={limit}: the smallest file has {size} bytes ({human_size(size)}): "
-        f"{smallest.keep} of {study.source.experts} experts, everything in its smallest type, "
-        f"mean KL divergence {score.kld_mean:.3f}",
-        remedy="Ask for more, or take a smaller model.",
+        f"{asked}: the smallest file has {size} bytes ({human_size(size)}): "
+        f"{keep} of {source.experts} experts, everything in its smallest type{known}",
+        remedy="Ask for more, or take a smaller model."
+        + (f" What the smallest file costs is measured by: {command}" if cost is None else ""),
     )
 
 

@@ -36,7 +36,7 @@ def otherwise(model: Path, size: int, *, work: Path | None = None) -> str:
         work: folder of an earlier `ggprune fit`; None for the usual one.
     """
     command = f"ggprune fit {shlex.quote(str(model))} --target-size {size}"
-    for answer in reversed(_answers(work or work_folder(model))):
+    for answer in reversed(answers(work or work_folder(model))):
         if abs(answer["size_bytes"] / size - 1) < _NEAR:
             return (
                 f"The same {human_size(size)} also hold {answer['keep']} of {answer['experts']} "
@@ -53,7 +53,8 @@ def otherwise(model: Path, size: int, *, work: Path | None = None) -> str:
     )
 
 
-def _answers(work: Path) -> list[dict[str, float]]:
+def answers(work: Path) -> list[dict[str, float]]:
+    """Return what earlier runs found for their sizes."""
     try:
         lines = (work / ANSWERS).read_text(encoding="utf-8").splitlines()
         return [json.loads(line) for line in lines]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,13 +15,15 @@ from ggprune.choosing.methods import find
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting import kinds
 from ggprune.fitting.calibrated import check_files
-from ggprune.fitting.fit import Fit, Written, fit, write
-from ggprune.fitting.hint import remember, work_folder
+from ggprune.fitting.fit import Fit, Written, fit, too_small, write
+from ggprune.fitting.hint import answers, remember, work_folder
 from ggprune.fitting.options import FitOptions
-from ggprune.fitting.study import Study, Texts
+from ggprune.fitting.space import Space
+from ggprune.fitting.study import Study, Texts, check_predicts
 from ggprune.llama.devices import physical_memory
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.model import MoeModel, open_model
+from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.quantize import Quantizer
 from ggprune.text.builtin import SEARCH, builtin_texts
 from ggprune.text.held_out import choose_text, hold_out
@@ -119,13 +122,13 @@ class Fitted:
     """What came of it.
 
     Attributes:
-        answer: see Fit.
+        answer: see Fit; None if the source itself fits, and nothing was measured.
         path: the file; None if none was to be written.
         written: what is known of the file.
         numbers: what ``ggprune fit --json`` prints.
     """
 
-    answer: Fit
+    answer: Fit | None
     path: Path | None
     written: Written | None
     numbers: dict[str, Any]
@@ -146,6 +149,8 @@ def fit_model(
 ) -> Fitted:
     """Find the best file of a size, write it, verify and measure it.
 
+    Where the source itself fits, that is the answer, unless types or ``beside`` are asked for.
+
     Args:
         job: what to fit.
         output: the file; None for ``<stem>-fit-<size>.gguf`` here.
@@ -164,6 +169,10 @@ def fit_model(
         raise InputError("`target_size` and `fit_vram`: give one of them")
     with open_model(job.model) as model:
         limit = target_size or _limit_of(model, fit_vram or 0, context, kv_type, parallel)
+        if model.gguf.size <= limit and not job.options.types and beside is None:
+            return _as_it_is(model, limit)
+        asked = f"target_size={limit}" if fit_vram is None else f"fit_vram={fit_vram}"
+        _check_smallest(job, model, limit, asked)
         target = output or Path(f"{model.gguf.stem}-fit-{limit // 1_000_000}M.gguf")
     if target.exists() and not force and not dry_run:
         raise OutputError(f"{target}: exists", remedy="Pass force=True to replace it.")
@@ -185,7 +194,10 @@ def fit_model(
 
 def words_on(fitted: Fitted) -> list[str]:
     """Write what the terminal says: the file, and what it beat."""
-    answer, best = fitted.answer, fitted.answer.best
+    answer = fitted.answer
+    if answer is None:
+        return [fitted.numbers["note"]]
+    best = answer.best
     score = fitted.written.score if fitted.written else best.judged
     assert score is not None
     lines = [
@@ -218,6 +230,52 @@ def words_on(fitted: Fitted) -> list[str]:
         else f"dropping experts pays at this size: {experts} of {answer.experts} stay"
     )
     return lines
+
+
+def _as_it_is(model: MoeModel, limit: int) -> Fitted:
+    note = (
+        f"{model.gguf.path} itself fits: {human_size(model.gguf.size)} of {human_size(limit)}. "
+        "Nothing is lost by keeping it, so nothing was measured or written"
+    )
+    numbers = {
+        "size_bytes": model.gguf.size,
+        "keep": model.experts,
+        "experts": model.experts,
+        "experts_used": model.experts_used,
+        "types": {},
+        **dict.fromkeys(("kld_mean", "kld_se", "kld_p99", "kld_predicted"), 0.0),
+        **dict.fromkeys(("tokens", "passes"), 0),
+        "alternatives": [],
+        "file": str(model.gguf.path),
+        "note": note,
+    }
+    return Fitted(None, None, None, numbers)
+
+
+def _check_smallest(job: Job, model: MoeModel, limit: int, asked: str) -> None:
+    """Refuse a size that the header shows to be too small.
+
+    Before calibration a few notes in the header, and matrices that the importance matrix will
+    lack, are not known: files are taken to be smaller, and the size that is named to be larger.
+    """
+    check_predicts(model)
+    work = job.work or work_folder(model.gguf.path)
+    matrix = job.imatrix or work / "imatrix.gguf"
+    covered = {t.name for t in model.gguf.tensors if t.name.startswith("blk.")}
+    if matrix.exists():
+        covered &= set(Imatrix.load(matrix).entries)
+    wanted = [kind.upper() for kind in job.options.types] or None
+    with tempfile.TemporaryDirectory() as folder:
+        space = Space(
+            model, Path(folder), groups=job.options.groups, wanted=wanted, covered=covered
+        )
+        keep = model.counts.least
+        size = space.size(space.smallest(keep))
+    if size <= limit:
+        return
+    enough = size + size // 1000 + 4096
+    known = [a["kld_mean"] for a in answers(work) if size <= a["size_bytes"] <= enough]
+    raise too_small(model, asked, keep, enough, known[-1] if known else None)
 
 
 def _limit_of(model: MoeModel, vram: int, context: int, kv_type: str, parallel: int) -> int:

@@ -63,6 +63,14 @@ class Texts:
     held_out: Sequence[Source]
 
 
+def check_predicts(source: MoeModel) -> None:
+    """Raise UnsupportedModelError if divergence cannot be measured of a model."""
+    if source.architecture.kind is not Kind.CAUSAL:
+        raise UnsupportedModelError(
+            f"{source.gguf.path}: predicts no next token, so no divergence can be measured"
+        )
+
+
 class Study(Closing):
     """One model, its texts, and what was measured; a context manager.
 
@@ -98,10 +106,7 @@ class Study(Closing):
         settings: Settings | None = None,
         progress: Progress = no_progress,
     ) -> None:
-        if source.architecture.kind is not Kind.CAUSAL:
-            raise UnsupportedModelError(
-                f"{source.gguf.path}: predicts no next token, so no divergence can be measured"
-            )
+        check_predicts(source)
         self.source, self.reference = source, reference or source
         self.options, self.run = options or FitOptions(), run or RunOptions()
         self.work, self.progress = work, progress
@@ -189,7 +194,7 @@ class Study(Closing):
         """Numbers of experts that files are tried with, all first."""
         possible = self.source.counts.possible()
         step = -(-len(possible) // _TRIED)
-        return tuple(reversed(possible))[::step]
+        return tuple(dict.fromkeys((*possible[::-step], self.source.counts.least)))
 
     def plan(self, keep: int) -> Plan:
         """Which experts stay of so many."""

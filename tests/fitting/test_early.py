@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
@@ -12,6 +13,8 @@ from ggprune.cli import cli
 from ggprune.cli.fit import command as fit
 from ggprune.cli.terminal import in_options
 from ggprune.errors import GgpruneError
+from ggprune.llama import memory
+from ggprune.model import open_model
 from tests.support.evaluating import TEXT, calibrated
 from tests.support.tiny import write_tiny
 
@@ -81,3 +84,30 @@ def test_sweep_refuses_before_it_loads(
     calibrated(source, TEXT).save(stats)
     monkeypatch.setattr("ggprune.api.measuring.evaluator", lambda *_, **__: pytest.fail("loads"))
     assert message in refusal("sweep", model, stats, *asked)
+
+
+@pytest.mark.llama
+def test_a_size_that_no_file_has(model: Path) -> None:
+    said = refusal("fit", model, "--target-size", 1)
+    assert "--target-size 1: the smallest file has " in said and "4 of 16 experts" in said
+    assert f"ggprune fit {model} --target-size " in said
+    with open_model(model) as source:
+        beside = memory.planned(source, memory.Use(context=64))
+    vram = beside.cache + beside.compute + 1
+    said = refusal("fit", model, "--fit-vram", vram, "--context", 64)
+    assert said.startswith(f"--fit-vram {vram}: the smallest file has ")
+
+
+@pytest.mark.llama
+def test_a_source_that_fits_is_kept(model: Path) -> None:
+    asked = ["fit", str(model), "--target-size", "999G"]
+    result = CliRunner().invoke(cli, asked)
+    assert result.exit_code == 0 and "itself fits" in result.stdout
+    result = CliRunner().invoke(cli, [*asked, "--json"])
+    numbers = json.loads(result.stdout)
+    assert result.exit_code == 0 and numbers["kld_mean"] == 0
+    assert numbers["file"] == str(model) and numbers["size_bytes"] == model.stat().st_size
+    assert [path.name for path in Path().iterdir()] == [model.name]
+    # Who names types wants them.
+    with pytest.raises(pytest.fail.Exception, match="calibrates"):
+        CliRunner().invoke(cli, [*asked, "--types", "Q8_0"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,11 +128,18 @@ def test_another_size_takes_few_passes(job: Job, fitted: Fitted) -> None:
 
 
 def test_what_is_too_small_says_what_is_not(job: Job, fitted: Fitted) -> None:
-    with pytest.raises(
-        InputError, match=r"target_size=1000000: the smallest file has \d+ bytes"
-    ) as e:
+    """The smallest file's cost is said once it is known, and not measured to refuse another."""
+    smaller = r"target_size=1000000: the smallest file has (\d+) bytes"
+    with pytest.raises(InputError, match=smaller) as e:
         fit_model(job, target_size=1_000_000)
-    assert "KL divergence" in str(e.value)
+    found = re.search(smaller, str(e.value))
+    assert found and f"--target-size {found[1]}" in e.value.remedy
+    assert "KL divergence" not in str(e.value)
+    smallest = fit_model(job, target_size=int(found[1]), dry_run=True)
+    assert 0.99 * int(found[1]) < smallest.numbers["size_bytes"] <= int(found[1])
+    with pytest.raises(InputError, match="KL divergence") as e:
+        fit_model(job, target_size=1_000_000)
+    assert not e.value.remedy.count("ggprune fit")
 
 
 def test_limits(job: Job, fitted: Fitted) -> None:
