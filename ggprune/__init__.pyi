@@ -1,5 +1,6 @@
 """The public names: what type checkers see, and what ``ggprune.NAME`` imports when it is used."""
 
+from ggprune.api.fit import fit as fit
 from ggprune.api.measuring import evaluate as evaluate
 from ggprune.api.measuring import evaluator as evaluator
 from ggprune.api.measuring import probe as probe
@@ -36,6 +37,8 @@ from ggprune.errors import VerificationError as VerificationError
 from ggprune.evaluation.evaluator import Evaluation as Evaluation
 from ggprune.evaluation.evaluator import Evaluator as Evaluator
 from ggprune.evaluation.sweep import Sweep as Sweep
+from ggprune.fitting.job import Job as Job
+from ggprune.fitting.options import FitOptions as FitOptions
 from ggprune.llama.options import QuantizeOptions as QuantizeOptions
 from ggprune.llama.options import RunOptions as RunOptions
 from ggprune.model import Identity as Identity

@@ -9,6 +9,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
+import ggprune
 from ggprune.cli import cli
 from ggprune.cli.fit import command as fit
 from ggprune.cli.terminal import in_options
@@ -108,6 +109,7 @@ def test_a_source_that_fits_is_kept(model: Path) -> None:
     assert result.exit_code == 0 and numbers["kld_mean"] == 0
     assert numbers["file"] == str(model) and numbers["size_bytes"] == model.stat().st_size
     assert [path.name for path in Path().iterdir()] == [model.name]
+    assert ggprune.fit(ggprune.Job(model=model), target_size=10**9).answer is None
     # Who names types wants them.
     with pytest.raises(pytest.fail.Exception, match="calibrates"):
         CliRunner().invoke(cli, [*asked, "--types", "Q8_0"])
