@@ -222,9 +222,9 @@ def cards(*free: int) -> list[Device]:
 
 
 def fitted(gguf: GgufModel, monkeypatch: pytest.MonkeyPatch, *free: int) -> RunOptions:
-    monkeypatch.setattr(devices, "_MARGIN", 0)
+    monkeypatch.setattr(devices, "_room", lambda device, *_: device.free)
     monkeypatch.setattr(devices, "_CACHE_TOKENS", 0)
-    offload = devices.fit(gguf, cards(*free), RunOptions(ubatch=0))
+    offload = devices.fit(gguf, cards(*free), RunOptions())
     for room, used in zip(free, Placed(gguf, offload).bytes_on(len(free)), strict=True):
         assert used <= room
     return offload
@@ -235,12 +235,12 @@ def test_what_fits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         total = sum(tensor.nbytes for tensor in gguf.tensors)
         experts = sum(tensor.nbytes for tensor in gguf.tensors if "_exps" in tensor.name)
         assert devices.fit(gguf, [], RunOptions()) == RunOptions(gpu_layers=0)
-        assert fitted(gguf, monkeypatch, total) == RunOptions(ubatch=0)
+        assert fitted(gguf, monkeypatch, total) == RunOptions()
         some = fitted(gguf, monkeypatch, total - experts // 2)
         assert some.gpu_layers is None and 0 < some.n_cpu_moe < 5
         few = fitted(gguf, monkeypatch, (total - experts) // 2)
         assert few.gpu_layers is not None and few.n_cpu_moe == 5
-        assert fitted(gguf, monkeypatch, 0) == RunOptions(gpu_layers=0, ubatch=0)
+        assert fitted(gguf, monkeypatch, 0) == RunOptions(gpu_layers=0)
         # Less room never puts more on the card.
         sizes = [
             sum(Placed(gguf, fitted(gguf, monkeypatch, room)).bytes_on(1))

@@ -229,7 +229,9 @@ def test_which_weights_are_in_it(model: Path) -> None:
 def test_every_token_counts_in_every_layer_whatever_the_ubatch(model: Path) -> None:
     results = []
     for ubatch in (16, 48):
-        with LlamaModel(model, RunOptions(1, 0, ubatch, repack=False)) as llama:
+        with LlamaModel(
+            model, RunOptions(threads=1, gpu_layers=0, ubatch=ubatch, repack=False)
+        ) as llama:
             observer, chunks = gather(llama, TOKENS, n_ctx=48)
         assert chunks == 2
         results.append(observer.result([], chunks, 48).entries)
