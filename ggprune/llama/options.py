@@ -50,7 +50,7 @@ class RunOptions:
     tensor_split: tuple[float, ...] = option(
         (), "Share of each GPU, such as 3,1.", metavar="N0,N1,…"
     )
-    main_gpu: int = option(0, "The GPU to use where the split mode is none or row.", minimum=0)
+    main_gpu: int = option(0, "The GPU to use where the split mode is none or row.", minimum=-1)
     flash_attn: str = option("auto", "Flash attention.", choices=("on", "off", "auto"))
     cache_type_k: str = option("f16", "Type of cached keys.", choices=tuple(CACHE_TYPES))
     cache_type_v: str = option("f16", "Type of cached values.", choices=tuple(CACHE_TYPES))
