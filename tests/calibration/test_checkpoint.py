@@ -150,6 +150,7 @@ def test_what_differs_is_named() -> None:
         check({"ctx": 8}, {"a": "a", "b": "changed"})
 
 
+@pytest.mark.llama
 def test_what_is_kept_before_the_first_token_is_not_called_gathered(tmp_path: Path) -> None:
     state = checkpoint(*MIXED)
     for done in (False, True):

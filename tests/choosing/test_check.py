@@ -45,7 +45,6 @@ def check(counts: ExpertCounts = COUNTS, **asked: Any) -> None:
         ({"budget": Budget(keep=3)}, "keep=3: at least 4"),
         ({"budget": Budget(keep=17)}, "keep=17: the model has 16"),
         ({"budget": Budget(keep=9, multiple_of=4)}, "keep=9: is not a multiple of 4"),
-        ({"budget": Budget(keep=9, rounding="left")}, "rounding=left"),  # type: ignore[arg-type]
         ({"budget": Budget(ratio=0.5, multiple_of=40)}, "multiple_of=40"),
         ({"budget": Budget(keep=9, ratio=0.5)}, "keep=9, ratio=0.5: give one"),
         ({"budget": Budget()}, "how many experts"),
@@ -54,6 +53,11 @@ def check(counts: ExpertCounts = COUNTS, **asked: Any) -> None:
 def test_what_the_header_and_the_texts_decide(asked: dict[str, Any], said: str) -> None:
     with pytest.raises(InputError, match=said):
         check(**asked)
+
+
+def test_a_budget_checks_its_own_fields() -> None:
+    with pytest.raises(InputError, match="rounding='left'"):
+        Budget(keep=9, rounding="left")  # type: ignore[arg-type]
 
 
 def test_what_is_possible_passes() -> None:
