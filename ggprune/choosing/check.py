@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ggprune.choosing import blend
-from ggprune.choosing.count import check_rounding, known_count
+from ggprune.choosing.count import known_count
 from ggprune.choosing.methods import METHODS, Method, find
 from ggprune.choosing.protect import Protection, parse_always_keep, parse_domains
 from ggprune.choosing.request import Request
@@ -27,7 +27,6 @@ def check_request(
         InputError: an impossible budget or number, an unknown method, domain, layer or expert, or
             options that exclude each other.
     """
-    check_rounding(request.budget)
     method = find(request.method) if request.method else None
     if request.fixed_used is not None:
         counts.check_used(request.fixed_used)

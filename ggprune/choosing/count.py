@@ -80,12 +80,6 @@ def count_retaining(budget: Budget, ranking: Ranking, sums: ExpertSums) -> int:
     return fewest(budget, counts, fits)
 
 
-def check_rounding(budget: Budget) -> None:
-    """Raise InputError unless ``rounding`` is a way."""
-    if budget.rounding not in (None, "down", "up"):
-        raise InputError(f"rounding={budget.rounding}: is no way to round", remedy="down or up.")
-
-
 def possible_counts(counts: ExpertCounts, multiple_of: int = 1) -> tuple[int, ...]:
     """List the counts that can be kept, ascending.
 
