@@ -7,6 +7,7 @@ from ggprune.api.measuring import probe as probe
 from ggprune.api.measuring import sweep as sweep
 from ggprune.api.pruning import Pruned as Pruned
 from ggprune.api.pruning import apply as apply
+from ggprune.api.pruning import apply_mask as apply_mask
 from ggprune.api.pruning import apply_to_adapter as apply_to_adapter
 from ggprune.api.pruning import outputs as outputs
 from ggprune.api.pruning import prune as prune

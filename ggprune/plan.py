@@ -43,7 +43,7 @@ class Plan:
     """Which experts stay.
 
     Attributes:
-        keep: experts a layer.
+        keep: experts a layer; their mean in a plan with counts by layer, for a masked copy.
         layers: by block number.
         method: how they were chosen.
         experts: a layer before; 0 if a hand-written plan does not say.
@@ -156,12 +156,19 @@ class Plan:
         """
         return _from_json(data, name)
 
-    def for_model(self, model: MoeModel, name: str = "the plan") -> Plan:
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The fewest and the most experts that a layer keeps."""
+        kept = [len(part.keep) for part in self.layers.values()]
+        return min(kept), max(kept)
+
+    def for_model(self, model: MoeModel, name: str = "the plan", *, by_layer: bool = False) -> Plan:
         """Check the plan against a model and complete what a hand-written one leaves out.
 
         Args:
             model: the model it is to be applied to.
             name: what to call the plan in messages.
+            by_layer: whether layers may keep different numbers, as only a masked copy can.
 
         Raises:
             MismatchError: it was made for another model.
@@ -184,9 +191,10 @@ class Plan:
                 str(model.gguf.path),
                 remedy='If you know better, set "model" to null in the plan\'s file.',
             )
-        model.counts.check(self.keep)
+        for count in self.counts if by_layer else [self.keep]:
+            model.counts.check(count)
         model.check_used(self.experts_used)
-        self._check_layers(model, name)
+        self._check_layers(model, name, by_layer=by_layer)
         changes_used = self.experts_used != model.experts_used
         return replace(
             self,
@@ -196,7 +204,7 @@ class Plan:
             experts_used=self.experts_used if changes_used else None,
         )
 
-    def _check_layers(self, model: MoeModel, name: str) -> None:
+    def _check_layers(self, model: MoeModel, name: str, *, by_layer: bool) -> None:
         missing = [layer for layer in model.moe_layers if layer not in self.layers]
         unknown = [layer for layer in self.layers if layer not in model.expert_layers]
         if missing or unknown:
@@ -207,11 +215,13 @@ class Plan:
             )
         size = model.experts // model.counts.groups
         for layer, part in self.layers.items():
-            if len(part.keep) != self.keep or part.keep[-1] >= model.experts:
+            expected = len(part.keep) if by_layer else self.keep
+            if len(part.keep) != expected or part.keep[-1] >= model.experts:
                 raise InputError(
                     f"{name}: layer {layer} keeps {len(part.keep)} experts up to number "
-                    f"{part.keep[-1]}, expected {self.keep} below {model.experts}",
-                    remedy="llama.cpp has one number of experts for all layers.",
+                    f"{part.keep[-1]}, expected {expected} below {model.experts}",
+                    remedy="llama.cpp has one number of experts for all layers; counts by layer "
+                    "are for masked copies (mask=True).",
                 )
             by_group = [0] * model.counts.groups
             for expert in part.keep:

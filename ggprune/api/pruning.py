@@ -314,6 +314,49 @@ def apply(
         return replace(_described(source, files, complete, None, None), compared=compared)
 
 
+def apply_mask(
+    model: str | Path,
+    plan: Plan | str | Path,
+    output: str | Path | None = None,
+    *,
+    mtp: str = "prune",
+    split_max_size: int | None = None,
+    force: bool = False,
+    verify: bool = True,
+    progress: Progress = log_progress,
+) -> tuple[Path, ...]:
+    """Write a copy of a model that computes what the pruned one does, with all experts in it.
+
+    Its selection bias keeps the dropped experts from being chosen, so the plan may keep a different
+    number in each layer.
+
+    Args:
+        model, plan, mtp, split_max_size, force, verify, progress: see :func:`apply`.
+        output: the result; None for ``<stem>-masked.gguf`` in the current folder.
+
+    Returns:
+        The files written.
+
+    Raises:
+        UnsupportedModelError: the model has no selection bias, or one that cannot mask.
+        GgpruneError: the plan does not fit, or the result cannot be written.
+    """
+    chosen, name = plan_of(plan)
+    with open_model(model) as source:
+        target = Path(output or f"{source.gguf.stem}-masked.gguf")
+        rewrite = plan_rewrite(
+            source,
+            chosen,
+            target,
+            mtp=mtp,
+            split_max_size=split_max_size,
+            mask=True,
+            plan_name=name,
+        )
+        write_result(source, rewrite, force=force, verify=verify, progress=progress)
+    return tuple(file.path for file in rewrite.files)
+
+
 def apply_to_adapter(
     model: str | Path,
     plan: Plan | str | Path,

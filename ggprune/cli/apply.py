@@ -21,9 +21,15 @@ from ggprune.util import human_size
 @click.option(
     "--adapter", type=FILE, help="Write this LoRA adapter of MODEL for the pruned model instead."
 )
+@click.option(
+    "--mask",
+    is_flag=True,
+    help="Write all of MODEL instead, with a selection bias by which dropped experts are never "
+    "chosen; PLAN may keep a different number in each layer.",
+)
 @writing_options
 @quiet_option
-def command(adapter: Path | None, **arguments: Any) -> None:
+def command(adapter: Path | None, mask: bool, **arguments: Any) -> None:
     """Write MODEL with the experts that PLAN keeps.
 
     PLAN may come from another quantization of the same model, or be written by hand. Nothing is
@@ -31,10 +37,17 @@ def command(adapter: Path | None, **arguments: Any) -> None:
     """
     from ggprune.api import pruning
 
+    if mask and adapter is not None:
+        raise click.UsageError("--mask and --adapter: give one of them.")
     if adapter is not None:
         del arguments["split_max_size"], arguments["verify"]
         path = pruning.apply_to_adapter(adapter=adapter, **arguments, progress=progress_bar)
         click.echo(f"{path}  {human_size(path.stat().st_size)}")
         return
-    for path in pruning.apply(**arguments, progress=progress_bar).files:
+    files = (
+        pruning.apply_mask(**arguments, progress=progress_bar)
+        if mask
+        else pruning.apply(**arguments, progress=progress_bar).files
+    )
+    for path in files:
         click.echo(f"{path}  {human_size(path.stat().st_size)}")

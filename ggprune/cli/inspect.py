@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 def command(model: Path, as_json: bool) -> None:
     """Show what MODEL is: architecture, layers, experts, quantization, and keep -> size.
 
-    Reads the header only. Exits with 0 for a file that cannot be pruned, or is no model at all;
-    the reason is in the output.
+    Reads the header and, to tell a masked copy, the selection biases. Exits with 0 for a file that
+    cannot be pruned, or is no model at all; the reason is in the output.
     """
     from ggprune.errors import FormatError
     from ggprune.model import describe
@@ -60,6 +60,7 @@ def summary(description: Any) -> dict[str, Any]:
     from ggprune.choosing.request import DEFAULT
     from ggprune.model.architectures import gating_of, is_normalised, statistics_note
     from ggprune.rewrite import result_size
+    from ggprune.rewrite.mask import choosable
 
     row, metadata = description.architecture, description.metadata
     prunable = description.refusal is None
@@ -83,6 +84,7 @@ def summary(description: Any) -> dict[str, Any]:
         "prunable": prunable,
         "refusal": description.refusal or "",
         "note": statistics_note(row, metadata) if prunable else "",
+        "choosable": {str(layer): n for layer, n in choosable(description).items()},
         "sizes": {str(n): result_size(description, n, method=DEFAULT) for n in _steps(description)},
     }
 
@@ -116,6 +118,9 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         ("types", types),
         refused,
     ]
+    if counts := facts["choosable"].values():
+        text = f"{min(counts)} to {max(counts)} experts of a layer can be chosen"
+        lines.append(("masked", text))
     if facts["note"]:
         lines.append(("note", facts["note"]))
     return [(name, text) for name, text in lines if text]

@@ -11,13 +11,9 @@ from ggprune.errors import InputError
 from ggprune.llama.callback import layer_node
 from ggprune.llama.tensor import TensorView
 from ggprune.model import MoeModel
-from ggprune.model.architectures import CHOSEN_NODE
+from ggprune.model.architectures import CHOSEN_NODE, MASKED
 from ggprune.model.hash_routing import nearest_experts, remapped
 from ggprune.plan import Plan
-
-#: A softmax gives exactly 0 for it, and no bias or scale brings it back. Finite, because
-#: llama.cpp's own arithmetic (a group's score is a sum) would make NaN of infinities.
-MASKED = np.float32(-1e30)
 
 Dropped = Mapping[int, Sequence[int]]
 

@@ -52,7 +52,8 @@ class RangeCopier:
             OSError: the target cannot take them.
         """
         while length:
-            done = self._some(source, offset, min(length, CHUNK), name)
+            # From a page's start on, so that extents can be shared.
+            done = self._some(source, offset, min(length, -offset % _PAGE or CHUNK), name)
             if done == 0:
                 raise FormatError(
                     f"{name}: ends at byte {offset}, expected {length} more: "

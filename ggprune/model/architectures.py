@@ -73,6 +73,9 @@ GATING_VALUES: Final[Mapping[int, Gating]] = MappingProxyType(
 # nearly 0 for a kept one, could bring a masked expert back. Both are [n_expert, tokens].
 # With a softmax over the chosen, llama.cpp gives both names to one node, and the last one stays.
 MASK_NODES: Final = ("ffn_moe_logits", "ffn_moe_probs")
+# A softmax gives exactly 0 for it, and no bias or scale brings it back. Finite, because
+# llama.cpp's own arithmetic (a group's score is a sum) would make NaN of infinities.
+MASKED: Final = -1e30
 WEIGHTED_NODES: Final = ("ffn_moe_weighted",)
 CHOSEN_NODE: Final = "ffn_moe_topk"
 

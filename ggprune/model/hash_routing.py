@@ -95,9 +95,13 @@ def remapped(rows: Ints32, kept: Sequence[int], nearest: Ints) -> Ints32:
     return found
 
 
-def pruned_table(model: MoeModel, layer: int, kept: Sequence[int]) -> bytes:
-    """Make the table of a pruned layer, in the numbers of the kept experts."""
-    numbers = np.zeros(model.experts, np.int32)
-    numbers[list(kept)] = np.arange(len(kept))
+def pruned_table(
+    model: MoeModel, layer: int, kept: Sequence[int], *, renumber: bool = True
+) -> bytes:
+    """Make the table of a pruned layer, in the numbers of the kept experts if so asked."""
     rows = remapped(hash_table(model, layer), kept, nearest_experts(model, layer))
-    return numbers[rows].astype("<i4").tobytes()
+    if renumber:
+        numbers = np.zeros(model.experts, np.int32)
+        numbers[list(kept)] = np.arange(len(kept))
+        rows = numbers[rows]
+    return rows.astype("<i4").tobytes()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,9 +12,12 @@ from ggprune.model import MoeModel
 from ggprune.model.hash_routing import pruned_table
 from ggprune.model.tensors import layer_of
 from ggprune.plan import Plan
+from ggprune.rewrite.mask import check_maskable, masked
 from ggprune.rewrite.metadata import Changes, key_edits
 
 _MTP = ("prune", "drop")
+#: What a tensor of the source becomes, told the experts that each layer keeps.
+Cut = Callable[[Tensor, MoeModel, Mapping[int, Sequence[int]]], OutputTensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,15 @@ class Rewrite:
         plan: complete: every layer with experts is in it.
         files: the result's files; writing them is gguf_file.write_files.
         dropped_layers: MTP layers left out.
+        experts: of a layer in the result.
+        cut: what its tensors are made by.
     """
 
     plan: Plan
     files: tuple[OutputFile, ...]
     dropped_layers: tuple[int, ...]
+    experts: int
+    cut: Cut
 
     @property
     def size(self) -> int:
@@ -44,9 +51,10 @@ def plan_rewrite(
     *,
     mtp: str = "prune",
     split_max_size: int | None = None,
+    mask: bool = False,
     plan_name: str = "the plan",
 ) -> Rewrite:
-    """Decide what the pruned model consists of; nothing is written.
+    """Decide what the pruned model, or the masked copy, consists of; nothing is written.
 
     Args:
         model: the source.
@@ -54,22 +62,28 @@ def plan_rewrite(
         target: path of the result.
         mtp: ``prune`` MTP layers by the rule recorded in the plan, or ``drop`` them.
         split_max_size: bytes of one shard, at most.
+        mask: keep all experts and let the dropped ones never be chosen, see rewrite.mask; layers
+            may keep different numbers.
         plan_name: what to call the plan in messages.
 
     Raises:
-        MismatchError, InputError: see Plan.for_model.
+        MismatchError, InputError: see Plan.for_model; UnsupportedModelError: see check_maskable.
     """
-    _check(model, plan.keep, mtp)
-    plan = plan.for_model(model, plan_name)
+    _check(model, model.experts if mask else plan.keep, mtp)
+    plan = plan.for_model(model, plan_name, by_layer=mask)
     dropped = model.mtp_layers if mtp == "drop" else ()
     plan = (
         plan.without(dropped)
         if dropped
         else plan.with_mtp(set(model.mtp_layers) & set(model.expert_layers))
     )
+    if mask:
+        check_maskable(model, plan)
+    cut, experts = (masked, model.experts) if mask else (sliced, plan.keep)
     kept = {layer: part.keep for layer, part in plan.layers.items()}
-    changes = Changes(plan.keep, plan.experts_used, plan.method, plan.hash, dropped)
-    return Rewrite(plan, _lay_out(model, kept, changes, target, split_max_size), dropped)
+    changes = Changes(experts, plan.experts_used, plan.method, plan.hash, dropped)
+    files = _lay_out(model, kept, changes, target, split_max_size, cut)
+    return Rewrite(plan, files, dropped, experts, cut)
 
 
 def result_files(
@@ -104,7 +118,7 @@ def result_files(
     dropped = model.mtp_layers if mtp == "drop" else ()
     kept = dict.fromkeys(model.expert_layers, range(keep))
     changes = Changes(keep, used, method, "0" * 64, dropped)
-    return _lay_out(model, kept, changes, target, split_max_size)
+    return _lay_out(model, kept, changes, target, split_max_size, sliced)
 
 
 def result_size(
@@ -168,8 +182,9 @@ def _lay_out(
     changes: Changes,
     target: Path,
     split_max_size: int | None,
+    cut: Cut,
 ) -> tuple[OutputFile, ...]:
     left_out = model.mtp_tensors if changes.dropped_layers else frozenset()
-    tensors = [sliced(t, model, kept) for t in model.gguf.tensors if t.name not in left_out]
+    tensors = [cut(t, model, kept) for t in model.gguf.tensors if t.name not in left_out]
     edits = key_edits(model, changes)
     return lay_out(target, model.gguf, edits, tensors, split_max_size=split_max_size)

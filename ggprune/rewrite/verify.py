@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from ggprune.errors import LlamaError, VerificationError
@@ -11,7 +12,7 @@ from ggprune.gguf_file import ByteRange, GgufModel, Tensor, write_files
 from ggprune.llama.memory import check_loads
 from ggprune.model import MoeModel, describe
 from ggprune.plan import Plan
-from ggprune.rewrite.slices import Rewrite, sliced
+from ggprune.rewrite.slices import Cut, Rewrite, sliced
 from ggprune.types import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -50,8 +51,8 @@ def write_result(
 
     def look(path: Path) -> None:
         nonlocal compared
-        with check_result(path, rewrite.plan) as result:
-            compared = verify_bytes(model, rewrite.plan, result.gguf)
+        with check_result(path, replace(rewrite.plan, keep=rewrite.experts)) as result:
+            compared = verify_bytes(model, rewrite.plan, result.gguf, rewrite.cut)
         _check_loads(path, model)
         if check is not None:
             check(path)
@@ -95,7 +96,7 @@ def check_result(path: Path, plan: Plan) -> MoeModel:
     raise VerificationError(f"{path}: the written file is not right: {found}")
 
 
-def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel) -> int:
+def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel, cut: Cut = sliced) -> int:
     """Compare every tensor of the written file with the source's bytes.
 
     Reads the result through its own header, so it would notice a wrong one.
@@ -104,6 +105,7 @@ def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel) -> int:
         model: the source.
         plan: complete, as in Rewrite.
         result: the written file, open.
+        cut: what its tensors were made by, as in Rewrite.
 
     Returns:
         Bytes compared.
@@ -115,7 +117,7 @@ def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel) -> int:
     kept = {layer: part.keep for layer, part in plan.layers.items()}
     compared = 0
     for tensor in result.tensors:
-        expected = sliced(originals[tensor.name], model, kept)
+        expected = cut(originals[tensor.name], model, kept)
         if tensor.shape != expected.shape or tensor.nbytes != expected.nbytes:
             raise VerificationError(f"{result.path}: {tensor.name} has the shape {tensor.shape}")
         at = tensor.offset
