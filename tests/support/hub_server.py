@@ -126,6 +126,8 @@ class _Dropped(Exception):
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # A body after its header would wait 40 ms for the client's delayed acknowledgement.
+    disable_nagle_algorithm = True
     hub: HubServer
 
     def log_message(self, *_: object) -> None:
