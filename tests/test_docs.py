@@ -14,7 +14,7 @@ import pytest
 
 from ggprune.cli.main import COMMANDS, DEFAULT, cli
 from ggprune.model.architectures import ARCHITECTURES
-from tests.support.layers import MODULES
+from tests.support.layers import MODULES, tree
 
 ROOT = Path(__file__).parents[1]
 MAKER = runpy.run_path(str(ROOT / "docs" / "make_tables.py"))
@@ -108,7 +108,7 @@ def test_an_architecture_is_named_in_one_module() -> None:
 
 
 def strings(path: Path) -> set[str]:
-    nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+    nodes = ast.walk(tree(path))
     return {
         node.value
         for node in nodes
@@ -147,6 +147,5 @@ def test_guided_tours_pass_what_there_is() -> None:
     rows = re.findall(r"^\| `(ggprune/[\w/]+\.py)` \| (.+?) \|", text, re.MULTILINE)
     assert len(rows) > 20
     for module, where in rows:
-        tree = ast.parse((ROOT / module).read_text(encoding="utf-8"))
-        defined = {getattr(node, "name", None) for node in tree.body}
+        defined = {getattr(node, "name", None) for node in tree(ROOT / module).body}
         assert set(re.findall(r"`(\w+)`", where)) <= defined, module

@@ -5,19 +5,20 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import click
 import pytest
 
-import ggprune
 from ggprune.cli.main import COMMANDS, cli
+from tests.support.layers import PACKAGE, tree
 
-PACKAGE = Path(ggprune.__file__).parent
 #: Whole command lines name options as they are written there.
 COMMAND_LINE = re.compile(r"ggprune |pip install|llama-|CMAKE_ARGS|--num_fewshot")
 
 
+@cache
 def options() -> set[str]:
     commands = [cli.get_command(click.Context(cli), name) for name in COMMANDS]
     return {flag for c in commands if c for p in c.params for flag in p.opts if flag[:2] == "--"}
@@ -25,14 +26,14 @@ def options() -> set[str]:
 
 def texts(path: Path) -> Iterator[tuple[int, str]]:
     """String constants of a module that are prose: no docstrings, no single words."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    nodes = list(ast.walk(tree(path)))
     documented = ast.Module | ast.ClassDef | ast.FunctionDef
     documentation = {
         id(parent.body[0].value)
-        for parent in ast.walk(tree)
+        for parent in nodes
         if isinstance(parent, documented) and ast.get_docstring(parent)
     }
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.JoinedStr):
             text = "".join(p.value for p in node.values if isinstance(p, ast.Constant))
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):

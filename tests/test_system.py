@@ -15,8 +15,7 @@ from ggprune import system
 from ggprune.errors import OutputError
 from ggprune.gguf_file.parts import PartFile
 from ggprune.gguf_file.writing import write_text
-
-PACKAGE = Path(__file__).parent.parent / "ggprune"
+from tests.support.layers import PACKAGE, tree
 
 #: Absent from Windows or macOS (Python's documentation, "Availability").
 POSIX_ONLY = {
@@ -40,7 +39,7 @@ GUARDED = {("gguf_file/copying.py", "copy_file_range"), ("gguf_file/copying.py",
 
 def platform_calls(path: Path) -> list[str]:
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(path)):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
             if node.attr in POSIX_ONLY.get(node.value.id, ()):
                 found.append(node.attr)

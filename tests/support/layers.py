@@ -50,13 +50,19 @@ MODULES = {module_name(path): path for path in PACKAGE.rglob("*.py")}
 
 
 @cache
+def tree(path: Path) -> ast.Module:
+    """The syntax tree of a module; several tests look at every one."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports(name: str) -> tuple[str, ...]:
     """Modules of the package that a module imports, anywhere in it."""
     return tuple(_imports(name))
 
 
 def _imports(name: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(MODULES[name].read_text(encoding="utf-8"))):
+    for node in ast.walk(tree(MODULES[name])):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in MODULES)
         elif isinstance(node, ast.ImportFrom) and node.module in MODULES:
@@ -71,5 +77,5 @@ def layer(name: str) -> str:
 
 def purpose(name: str) -> str:
     """The first paragraph of a layer's docstring."""
-    text = ast.get_docstring(ast.parse(MODULES[f"ggprune.{name}"].read_text(encoding="utf-8")))
+    text = ast.get_docstring(tree(MODULES[f"ggprune.{name}"]))
     return " ".join((text or "").partition("\n\n")[0].split())

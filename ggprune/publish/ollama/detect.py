@@ -30,6 +30,7 @@ class Detected:
     distance: int
 
 
+@functools.lru_cache(8)
 def detect(jinja: str) -> Detected | None:
     """Return the Go template that Ollama stores for a chat template; None if it stores none."""
     mine, best = classes_of(jinja), Detected("", LIMIT)
