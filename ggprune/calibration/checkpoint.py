@@ -15,8 +15,10 @@ from ggprune.calibration.routing import Shares
 from ggprune.calibration.sequences import TokenSequence, answered, grouped
 from ggprune.calibration.statistics import ExpertSums, Statistics
 from ggprune.errors import FormatError, InputError, LlamaError
+from ggprune.types import Floats32
 
 _PREFIX = "checkpoint."
+_WEIGHTS = _PREFIX + "weights"
 _OBSERVER = "observer."
 _ANSWERED = -1
 
@@ -89,10 +91,14 @@ class Checkpoint:
         """Whether nothing is left to do."""
         return not self.unanswered and self.tokens_done == self.tokens
 
-    def answer(self, answers: Mapping[int, Sequence[int]]) -> None:
-        """Add the model's answers to prompts, by index of the sequence."""
+    def answer(
+        self,
+        answers: Mapping[int, Sequence[int]],
+        weights: Mapping[int, Floats32] = MappingProxyType({}),
+    ) -> None:
+        """Add the model's answers to prompts, and their weights, by index of the sequence."""
         for index, tokens in answers.items():
-            self.sequences[index] = answered(self.sequences[index], tokens)
+            self.sequences[index] = answered(self.sequences[index], tokens, weights.get(index))
 
     def finish(
         self,
@@ -150,7 +156,12 @@ class Checkpoint:
             "streams": streams,
             "progress": [self.done, self.capacity],
         }
-        others = {_PREFIX + name: np.array(column, np.int32) for name, column in columns.items()}
+        others: dict[str, npt.NDArray[Any]] = {
+            _PREFIX + name: np.array(column, np.int32) for name, column in columns.items()
+        }
+        weights = [each.weights for each in sequences if each.weights is not None]
+        if weights:
+            others[_WEIGHTS] = np.concatenate(weights)
         for number, state in self.observed.items():
             others |= {f"{_OBSERVER}{number}.{name}": array for name, array in state.items()}
         self.statistics.save(path, others)
@@ -168,10 +179,14 @@ class Checkpoint:
                 others[_PREFIX + name]
                 for name in ("tokens", "lengths", "domains", "streams", "progress")
             )
-            parts = np.split(tokens, np.cumsum(lengths)[:-1])
+            ends = np.cumsum(lengths)[:-1]
+            parts = np.split(tokens, ends)
+            weights: Sequence[npt.NDArray[Any] | None] = [None] * len(parts)
+            if _WEIGHTS in others:
+                weights = np.split(others[_WEIGHTS], ends)
             sequences = [
-                TokenSequence(int(domain), part, None if stream == _ANSWERED else int(stream))
-                for domain, part, stream in zip(domains, parts, streams, strict=True)
+                TokenSequence(int(domain), part, None if stream == _ANSWERED else int(stream), each)
+                for domain, part, stream, each in zip(domains, parts, streams, weights, strict=True)
             ]
             done, capacity = progress.tolist()
             observed: dict[int, dict[str, npt.NDArray[Any]]] = {}

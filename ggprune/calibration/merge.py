@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.routing import Shares
-from ggprune.calibration.statistics import FIELDS, Domain, ExpertSums, Statistics
+from ggprune.calibration.statistics import FIELDS, WEIGHT, Domain, ExpertSums, Statistics
 from ggprune.errors import InputError, MismatchError
 from ggprune.model import Identity
 
@@ -94,6 +94,7 @@ def _check(parts: Sequence[_Part]) -> None:
         first.statistics.identity.check_same(part.statistics.identity, first.name, part.name)
         if part.statistics.layers != first.statistics.layers:
             raise MismatchError(f"{first.name} and {part.name} cover different layers")
+        _check_setting(first, part, WEIGHT, "Give tokens the same weights in both.")
         for other in parts[:index]:
             _check_pair(other, part)
 
@@ -114,16 +115,19 @@ def _check_pair(one: _Part, other: _Part) -> None:
             remedy="Merge shards of one run only.",
         )
     for key in sorted({*one.settings, *other.settings}):
-        if one.settings.get(key) != other.settings.get(key):
-            raise MismatchError(
-                f"{names} were made with {key} {one.settings.get(key, 'not set')} and "
-                f"{other.settings.get(key, 'not set')}",
-                remedy="Make all shards of a run with the same options.",
-            )
+        _check_setting(one, other, key, "Make all shards of a run with the same options.")
     if twice := one.shards & other.shards:
         what = f"shard {min(twice)}/{one.count}" if one.count > 1 else "the same text"
         raise InputError(
             f"{names} both hold {what}: it would count twice", remedy="Leave one of them out."
+        )
+
+
+def _check_setting(one: _Part, other: _Part, key: str, remedy: str) -> None:
+    mine, theirs = (part.settings.get(key, "not set") for part in (one, other))
+    if mine != theirs:
+        raise MismatchError(
+            f"{one.name} and {other.name} were made with {key} {mine} and {theirs}", remedy=remedy
         )
 
 

@@ -20,7 +20,7 @@ from ggprune.llama.callback import layer_node
 from ggprune.llama.norms import NormReader
 from ggprune.llama.tensor import TensorView
 from ggprune.model.architectures import CHOSEN_NODE, WEIGHTED_NODES, Architecture
-from ggprune.types import Floats, Ints32
+from ggprune.types import Floats, Floats32, Ints32
 
 #: What the experts of a layer add together.
 _SUM_NODE = "ffn_moe_out"
@@ -50,6 +50,14 @@ class LayerObserver:
         self._norms = norms or NormReader()
         self._chosen: dict[int, Ints32] = {}
         self._gates: dict[int, npt.NDArray[np.float32]] = {}
+        self._weights: Floats32 | None = None
+        self._at: dict[int, int] = {}
+        #: Of the tokens that are being added, [tokens, 1].
+        self.weight: Floats | float = 1.0
+
+    def weigh(self, weights: Floats32 | None) -> None:
+        """Say how much each of the tokens that are decoded next counts; None: all count 1."""
+        self._weights, self._at = weights, dict.fromkeys(self.rows, 0)
 
     def add(self, layer: int, chosen: Ints32, gates: Floats, contributions: Floats) -> None:
         """Take in one layer of a batch.
@@ -84,6 +92,10 @@ class LayerObserver:
         if base not in self._contribution:
             return True
         gates = self._gates.pop(layer).astype(np.float64)
+        if self._weights is not None:
+            at = self._at[layer]
+            self._at[layer] = at + len(gates)
+            self.weight = self._weights[at : self._at[layer], None].astype(np.float64)
         self.add(layer, self._chosen.pop(layer), gates, self._norms(tensor))
         return layer != self._last
 
@@ -95,6 +107,7 @@ class RoutingObserver(LayerObserver):
         architecture, layers, cut, norms: see LayerObserver.
         experts: experts a layer.
         every: keep the routing of every so many-th token since take; None keeps that of none.
+        weighted: ``weigh`` says how much tokens count.
     """
 
     def __init__(
@@ -106,47 +119,53 @@ class RoutingObserver(LayerObserver):
         cut: bool = True,
         norms: NormReader | None = None,
         every: int | None = None,
+        weighted: bool = False,
     ) -> None:
         super().__init__(architecture, layers, cut=cut, norms=norms)
-        self._sums = ExpertSums.zeros(len(layers), experts)
-        self._experts, self._every = experts, every
-        self._routing: list[list[tuple[Ints32, Floats]]] = [[] for _ in layers]
+        self._experts, self._every, self._weighted = experts, every, weighted
+        self._sums = ExpertSums.zeros(len(layers), experts, weighted=weighted)
+        self._routing: list[list[tuple[Ints32, Floats, Floats32]]] = [[] for _ in layers]
 
     def take(self) -> ExpertSums:
         """Return what was observed since the last call, and begin anew."""
         for parts in self._routing:
             parts.clear()
-        taken, self._sums = self._sums, ExpertSums.zeros(len(self.rows), self._experts)
+        taken = self._sums
+        self._sums = ExpertSums.zeros(len(self.rows), self._experts, weighted=self._weighted)
         return taken
 
     def shares(self) -> Shares | None:
         """Return who did what for tokens since the last call of take; None if nothing is kept."""
         if not all(self._routing):
             return None
-        experts, contributions = (
+        experts, contributions, weights = (
             np.stack([np.concatenate([p[i] for p in parts]) for parts in self._routing], 1)
-            for i in range(2)
+            for i in range(3)
         )
-        return Shares.of(experts, contributions)
+        return Shares.of(experts, contributions, weights[:, 0] if self._weighted else None)
 
     def add(self, layer: int, chosen: Ints32, gates: Floats, contributions: Floats) -> None:
         """Add one layer's tokens to the sums; see LayerObserver.add."""
         self._check(layer, chosen, gates, contributions)
         sums, row, flat = self._sums, self.rows[layer], chosen.ravel()
         norms = np.divide(contributions, np.abs(gates), where=gates != 0, out=np.zeros_like(gates))
+        weight = np.broadcast_to(self.weight, gates.shape)
         if self._every:
-            part = slice(-int(sums.tokens[row]) % self._every, None, self._every)
-            self._routing[row].append((chosen[part], contributions[part]))
+            part = np.arange(-int(sums.tokens[row]) % self._every, len(chosen), self._every)
+            part = part[weight[part, 0] > 0]
+            each = weight[part, 0].astype(np.float32)
+            self._routing[row].append((chosen[part], contributions[part], each))
         sums.tokens[row] += chosen.shape[0]
-        sums.count[row] += np.bincount(flat, minlength=self._experts)
         for field, values in (
+            (sums.count, np.ones_like(gates)),
             (sums.gate_sum, gates),
             (sums.norm_sum, norms),
             (sums.norm_sq_sum, norms * norms),
             (sums.contribution_sum, contributions),
         ):
-            field[row] += np.bincount(flat, values.ravel(), minlength=self._experts)
-        np.maximum.at(sums.norm_max[row], flat, norms.ravel())
+            added = np.bincount(flat, (weight * values).ravel(), minlength=self._experts)
+            field[row] += added.astype(field.dtype)
+        np.maximum.at(sums.norm_max[row], flat, (norms * (weight > 0)).ravel())
 
     def _check(self, layer: int, chosen: Ints32, gates: Floats, contributions: Floats) -> None:
         """Stop at what cannot be true rather than sum it up."""
@@ -239,7 +258,8 @@ class ChangeObserver(LayerObserver):
     def add(self, layer: int, chosen: Ints32, gates: Floats, contributions: Floats) -> None:
         """Wait for what they add together; see LayerObserver.add."""
         # Half precision is what the published sums were made with.
-        self._used[layer] = chosen, contributions.astype(np.float32).astype(np.float64)
+        halved = contributions.astype(np.float32).astype(np.float64)
+        self._used[layer] = chosen, halved * self.weight
 
     def _credit(self, layer: int, added: npt.NDArray[np.float32]) -> None:
         before = self._before.pop(layer, None)

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ggprune.types import Floats, Floats32
+
 #: Bytes of Shares that statistics keep; of longer texts, every so many-th token.
 KEPT_BYTES = 64 << 20
 _BYTES = 4
@@ -24,53 +26,72 @@ class Shares:
     Attributes:
         experts: their numbers, int16.
         shares: float16; they add up to 1 over the experts that a token uses in a layer.
+        weights: how much each token counts, [tokens]; None: all count 1.
     """
 
     experts: npt.NDArray[np.int16]
     shares: npt.NDArray[np.float16]
+    weights: Floats32 | None = None
 
     @classmethod
     def of(
-        cls, experts: npt.NDArray[np.integer], contributions: npt.NDArray[np.floating]
+        cls,
+        experts: npt.NDArray[np.integer],
+        contributions: npt.NDArray[np.floating],
+        weights: Floats32 | None = None,
     ) -> Shares:
         """Compute them from experts and g‖f‖, [tokens, layers, used] each."""
         squares = contributions.astype(np.float64) ** 2
         totals = squares.sum(axis=-1, keepdims=True)
         even = np.full_like(squares, 1 / squares.shape[-1])
         shares = np.divide(squares, totals, where=totals > 0, out=even)
-        return cls(experts.astype(np.int16), shares.astype(np.float16))
+        return cls(experts.astype(np.int16), shares.astype(np.float16), weights)
 
     @classmethod
     def kept(cls, arrays: Mapping[str, Any], layers: int) -> Shares | None:
         """Take those of a file, if it has them; raises ValueError if they have another shape."""
-        experts, shares = arrays["experts"], arrays["shares"]
+        experts, shares, weights = (arrays[name] for name in cls.__slots__)
         if experts is None or shares is None:
             return None
         if experts.shape != shares.shape or experts.ndim != 3 or experts.shape[1] != layers:
             raise ValueError(f"shares of the shapes {experts.shape} and {shares.shape}")
-        return cls(experts, shares)
+        if weights is not None and weights.shape != experts.shape[:1]:
+            raise ValueError(f"{len(experts)} tokens with weights of the shape {weights.shape}")
+        return cls(experts, shares, weights)
 
     @classmethod
     def joined(cls, parts: Sequence[Shares]) -> Shares:
         """Put texts one after the other."""
+        weighted = any(part.weights is not None for part in parts)
         return cls(
             np.concatenate([part.experts for part in parts]),
             np.concatenate([part.shares for part in parts]),
+            np.concatenate([part.weight.astype(np.float32) for part in parts])
+            if weighted
+            else None,
         )
 
     def __len__(self) -> int:
         return len(self.experts)
 
+    @property
+    def weight(self) -> Floats:
+        """How much each token counts, [tokens]."""
+        return np.ones(len(self)) if self.weights is None else self.weights.astype(np.float64)
+
     def at(self, tokens: npt.NDArray[np.integer]) -> Shares:
         """Return the shares of the given tokens."""
-        return Shares(self.experts[tokens], self.shares[tokens])
+        weights = None if self.weights is None else self.weights[tokens]
+        return Shares(self.experts[tokens], self.shares[tokens], weights)
 
     def sums(self, experts: int) -> npt.NDArray[np.float64]:
-        """Sum shares over tokens, [layers, experts]."""
-        rows = range(self.experts.shape[1])
+        """Sum shares over tokens by their weight, [layers, experts]."""
+        weight, rows = self.weight[:, None], range(self.experts.shape[1])
         return np.array(
             [
-                np.bincount(self.experts[:, row].ravel(), self.shares[:, row].ravel(), experts)
+                np.bincount(
+                    self.experts[:, row].ravel(), (self.shares[:, row] * weight).ravel(), experts
+                )
                 for row in rows
             ]
         )

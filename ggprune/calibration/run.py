@@ -8,21 +8,24 @@ it reads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.checkpoint import Checkpoint
 from ggprune.calibration.generate import Sampling, generate
-from ggprune.calibration.observers import RoutingObserver
+from ggprune.calibration.observers import LayerObserver, RoutingObserver
 from ggprune.calibration.resume import Keeper, check_same_run, partial_path
 from ggprune.calibration.routing import KEPT_BYTES, stride
 from ggprune.calibration.sequences import TokenSequence, cut
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import PER_EXPERT, Domain, ExpertSums, Statistics
+from ggprune.calibration.weights import Weights, of_answer
 from ggprune.errors import InputError, MismatchError
 from ggprune.gguf_file import check_targets
 from ggprune.interrupts import interrupts
@@ -34,7 +37,7 @@ from ggprune.model import MoeModel
 from ggprune.model.architectures import Kind
 from ggprune.text import chat
 from ggprune.text.documents import Source
-from ggprune.types import Progress, no_progress
+from ggprune.types import Floats32, Progress, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +161,8 @@ class Run:
     def _start(self, llama: LlamaModel) -> Checkpoint:
         sequences = self._sequences(llama)
         rows, experts = len(self.model.moe_layers), self.model.experts
-        domains = tuple(
-            Domain(source.domain, 0, source.sha256, ExpertSums.zeros(rows, experts))
-            for source in self.sources
-        )
+        zeros = partial(ExpertSums.zeros, rows, experts, weighted=self._weights is not None)
+        domains = tuple(Domain(source.domain, 0, source.sha256, zeros()) for source in self.sources)
         identity, layers = self.model.identity(), self.model.moe_layers
         statistics = Statistics(identity, layers, domains, self._recorded())
         # A context holds a few full batches, and at least the longest sequence.
@@ -181,9 +182,17 @@ class Run:
             ctx=settings.ctx,
             max_tokens=settings.max_tokens,
             generate=0 if self.model.architecture.kind is Kind.EMBEDDING else settings.generate,
+            weights=self._weights,
         )
         if not found:
             raise InputError("there is no text to calibrate on", remedy="Give some as text.")
+        for index, source in enumerate(self.sources):
+            mine = [each for each in found if each.domain == index]
+            if mine and not any(each.counted or each.stream is not None for each in mine):
+                raise InputError(
+                    f"text {source.domain!r}: no token of it has a weight above 0",
+                    remedy="Leave it out, or weight=prompt=0 and the like.",
+                )
         number, count = settings.shard
         mine = found[number - 1 :: count]
         if not mine:
@@ -216,19 +225,23 @@ class Run:
                     streams=[prompt.stream or 0 for prompt in prompts],
                     advance=advance,
                 )
-                checkpoint.answer(dict(zip(batch, answers, strict=True)))
+                found = dict(zip(batch, answers, strict=True))
+                checkpoint.answer(found, self._weighed(llama, found))
                 keeper.save_if_due(checkpoint)
 
     def _observe(self, llama: LlamaModel, checkpoint: Checkpoint, keeper: Keeper) -> None:
         model, groups = self.model, checkpoint.groups
         layers, used = len(model.moe_layers), model.experts_used
+        counted = sum(sequence.counted for sequence in checkpoint.sequences)
         observer = RoutingObserver(
             model.architecture,
             model.moe_layers,
             model.experts,
             cut=not self.observers,
-            every=stride(checkpoint.tokens, layers, used, self.settings.shard[1]),
+            every=stride(counted, layers, used, self.settings.shard[1]),
+            weighted=self._weights is not None,
         )
+        watching = [each for each in (*self.observers, observer) if isinstance(each, LayerObserver)]
         done = checkpoint.tokens_done
         with (
             LlamaContext(
@@ -241,7 +254,10 @@ class Run:
             self.progress(checkpoint.tokens, "calibrating", "tok", initial=done) as advance,
         ):
             for group in groups[checkpoint.done :]:
-                replay(context, group)
+                weights = [each.weights for each in group if each.weights is not None]
+                for each in watching if weights else ():
+                    each.weigh(np.concatenate(weights))
+                replay(context, group, one_by_one=bool(weights))
                 shares = observer.shares()
                 checkpoint.finish(group, observer.take(), shares, self._observed(keeper))
                 advance(sum(len(sequence.tokens) for sequence in group))
@@ -253,6 +269,21 @@ class Run:
             number: observer.state()
             for number, observer in enumerate(self.observers)
             if keeper.path is not None and isinstance(observer, ResumableObserver)
+        }
+
+    @property
+    def _weights(self) -> Weights:
+        return dict(self.settings.weight) or None
+
+    def _weighed(
+        self, llama: LlamaModel, answers: Mapping[int, Sequence[int]]
+    ) -> dict[int, Floats32]:
+        weights = self._weights
+        if weights is None:
+            return {}
+        return {
+            index: of_answer([llama.piece(token) for token in answer], weights)
+            for index, answer in answers.items()
         }
 
     def _check_same(self, known: Statistics, name: str) -> None:
@@ -281,8 +312,14 @@ class Run:
             )
 
 
-def replay(context: LlamaContext, group: Sequence[TokenSequence]) -> None:
-    """Run sequences through the model in parallel, in full batches."""
+def replay(
+    context: LlamaContext, group: Sequence[TokenSequence], *, one_by_one: bool = False
+) -> None:
+    """Run sequences through the model in parallel, in full batches.
+
+    ``one_by_one``: a batch holds tokens of one sequence, which llama.cpp then computes in their
+    order; of several, memories with a state for each sequence take equal parts in turn.
+    """
     context.clear()
     # Asking for a token's logits is what takes it through the last layer, elsewhere.
     logits = "none" if context.keeps_rows else "all"
@@ -294,7 +331,7 @@ def replay(context: LlamaContext, group: Sequence[TokenSequence]) -> None:
             ids = sequence.tokens[at : at + room]
             parts.append(Tokens(number, at, ids, logits))
             at, room = at + len(ids), room - len(ids)
-            if room == 0:
+            if room == 0 or (one_by_one and at == len(sequence.tokens)):
                 context.decode(parts)
                 parts, room = [], context.n_batch
     if parts:

@@ -10,12 +10,14 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
+from ggprune.calibration.weights import Weights, weights_of
 from ggprune.interrupts import interrupts
 from ggprune.llama.session import LlamaModel
 from ggprune.text import chat
 from ggprune.text.documents import Source
-from ggprune.types import Ints32
+from ggprune.types import Floats32, Ints32
 from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
@@ -33,11 +35,18 @@ class TokenSequence:
         tokens: their ids, [n].
         stream: of a prompt that the model has still to answer, the stream of random numbers that
             its answer is drawn with; None: complete.
+        weights: how much each token counts, [n]; None: all count 1.
     """
 
     domain: int
     tokens: Ints32
     stream: int | None = None
+    weights: Floats32 | None = None
+
+    @property
+    def counted(self) -> int:
+        """How many of the tokens count."""
+        return len(self.tokens) if self.weights is None else int((self.weights > 0).sum())
 
 
 def cut(
@@ -48,6 +57,7 @@ def cut(
     ctx: int,
     max_tokens: int | None,
     generate: int,
+    weights: Weights = None,
 ) -> list[TokenSequence]:
     """Tokenize and cut all texts.
 
@@ -61,6 +71,7 @@ def cut(
         ctx: most tokens in a sequence.
         max_tokens: of each domain, answers included; None takes all.
         generate: tokens the model adds to a prompt.
+        weights: of tokens by their kind.
     """
     found: list[TokenSequence] = []
     unanswered = []
@@ -71,15 +82,17 @@ def cut(
         for document in source.documents:
             interrupts.check()
             tokens = np.array(chat.tokenize(llama, template, document), np.int32)
+            weighed = weights_of(llama, template, document, tokens, weights)
             fits = len(tokens) + answer <= min(ctx, room)
             if document.awaits_answer and answer and len(tokens) and fits:
-                found.append(TokenSequence(index, tokens, stream=len(found)))
+                found.append(TokenSequence(index, tokens, len(found), weighed))
                 room -= len(tokens) + answer
                 continue
             long += document.awaits_answer and bool(answer) and len(tokens) + answer > ctx
             for piece in _pieces(tokens, ctx, llama):
                 if len(kept := piece[:room]):
-                    found.append(TokenSequence(index, kept))
+                    of_piece = None if weighed is None else weighed[kept]
+                    found.append(TokenSequence(index, tokens[kept], weights=of_piece))
                     room -= len(kept)
         if long:
             unanswered.append(f"{source.domain} {long} of {len(source.documents)}")
@@ -92,17 +105,18 @@ def cut(
     return found
 
 
-def _pieces(tokens: Ints32, ctx: int, llama: LlamaModel) -> Iterator[Ints32]:
-    """Consecutive pieces of at most ``ctx`` tokens, nothing repeated, nothing skipped.
+def _pieces(tokens: Ints32, ctx: int, llama: LlamaModel) -> Iterator[npt.NDArray[np.intp]]:
+    """Positions of consecutive pieces of at most ``ctx`` tokens, nothing repeated or skipped.
 
     Each piece after the first starts with BOS too where the model wants one: without it the first
     token of a piece would take over its part (attention sink) with outlying activations.
     """
+    every = np.arange(len(tokens))
     if len(tokens) == 0 or not llama.adds_bos or tokens[0] != llama.bos:
-        yield from (tokens[at : at + ctx] for at in range(0, len(tokens), ctx))
+        yield from (every[at : at + ctx] for at in range(0, len(tokens), ctx))
         return
     for at in range(1, max(len(tokens), 2), ctx - 1):
-        yield np.concatenate((tokens[:1], tokens[at : at + ctx - 1]))
+        yield np.concatenate((every[:1], every[at : at + ctx - 1]))
 
 
 class _HasTokens(Protocol):
@@ -144,7 +158,11 @@ def _domain(sequence: TokenSequence) -> int:
     return sequence.domain
 
 
-def answered(sequence: TokenSequence, answer: Sequence[int]) -> TokenSequence:
-    """Put a prompt and the model's answer together."""
+def answered(
+    sequence: TokenSequence, answer: Sequence[int], weights: Floats32 | None = None
+) -> TokenSequence:
+    """Put a prompt and the model's answer together; ``weights`` are the answer's."""
     tokens = np.concatenate((sequence.tokens, np.array(answer, np.int32)))
-    return replace(sequence, tokens=tokens, stream=None)
+    if sequence.weights is not None and weights is not None:
+        weights = np.concatenate((sequence.weights, weights))
+    return replace(sequence, tokens=tokens, stream=None, weights=weights)

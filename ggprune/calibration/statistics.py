@@ -34,9 +34,12 @@ class ExpertSums:
     For a token routed to an expert, g is the gate weight multiplied into the output as llama.cpp
     does it, f the expert's output; g·f is what is added to the residual stream.
 
+    Where tokens have weights (``Settings.weight``), each counts so many times in every sum, and
+    one of weight 0 is not seen at all.
+
     Attributes:
-        tokens: routed in each layer, [layers].
-        count: tokens routed to the expert.
+        tokens: routed in each layer, [layers], whatever their weight.
+        count: tokens routed to the expert; with weights, their sum.
         gate_sum: Σ g.
         norm_sum: Σ ‖f‖.
         norm_sq_sum: Σ ‖f‖².
@@ -45,7 +48,7 @@ class ExpertSums:
     """
 
     tokens: Ints
-    count: Ints
+    count: Ints | Floats
     gate_sum: Floats
     norm_sum: Floats
     norm_sq_sum: Floats
@@ -53,12 +56,12 @@ class ExpertSums:
     norm_max: Floats
 
     @classmethod
-    def zeros(cls, layers: int, experts: int) -> ExpertSums:
-        """Return the sums of no tokens."""
+    def zeros(cls, layers: int, experts: int, *, weighted: bool = False) -> ExpertSums:
+        """Return the sums of no tokens; ``weighted``: of tokens with weights."""
         shape = (layers, experts)
         return cls(
             np.zeros(layers, np.int64),
-            np.zeros(shape, np.int64),
+            np.zeros(shape, np.float64) if weighted else np.zeros(shape, np.int64),
             *(np.zeros(shape, np.float64) for _ in range(5)),
         )
 
@@ -84,6 +87,9 @@ class ExpertSums:
         """Return an independent copy."""
         return ExpertSums(*(getattr(self, name).copy() for name in FIELDS))
 
+
+#: The setting that says how much tokens count: ``answer=1,prompt=0.25``; not there if all count 1.
+WEIGHT = "weight"
 
 FIELDS = tuple(ExpertSums.__slots__)
 SHARES = tuple(Shares.__slots__)
@@ -112,8 +118,9 @@ class Domain:
         """Yield all arrays by name, in the order of the file."""
         for name in FIELDS:
             yield name, getattr(self.sums, name)
-        for name in SHARES if self.shares is not None else ():
-            yield name, getattr(self.shares, name)
+        for name in SHARES:
+            if (array := getattr(self.shares, name, None)) is not None:
+                yield name, array
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +142,8 @@ class Statistics:
     @property
     def total(self) -> ExpertSums:
         """Sums over all domains."""
-        total = ExpertSums.zeros(len(self.layers), self.identity.experts)
+        weighted = WEIGHT in self.settings
+        total = ExpertSums.zeros(len(self.layers), self.identity.experts, weighted=weighted)
         for domain in self.domains:
             total.add(domain.sums)
         return total

@@ -86,12 +86,13 @@ def by_contribution(routing: Shares, contribution: Floats) -> Shares:
     """
     shares = np.sqrt(routing.shares.astype(np.float32))
     shares /= shares.sum(axis=-1, keepdims=True)
-    wanted = fractions(contribution) * len(shares)
+    weight = routing.weight[:, None]
+    wanted = fractions(contribution) * weight.sum()
     for row, chosen in enumerate(routing.experts.transpose(1, 0, 2)):
-        sums = np.bincount(chosen.ravel(), shares[:, row].ravel(), wanted.shape[1])
+        sums = np.bincount(chosen.ravel(), (shares[:, row] * weight).ravel(), wanted.shape[1])
         factors = np.divide(wanted[row], sums, where=sums > 0, out=np.zeros_like(sums))
         shares[:, row] *= factors[chosen]
-    return Shares(routing.experts, shares.astype(np.float16))
+    return Shares(routing.experts, shares.astype(np.float16), routing.weights)
 
 
 class _Problem:
@@ -106,14 +107,14 @@ class _Problem:
             for row, values in enumerate(worth.astype(np.float32)):
                 self._shares[row] *= values[self._chosen[row]]
         self._up, self._down = np.expm1(self._shares), -np.expm1(-self._shares)
-        self._weight: Floats = np.zeros(0)
+        self._counted, self._weight = text.weight, np.zeros(0)
 
     def start(self, stays: npt.NDArray[np.bool_]) -> None:
         """Start from a plan."""
         lost = np.zeros(self._chosen.shape[1])
         for row, kept in enumerate(stays):
             lost += np.where(kept[self._chosen[row]], 0, self._shares[row]).sum(axis=1)
-        self._weight = np.exp(lost)
+        self._weight = self._counted * np.exp(lost)
 
     def ranked(self, row: int, stays: npt.NDArray[np.bool_]) -> Floats:
         """Turn the costs and gains of a layer into scores that put those who stay first."""

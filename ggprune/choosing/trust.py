@@ -44,8 +44,7 @@ def trust_of(statistics: Statistics) -> Floats:
     Tokens an expert are those of an evenly used one: tokens · used / experts. An expert that was
     hardly chosen among many tokens is judged well; one among few tokens is not.
     """
-    identity = statistics.identity
-    even = statistics.total.tokens * identity.experts_used / max(identity.experts, 1)
+    even = statistics.total.count.sum(axis=1) / max(statistics.identity.experts, 1)
     trusted: Floats = np.minimum(even / JUDGED, 1.0)
     return trusted
 

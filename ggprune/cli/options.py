@@ -19,6 +19,7 @@ from ggprune.cli.values import (
     FILE,
     counts,
     file_or_yes,
+    named_numbers,
     named_path,
     number_or_auto,
     numbers,
@@ -63,6 +64,7 @@ PARSERS: dict[str, Callable[[str], Any]] = {
     "tensor_split": numbers,
     "tensor_types": pattern_and_type,
     "shard": part,
+    "weight": named_numbers,
     "types": lambda value: words(value.replace(" ", ",")),
 }
 #: The same by a field's type.
@@ -74,7 +76,7 @@ _KINDS: dict[str, Any] = {
 }
 
 #: Lists of which each value given may hold several, with commas between.
-_JOINED = frozenset({"override_tensor", "rpc", "types"})
+_JOINED = frozenset({"override_tensor", "rpc", "types", "weight"})
 
 
 def options_of(record: type, *only: str) -> Callable[[Command], Command]:

@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     "eval_text",
     "Text to measure the result on; default: held out from the calibration text.",
 )
-@options_of(Settings, "ctx", "max_tokens", "generate")
+@options_of(Settings, "ctx", "max_tokens", "generate", "weight")
 @click.option(
     "--eval-ctx", type=click.IntRange(8), help="Context to measure with; default: as --ctx."
 )

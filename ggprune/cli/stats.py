@@ -63,7 +63,7 @@ def _layers(found: Statistics) -> list[list[str]]:
                 str(layer),
                 f"{tokens:,}",
                 str((count == 0).sum()),
-                f"{count.max() / max(tokens, 1):.1%}",
+                f"{count.max() * found.identity.experts_used / max(count.sum(), 1):.1%}",
                 f"{top_share(contributed):.1%}",
                 str(experts_for(contributed)),
             ]

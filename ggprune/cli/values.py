@@ -92,6 +92,18 @@ def numbers(value: str) -> tuple[float, ...]:
 
 
 @reader
+def named_numbers(value: str) -> tuple[tuple[str, float], ...]:
+    """Read answer=1,prompt=0.25."""
+    try:
+        pairs = (each.split("=") for each in words(value))
+        return tuple((name.strip(), float(number)) for name, number in pairs)
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is not KIND=NUMBER,…; write for instance answer=1,prompt=0.25"
+        ) from None
+
+
+@reader
 def words(value: str) -> tuple[str, ...]:
     """Split at commas."""
     return tuple(each.strip() for each in value.split(",") if each.strip())

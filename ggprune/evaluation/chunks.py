@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ggprune.errors import InputError
 from ggprune.interrupts import interrupts
 from ggprune.llama.session import LlamaModel
-from ggprune.text.chat import ChatTemplate, tokenize
+from ggprune.text.chat import ChatTemplate, tokenize_with_answers
 from ggprune.text.documents import Document, Source
 from ggprune.types import Ints32
 from ggprune.util import first_few
@@ -109,7 +109,8 @@ def _domain(
     cut = 0
     for document in conversations:
         interrupts.check()
-        ids, scored = _conversation(llama, template, document)
+        ids, said = tokenize_with_answers(llama, template, document)
+        scored = [position for position in said if position]
         if scored and scored[0] < n_ctx:
             reached = [position for position in scored if position < n_ctx]
             cut += len(ids) > n_ctx
@@ -161,40 +162,6 @@ def _plain_chunks(
         if llama.adds_bos:
             piece[0] = llama.bos
         yield Chunk(domain, piece, scored)
-
-
-def _conversation(
-    llama: LlamaModel, template: ChatTemplate | None, document: Document
-) -> tuple[list[int], list[int]]:
-    """Tokens of a conversation, and the positions of what the assistant says."""
-    tokens = tokenize(llama, template, document)
-    scored: list[int] = []
-    for index, message in enumerate(document.messages):
-        if message.role != "assistant":
-            continue
-        # The template writes what stands before and after an answer, so its place is found by
-        # rendering the conversation up to it: that far the tokens agree.
-        start = _agreeing(llama, template, document, index, tokens) if index else 0
-        end = _agreeing(llama, template, document, index + 1, tokens)
-        scored += range(max(start, 1), end)
-    return tokens, scored
-
-
-def _agreeing(
-    llama: LlamaModel,
-    template: ChatTemplate | None,
-    document: Document,
-    turns: int,
-    tokens: Sequence[int],
-) -> int:
-    """How many tokens the conversation's first ``turns`` share with all of it."""
-    if turns == len(document.messages):
-        return len(tokens)
-    part = tokenize(llama, template, replace(document, messages=document.messages[:turns]))
-    for position, (one, other) in enumerate(zip(part, tokens, strict=False)):
-        if one != other:
-            return position
-    return min(len(part), len(tokens))
 
 
 def _limited(chunks: Sequence[Chunk], max_tokens: int | None) -> list[Chunk]:

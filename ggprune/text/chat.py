@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from ggprune.errors import InputError
@@ -105,6 +106,40 @@ def tokenize(model: LlamaModel, template: ChatTemplate | None, document: Documen
         # The template wrote it, and the tokenizer too.
         del tokens[0]
     return tokens
+
+
+def tokenize_with_answers(
+    model: LlamaModel, template: ChatTemplate | None, document: Document
+) -> tuple[list[int], list[int]]:
+    """Tokenize a conversation; also return the positions of what the assistant says, ascending.
+
+    Its place is found by rendering the conversation up to it and with it: that far the tokens
+    agree. So the token that ends an answer belongs to it.
+    """
+    tokens = tokenize(model, template, document)
+    said: list[int] = []
+    for index, message in enumerate(document.messages):
+        if message.role == "assistant":
+            start = _agreeing(model, template, document, index, tokens) if index else 0
+            said += range(start, _agreeing(model, template, document, index + 1, tokens))
+    return tokens, said
+
+
+def _agreeing(
+    model: LlamaModel,
+    template: ChatTemplate | None,
+    document: Document,
+    turns: int,
+    tokens: Sequence[int],
+) -> int:
+    """How many tokens the conversation's first ``turns`` share with all of it."""
+    if turns == len(document.messages):
+        return len(tokens)
+    part = tokenize(model, template, replace(document, messages=document.messages[:turns]))
+    for position, (one, other) in enumerate(zip(part, tokens, strict=False)):
+        if one != other:
+            return position
+    return min(len(part), len(tokens))
 
 
 def _holds(text: str, content: str) -> bool:

@@ -8,11 +8,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.observers import RoutingRecorder
-from ggprune.calibration.statistics import Statistics
+from ggprune.calibration.statistics import WEIGHT, Statistics
 from ggprune.choosing.methods.method import Method, register
 from ggprune.choosing.request import Request, Resources
 from ggprune.choosing.rerun import calibrate_again, text_of_domain
 from ggprune.choosing.scores import Scores
+from ggprune.errors import InputError
 from ggprune.types import Floats
 
 
@@ -48,6 +49,11 @@ def shapley(chosen: npt.NDArray[np.integer], experts: int) -> Floats:
 
 def _score(statistics: Statistics, request: Request, resources: Resources) -> Scores:
     what = f"method={request.method}"
+    if WEIGHT in statistics.settings:
+        raise InputError(
+            f"{what}: counts all tokens alike, and the statistics give them weights",
+            remedy="Use another method, or calibrate without weights.",
+        )
     model, _ = resources.runnable_for(what)
     recorder = RoutingRecorder(model.architecture, statistics.layers, cut=False)
     parts = []

@@ -14,7 +14,7 @@ from ggprune.choosing.methods.method import of_sums
 from ggprune.types import Floats, Ints
 
 
-def per_token(total: npt.NDArray[np.generic], count: Ints) -> Floats:
+def per_token(total: npt.NDArray[np.generic], count: Ints | Floats) -> Floats:
     """Mean over the tokens routed to each expert; 0 where there were none."""
     values: Floats = total.astype(np.float64)
     return np.divide(values, count, where=count > 0, out=np.zeros_like(values))
