@@ -166,14 +166,14 @@ def _merged(domains: Sequence[Domain]) -> Domain:
         sum(domain.tokens for domain in domains),
         "+".join(hashes),
         ExpertSums(**arrays),
-        _joined([domain.shares for domain in domains]),
+        _joined([domain.shares for domain in domains if domain.tokens]),
     )
 
 
 def _joined(parts: Sequence[Shares | None]) -> Shares | None:
     """Of all parts, if all have them."""
     known = [part for part in parts if part is not None]
-    return Shares.joined(known) if len(known) == len(parts) else None
+    return Shares.joined(known) if known and len(known) == len(parts) else None
 
 
 def _total(name: str, arrays: Sequence[npt.NDArray[Any]]) -> npt.NDArray[Any]:

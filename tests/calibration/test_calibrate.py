@@ -21,7 +21,7 @@ from ggprune.calibration.merge import merge
 from ggprune.calibration.resume import partial_path
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
-from ggprune.calibration.statistics import FIELDS, Statistics
+from ggprune.calibration.statistics import Statistics
 from ggprune.errors import (
     InputError,
     Interrupted,
@@ -39,18 +39,13 @@ from ggprune.quantization.importance import ImatrixObserver
 from ggprune.text.builtin import builtin_texts
 from ggprune.text.chat import ChatTemplate
 from ggprune.text.documents import Document, Message, Source
+from tests.support.calibrating import EXACT, Breaking, assert_same
 from tests.support.command import COMMAND
 from tests.support.halting import halting
 from tests.support.tiny import write_tiny
 
 pytestmark = pytest.mark.llama
 
-# A cache in F16 rounds, and so does flash attention on a CPU: a token may then choose another one
-# of two experts that are as good.
-EXACT = {
-    **{"repack": False, "gpu_layers": 0, "flash_attn": "off"},
-    **{"cache_type_k": "f32", "cache_type_v": "f32"},
-}
 OPTIONS = RunOptions(threads=1, ubatch=32, **EXACT)
 WORDS = ["the", "tired", "road", "notes", "a", "distant", "inner", "sea", "and", "rests", "there"]
 
@@ -73,22 +68,6 @@ def silent(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[ob
     yield lambda _: None
 
 
-class Breaking:
-    """A progress bar that raises after some steps."""
-
-    def __init__(self, after: int, error: type[BaseException] = KeyboardInterrupt) -> None:
-        self.left, self.error = after, error
-
-    @contextmanager
-    def __call__(self, total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[object]:
-        yield self.step
-
-    def step(self, _: int) -> None:
-        self.left -= 1
-        if self.left < 0:
-            raise self.error("broken off")
-
-
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny(tmp_path_factory.mktemp("model") / "gemma4.gguf", "gemma4")
@@ -108,18 +87,6 @@ def run(
     chosen = Settings(**{"ctx": 96, "generate": 0, **settings})
     how = (chosen, options, progress, observers, seconds)
     return Run(open_model(path), sources, *how).run(partial)
-
-
-def assert_same(found: Statistics, wanted: Statistics, tolerance: float = 0.0) -> None:
-    assert [d.name for d in found.domains] == [d.name for d in wanted.domains]
-    for mine, theirs in zip(found.domains, wanted.domains, strict=True):
-        assert (mine.tokens, mine.sha256) == (theirs.tokens, theirs.sha256)
-        for name in FIELDS:
-            ours, others = getattr(mine.sums, name), getattr(theirs.sums, name)
-            if tolerance == 0 or ours.dtype.kind == "i":
-                assert np.array_equal(ours, others), (mine.name, name)
-            else:
-                np.testing.assert_allclose(ours, others, rtol=tolerance, err_msg=name)
 
 
 def test_every_layer_sees_every_token(path: Path) -> None:

@@ -113,9 +113,10 @@ def test_a_size_needs_the_model() -> None:
 def test_trust_in_layers_with_little_text() -> None:
     # 128 tokens, 4 of 16 experts each: 32 tokens an expert, for one of three domains.
     few = statistics_of(domains=1, tokens=JUDGED * EXPERTS // 4)
-    assert trust_of(few) == pytest.approx([1.0] * LAYERS)
+    # Counts of the made-up statistics are rounded down.
+    assert trust_of(few) == pytest.approx([1.0] * LAYERS, abs=0.04)
     half = statistics_of(domains=1, tokens=JUDGED * EXPERTS // 8)
-    assert trust_of(half) == pytest.approx([0.5] * LAYERS)
+    assert trust_of(half) == pytest.approx([0.5] * LAYERS, abs=0.04)
 
 
 def test_too_little_text_is_said(caplog: pytest.LogCaptureFixture) -> None:
