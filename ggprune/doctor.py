@@ -19,8 +19,6 @@ from ggprune.version import VERSION
 if TYPE_CHECKING:
     from ggprune.llama.hardware import Gpu
 
-#: The release of llama-cpp-python that ggprune is tested with.
-TESTED = "0.3.36"
 _SECONDS = 10
 
 
@@ -55,6 +53,8 @@ def diagnose(model: Path | None = None) -> list[Finding]:
 
 
 def _software() -> Iterator[Finding]:
+    from ggprune.llama.runtime import NEWEST, RELEASES
+
     yield Finding("ggprune", VERSION)
     system = f"{platform.system()} {platform.machine()}"
     yield Finding("Python", f"{platform.python_version()} on {system}")
@@ -62,7 +62,7 @@ def _software() -> Iterator[Finding]:
         version = importlib.metadata.version("llama-cpp-python")
     except importlib.metadata.PackageNotFoundError:
         version = ""
-    remedy = "" if version == TESTED else f"pip install llama-cpp-python=={TESTED}"
+    remedy = "" if version in RELEASES else f"pip install llama-cpp-python=={NEWEST}"
     yield Finding("llama-cpp-python", version or "not installed", remedy, is_broken=not version)
 
 
@@ -103,12 +103,13 @@ def _llama() -> Iterator[Finding]:
 
 def _idle(gpus: Sequence[Gpu]) -> Iterator[Finding]:
     from ggprune.llama import hardware
+    from ggprune.llama.runtime import NEWEST
 
     for gpu in gpus:
         yield Finding(
             "idle GPU",
             f"{gpu.name}: the installed llama-cpp-python does not use it",
-            hardware.remedy(gpu.vendor, TESTED),
+            hardware.remedy(gpu.vendor, NEWEST),
         )
 
 

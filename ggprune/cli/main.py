@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
 }
 
 DEFAULT = "prune"
+_UNCHECKED = "--unchecked-runtime"
 
 
 class LazyGroup(click.Group):
@@ -79,17 +80,20 @@ class LazyGroup(click.Group):
             return super().invoke(ctx)
         except GgpruneError as error:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
-            error.message = in_options(error.message, command)
-            error.remedy = in_options(error.remedy, command)
+            for each in (command, self):
+                error.message = in_options(error.message, each)
+                error.remedy = in_options(error.remedy, each)
             raise
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Put the default command in front of a model's path."""
+        """Put the default command in front of a model's path, and our own switch before that."""
         own = {"--help", "-h", "--version"}
+        unchecked = [arg for arg in args if arg == _UNCHECKED]
+        args = [arg for arg in args if arg != _UNCHECKED]
         if args and args[0] not in COMMANDS and args[0] not in own:
             _check_model_or_command(args[0])
             args = [DEFAULT, *args]
-        return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [*unchecked, *args])
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -120,6 +124,11 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
+def _go_on_unchecked(_ctx: click.Context, _: click.Parameter, value: bool) -> None:
+    if value:  # Child processes are to go on too.
+        os.environ["GGPRUNE_UNCHECKED_RUNTIME"] = "1"
+
+
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option(
     "--version",
@@ -128,6 +137,13 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
     is_eager=True,
     callback=_print_version,
     help="Show the version.",
+)
+@click.option(
+    _UNCHECKED,
+    is_flag=True,
+    expose_value=False,
+    callback=_go_on_unchecked,
+    help="Use a llama.cpp that ggprune was not tested with; may stand anywhere.",
 )
 def cli() -> None:
     """Prune the experts of mixture-of-experts GGUF models.

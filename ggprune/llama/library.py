@@ -19,6 +19,7 @@ from typing import Any
 
 from ggprune.errors import LlamaError
 from ggprune.interrupts import interrupts
+from ggprune.llama import runtime
 from ggprune.llama.symbols import OPTIONAL, SYMBOLS
 
 #: Values of ``enum ggml_log_level``.
@@ -47,28 +48,11 @@ _REMEDIES = (
     ("key .*(not found|wrong)|wrong array|corrupt|read|magic|GGUF", _AGAIN),
 )
 
-#: Byte offsets within ``struct ggml_tensor`` on 64-bit machines (ggml 0.25), checked at start.
-TENSOR_TYPE = 0
-TENSOR_BUFFER = 8
-TENSOR_NE = 16
-TENSOR_NB = 48
-TENSOR_OP = 80
-TENSOR_SRC = 152
-TENSOR_VIEW_SRC = 232
-TENSOR_DATA = 248
-TENSOR_NAME = 256
-_TENSOR_SIZE = 336
-_OBJECT_HEADER = 32
 #: Rounds of waiting before a thread sleeps: about a tenth of a millisecond.
 _SPINS = 5000
 #: Where Linux tells how many threads run, and how often to look.
 _RUNNING = Path("/proc/loadavg")
 _LOOKS, _LOOK_SECONDS = 8, 0.01
-
-#: Numbers of the matrix products in ``enum ggml_op`` (ggml 0.25), checked by name at start.
-OP_MUL_MAT = 29
-OP_MUL_MAT_ID = 30
-_OPERATIONS = {OP_MUL_MAT: b"MUL_MAT", OP_MUL_MAT_ID: b"MUL_MAT_ID"}
 
 
 class Library:
@@ -85,7 +69,7 @@ class Library:
         try:
             import llama_cpp
             import llama_cpp.llama_cpp as api
-        except (ImportError, OSError, RuntimeError) as error:
+        except (ImportError, OSError, RuntimeError, AttributeError) as error:
             raise LlamaError(
                 f"llama-cpp-python cannot be loaded: {error}",
                 remedy="pip install --force-reinstall llama-cpp-python",
@@ -97,7 +81,8 @@ class Library:
         self._log = LogCatcher(api)
         self._abort = AbortCatcher()
         self.ggml["ggml_set_abort_callback"](self._abort.pointer)
-        self._check_layout()
+        external = "LLAMA_CPP_LIB_PATH" in os.environ
+        runtime.check(api, self.ggml, self.version, is_external=external)
         api.llama_backend_init()
 
     def begin(self) -> None:
@@ -144,24 +129,6 @@ class Library:
             yield
         finally:
             self._abort.rescue = before
-
-    def _check_layout(self) -> None:
-        """Compare our offsets and numbers with the library's before reading a single tensor."""
-        found = self.ggml["ggml_tensor_overhead"]()
-        expected = _OBJECT_HEADER + _TENSOR_SIZE
-        if found != expected or ctypes.sizeof(ctypes.c_void_p) != 8:
-            raise LlamaError(
-                f"llama-cpp-python {self.version} lays tensors out in {found} bytes, "
-                f"this ggprune expects {expected}",
-                remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
-            )
-        for number, name in _OPERATIONS.items():
-            if (told := self.ggml["ggml_op_name"](number)) != name:
-                raise LlamaError(
-                    f"llama-cpp-python {self.version}: operation {number} is {told!r}, "
-                    f"this ggprune expects {name!r}",
-                    remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
-                )
 
 
 class LogCatcher:
@@ -281,6 +248,6 @@ def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
         elif name in SYMBOLS:
             raise LlamaError(
                 f"llama-cpp-python's library has no {name}",
-                remedy="pip install 'llama-cpp-python==0.3.36', or a newer ggprune.",
+                remedy=f"pip install 'llama-cpp-python=={runtime.NEWEST}', or a newer ggprune.",
             )
     return found

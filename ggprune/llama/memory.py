@@ -15,10 +15,10 @@ from typing import Any
 from ggprune.errors import InputError
 from ggprune.llama.library import library
 from ggprune.llama.options import CACHE_TYPES
+from ggprune.llama.runtime import without_mmap
 from ggprune.model import MoeModel
 
 _MIB = 1 << 20
-_READ_NOTHING = 0
 _CACHE = re.compile(r"(?:kv_cache|memory)\w*: size = +([\d.]+) MiB")
 _COMPUTE = re.compile(r"(\S+) +compute buffer size = +([\d.]+) MiB")
 _OUTPUT = re.compile(r"output buffer size = +([\d.]+) MiB")
@@ -97,7 +97,7 @@ def _load_empty(path: Path, complaint: str) -> Any:
     library().begin()
     parameters = api.llama_model_default_params()
     parameters.no_alloc, parameters.use_extra_bufts = True, False
-    parameters.load_mode = _READ_NOTHING
+    without_mmap(parameters)
     handle = api.llama_model_load_from_file(os.fsencode(path), parameters)
     if not handle:
         raise library().failure(f"{path}: {complaint}")

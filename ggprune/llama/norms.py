@@ -22,7 +22,8 @@ import numpy.typing as npt
 
 from ggprune.errors import LlamaError
 from ggprune.llama.devices import Kind
-from ggprune.llama.library import TENSOR_BUFFER, TENSOR_DATA, library
+from ggprune.llama.library import library
+from ggprune.llama.runtime import TENSOR_BUFFER, TENSOR_DATA
 from ggprune.llama.symbols import InitParams
 from ggprune.llama.tensor import F32, TensorView
 from ggprune.types import Floats

@@ -21,6 +21,7 @@ from pathlib import Path
 from ggprune.errors import LlamaError
 from ggprune.interrupts import interrupts
 from ggprune.llama.library import library
+from ggprune.llama.runtime import NEWEST
 from ggprune.util import cache_folder
 
 _SECONDS = 120
@@ -43,7 +44,7 @@ def extra_buffers_work() -> bool:
             "the installed llama-cpp-python crashes on this CPU as soon as it computes",
             remedy=(
                 "Build it without CPU-specific code: CMAKE_ARGS=-DGGML_NATIVE=OFF "
-                "pip install --force-reinstall --no-cache-dir llama-cpp-python==0.3.36"
+                f"pip install --force-reinstall --no-cache-dir llama-cpp-python=={NEWEST}"
             ),
         )
     _remember({**remembered, key: works})

@@ -21,12 +21,11 @@ from ggprune.llama.library import library
 from ggprune.llama.options import CACHE_TYPES, FLASH_ATTENTION, RunOptions
 from ggprune.llama.overrides import kv_overrides
 from ggprune.llama.rpc import add_servers
+from ggprune.llama.runtime import without_mmap
 from ggprune.llama.safety import extra_buffers_work
 from ggprune.llama.symbols import KEEP_ROWS
 from ggprune.types import Ints32
 from ggprune.util import Closing
-
-_LOAD_NO_MMAP = 0
 
 
 class LlamaModel(Closing):
@@ -57,7 +56,7 @@ class LlamaModel(Closing):
         params = self._api.llama_model_default_params()
         params.vocab_only = vocab_only
         if not options.mmap:
-            params.load_mode = _LOAD_NO_MMAP
+            without_mmap(params)
         params.use_extra_bufts = options.repack and (vocab_only or extra_buffers_work())
         # Kept: llama.cpp's parameters point to them.
         self._placement = [] if vocab_only else _place(path, options, params)

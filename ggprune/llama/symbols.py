@@ -29,7 +29,9 @@ _TEXT = ctypes.c_char_p
 #: Name -> (arguments, result).
 SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "ggml_tensor_overhead": ([], _SIZE),
+    "ggml_version": ([], _TEXT),
     "ggml_op_name": ([ctypes.c_int], _TEXT),
+    "ggml_type_name": ([ctypes.c_int], _TEXT),
     "ggml_set_abort_callback": ([_POINTER], _POINTER),
     "ggml_nbytes": ([_POINTER], _SIZE),
     "ggml_backend_tensor_get": ([_POINTER, _POINTER, _SIZE, _SIZE], None),
@@ -72,6 +74,10 @@ SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "ggml_graph_overhead": ([], _SIZE),
     "ggml_new_graph": ([_POINTER], _POINTER),
     "ggml_build_forward_expand": ([_POINTER, _POINTER], None),
+    "ggml_sqr_inplace": ([_POINTER, _POINTER], _POINTER),
+    "ggml_set_name": ([_POINTER, _TEXT], _POINTER),
+    "ggml_get_data": ([_POINTER], _POINTER),
+    "ggml_backend_alloc_ctx_tensors_from_buft": ([_POINTER, _POINTER], _POINTER),
     "ggml_backend_alloc_ctx_tensors": ([_POINTER, _POINTER], _POINTER),
     "ggml_backend_tensor_alloc": ([_POINTER, _POINTER, _POINTER], ctypes.c_int),
     "ggml_backend_graph_compute": ([_POINTER, _POINTER], ctypes.c_int),

@@ -9,7 +9,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.llama import library as lib
+from ggprune.llama.library import library
+from ggprune.llama.runtime import (
+    TENSOR_BUFFER,
+    TENSOR_DATA,
+    TENSOR_NAME,
+    TENSOR_NB,
+    TENSOR_NE,
+    TENSOR_OP,
+    TENSOR_SRC,
+    TENSOR_TYPE,
+    TENSOR_VIEW_SRC,
+)
 
 #: Numbers of tensor types.
 F32 = 0
@@ -21,7 +32,7 @@ _Stride4 = ctypes.c_size_t * 4
 
 def tensor_name(address: int) -> bytes:
     """Read the raw name of the tensor at an address: all that the asking side reads."""
-    return ctypes.string_at(address + lib.TENSOR_NAME)
+    return ctypes.string_at(address + TENSOR_NAME)
 
 
 @functools.cache
@@ -54,45 +65,45 @@ class TensorView:
     @property
     def shape(self) -> tuple[int, ...]:
         """Dimensions in NumPy's order, four of them."""
-        return tuple(reversed(_Shape4.from_address(self.address + lib.TENSOR_NE)))
+        return tuple(reversed(_Shape4.from_address(self.address + TENSOR_NE)))
 
     @property
     def type(self) -> int:
         """Number of the tensor type, as in gguf_file.TENSOR_TYPES."""
-        return ctypes.c_int32.from_address(self.address + lib.TENSOR_TYPE).value
+        return ctypes.c_int32.from_address(self.address + TENSOR_TYPE).value
 
     @property
     def op(self) -> int:
-        """Number of the operation that makes this tensor, such as library.OP_MUL_MAT."""
-        return ctypes.c_int32.from_address(self.address + lib.TENSOR_OP).value
+        """Number of the operation that makes this tensor, such as runtime.OP_MUL_MAT."""
+        return ctypes.c_int32.from_address(self.address + TENSOR_OP).value
 
     def source(self, index: int) -> TensorView:
         """Operand ``index`` of the operation that makes this tensor."""
-        return TensorView(self._pointer(lib.TENSOR_SRC + 8 * index))
+        return TensorView(self._pointer(TENSOR_SRC + 8 * index))
 
     @property
     def buffer(self) -> int:
         """Address of the buffer that holds the data; 0 for none."""
-        view = self._pointer(lib.TENSOR_VIEW_SRC)
+        view = self._pointer(TENSOR_VIEW_SRC)
         owner = TensorView(view) if view else self
-        return owner._pointer(lib.TENSOR_BUFFER)
+        return owner._pointer(TENSOR_BUFFER)
 
     @property
     def data(self) -> int:
         """Address of the data: in host memory only if ``on_host``."""
-        return self._pointer(lib.TENSOR_DATA)
+        return self._pointer(TENSOR_DATA)
 
     @property
     def on_host(self) -> bool:
         """Whether the data can be read in place."""
         buffer = self.buffer
-        return bool(buffer) and bool(lib.library().ggml["ggml_backend_buffer_is_host"](buffer))
+        return bool(buffer) and bool(library().ggml["ggml_backend_buffer_is_host"](buffer))
 
     @property
     def is_contiguous(self) -> bool:
         """Whether 4-byte elements follow each other without gaps."""
         expected = 4
-        strides = _Stride4.from_address(self.address + lib.TENSOR_NB)
+        strides = _Stride4.from_address(self.address + TENSOR_NB)
         for size, stride in zip(self.shape[::-1], strides, strict=True):
             if size > 1 and stride != expected:
                 return False
@@ -106,20 +117,20 @@ class TensorView:
         gives plausible nonsense, so strides are always followed.
         """
         dtype = np.dtype(_DTYPES[self.type])
-        strides = tuple(reversed(_Stride4.from_address(self.address + lib.TENSOR_NB)))
-        size = lib.library().ggml["ggml_nbytes"](self.address)
+        strides = tuple(reversed(_Stride4.from_address(self.address + TENSOR_NB)))
+        size = library().ggml["ggml_nbytes"](self.address)
         if self.on_host:
             memory: Any = (ctypes.c_char * size).from_address(self.data)
         else:
             memory = ctypes.create_string_buffer(size)
-            get = lib.library().ggml["ggml_backend_tensor_get"]
+            get = library().ggml["ggml_backend_tensor_get"]
             get(self.address, ctypes.addressof(memory), 0, size)
         return np.ndarray(self.shape, dtype, memory, strides=strides)
 
     def write(self, data: npt.NDArray[Any]) -> None:
         """Replace the data of a contiguous tensor; the rest of the graph uses it."""
         contiguous = np.ascontiguousarray(data)
-        put = lib.library().ggml["ggml_backend_tensor_set"]
+        put = library().ggml["ggml_backend_tensor_set"]
         put(self.address, contiguous.ctypes.data, 0, contiguous.nbytes)
 
     def _pointer(self, offset: int) -> int:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import InputError, LlamaError, NonFiniteError
-from ggprune.llama.library import OP_MUL_MAT, OP_MUL_MAT_ID
+from ggprune.llama.runtime import OP_MUL_MAT, OP_MUL_MAT_ID
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.quantization.imatrix import Entry, Imatrix

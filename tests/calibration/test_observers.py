@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from ggprune.calibration.observers import RoutingObserver
 from ggprune.calibration.statistics import PER_EXPERT, ExpertSums
 from ggprune.errors import LlamaError
-from ggprune.llama.library import TENSOR_NB
 from ggprune.llama.norms import NormReader
 from ggprune.llama.options import RunOptions
+from ggprune.llama.runtime import TENSOR_NB
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.llama.tensor import TensorView
 from ggprune.model import open_model
