@@ -17,7 +17,7 @@ from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.check import check_request
 from ggprune.choosing.choose import choose_plan, is_measured
-from ggprune.choosing.count import known_count
+from ggprune.choosing.count import known_count, notes_on
 from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import InputError, Interrupted, MismatchError, OutputError
 from ggprune.evaluation.evaluator import Evaluator
@@ -222,6 +222,8 @@ def prune(
                 progress=progress,
             )
             given = choose_plan(known, wanted, resources)
+            for note in notes_on(given, source.counts):
+                log.info(note)
         assert given is not None
         pruned = None
         try:

@@ -16,6 +16,7 @@ from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan, is_measured
+from ggprune.choosing.count import notes_on
 from ggprune.choosing.lists import Meaning, lists_of, plan_from_lists
 from ggprune.choosing.request import Request, Resources
 from ggprune.errors import GgpruneError, InputError
@@ -175,6 +176,8 @@ def choose(
             progress=progress,
         )
         plan = choose_plan(known, wanted, resources)
+        for note in notes_on(plan, known.identity.counts):
+            log.info(note)
         if target and journal:
             plan.save(target)
             journal.unlink(missing_ok=True)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.check import check_request
-from ggprune.choosing.count import count_retaining, known_count, notes_on
+from ggprune.choosing.count import count_retaining, known_count
 from ggprune.choosing.methods import METHODS, Method, find
 from ggprune.choosing.protect import Protection
 from ggprune.choosing.ranking import Decision, Ranking
@@ -27,8 +26,6 @@ from ggprune.choosing.trust import find_trust
 from ggprune.choosing.weights import MTP_RULE, weight_scores
 from ggprune.model import MoeModel
 from ggprune.plan import LayerPlan, Plan
-
-log = logging.getLogger(__name__)
 
 
 def choose_plan(
@@ -150,8 +147,6 @@ def plan_of(
     """Make a plan of a decision, with a choice for MTP layers if there is a model."""
     identity, total = statistics.identity, statistics.total
     keep = decision.kept.shape[1]
-    for note in notes_on(keep, identity.counts):
-        log.info(note)
     layers = {
         layer: LayerPlan(tuple(kept.tolist()), retained(total, row, kept))
         for row, (layer, kept) in enumerate(zip(statistics.layers, decision.kept, strict=True))

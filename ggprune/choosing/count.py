@@ -8,7 +8,7 @@ quality need measurements, see search.measuring.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ggprune.calibration.statistics import ExpertSums
 from ggprune.choosing.ranking import Ranking
@@ -16,13 +16,17 @@ from ggprune.choosing.request import Budget
 from ggprune.choosing.scores import choose_all, retained
 from ggprune.errors import InputError
 from ggprune.llama import memory
+from ggprune.llama.library import has_backend
 from ggprune.model import ExpertCounts, MoeModel
+from ggprune.plan import Plan
 from ggprune.rewrite import result_size
 from ggprune.util import human_size
 
 #: Numbers of experts for which CUDA chooses the top-k in one kernel: llama.cpp's ggml-cuda
 #: (topk-moe.cu) has it for powers of two up to 512, and for 288 and 576.
-FUSED = (*(2**n for n in range(10)), 288, 576)
+FUSED = (*(2**n for n in range(9)), 288, 512, 576)
+#: Numbers of experts a token for which it has a kernel that sorts tokens by experts (mmid.cu).
+SORTED = (2, 4, 6, 8, 10, 16, 32)
 #: With this number llama-quantize takes other types for attention (llama-quant.cpp: Mixtral).
 _QUANTIZE_SPECIAL = 8
 
@@ -168,17 +172,30 @@ def most(
     return allowed[min(at, len(allowed) - 1) if budget.rounding == "up" else at - 1]
 
 
-def notes_on(keep: int, counts: ExpertCounts) -> list[str]:
-    """Note what a count costs that its size does not show."""
-    notes = []
-    if keep not in FUSED and counts.experts in FUSED:
-        fused = tuple(n for n in sorted(FUSED) if n in counts.possible()) or (counts.experts,)
-        around = sorted({near(keep, fused, way) for way in ("down", "up")})
+def notes_on(plan: Plan, counts: ExpertCounts) -> list[str]:
+    """Note what a plan's counts cost that its size does not show.
+
+    CUDA's kernels are only spoken of where llama.cpp was built with them. Routers with groups
+    have no fused top-k in any count.
+    """
+    notes, keep, used = [], plan.keep, plan.experts_used or counts.used
+    cuda = has_backend("cuda", "hip", "musa")
+    if cuda and counts.groups == 1 and keep not in FUSED and counts.experts in FUSED:
+        around = _around(keep, [n for n in FUSED if n in counts.possible()])
         notes.append(
             f"with {keep} experts CUDA's fused top-k is not used (a few small kernels more a "
-            f"layer; results are the same, other backends do not care); "
-            f"{' or '.join(map(str, around))} would keep it"
+            f"layer; results are the same); {around} would keep it"
+        )
+    if cuda and used not in SORTED and counts.used in SORTED:
+        notes.append(
+            f"with {used} experts a token CUDA reads prompts by a general kernel; there is one "
+            f"for {_around(used, SORTED)}"
         )
     if keep == _QUANTIZE_SPECIAL != counts.experts:
         notes.append("llama-quantize treats models with exactly 8 experts as Mixtral")
     return notes
+
+
+def _around(wanted: int, counts: Sequence[int]) -> str:
+    nearest = sorted({near(wanted, tuple(counts), way) for way in ("down", "up")})
+    return " or ".join(map(str, nearest))

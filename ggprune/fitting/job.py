@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ggprune.calibration.settings import Settings
+from ggprune.choosing.count import notes_on
 from ggprune.choosing.methods import find
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting import kinds
@@ -23,6 +24,7 @@ from ggprune.fitting.study import Study, Texts, check_predicts
 from ggprune.llama.devices import physical_memory
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.model import MoeModel, open_model
+from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.quantize import Quantizer
 from ggprune.text.builtin import SEARCH, builtin_texts
@@ -178,6 +180,8 @@ def fit_model(
         raise OutputError(f"{target}: exists", remedy="Pass force=True to replace it.")
     with job.study() as study:
         answer = fit(study, limit, beside)
+        for note in notes_on(Plan(answer.best.mix.keep, {}), study.source.counts):
+            log.info(note)
         known = answer.as_json(study)
         names = ("size_bytes", "keep", "experts", "kld_mean", "kld_se")
         remember(study.work, {name: known[name] for name in names})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import importlib.util
 import os
 import re
 import sys
@@ -204,6 +205,14 @@ def library() -> Library:
     """
     with interrupts:
         return Library()
+
+
+def has_backend(*names: str) -> bool:
+    """Whether llama.cpp was built with one of these, by its files: it is not loaded for that."""
+    package = importlib.util.find_spec("llama_cpp")
+    own = Path(package.origin).parent / "lib" if package and package.origin else Path()
+    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or own)
+    return any(any(folder.glob(f"*ggml-{name}*")) for name in names)
 
 
 def _share_cores() -> None:

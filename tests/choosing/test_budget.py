@@ -12,6 +12,7 @@ from ggprune.choosing import count as budgets
 from ggprune.choosing.request import Budget
 from ggprune.errors import InputError
 from ggprune.gguf_file import write_files
+from ggprune.llama.library import has_backend
 from ggprune.model import ExpertCounts, MoeModel, open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite, result_size
@@ -122,14 +123,38 @@ def test_file_size_of_groups_and_mtp(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("keep", "said"), [(109, ["64 or 128"]), (64, []), (128, []), (100, ["64 or 128"])]
+    ("keep", "used", "said"),
+    [
+        (109, None, ["with 109 experts CUDA's fused top-k is not used", "64 or 128"]),
+        (64, None, []),
+        (128, None, []),
+        (64, 7, ["with 7 experts a token CUDA reads prompts by a general kernel", "6 or 8"]),
+        (64, 6, []),
+        (8, None, ["exactly 8 experts as Mixtral"]),
+    ],
 )
-def test_the_fused_top_k_is_mentioned(keep: int, said: list[str]) -> None:
-    notes = budgets.notes_on(keep, COUNTS)
-    assert len(notes) == len(said)
-    assert all(part in note for part, note in zip(said, notes, strict=True))
+def test_counts_that_are_slower_on_cuda(
+    keep: int, used: int | None, said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = Plan(keep, {}, experts_used=used)
+    monkeypatch.setattr(budgets, "has_backend", lambda *names: "cuda" in names)
+    notes = budgets.notes_on(plan, COUNTS)
+    assert len(notes) == bool(said)
+    assert all(part in notes[0] for part in said)
+    monkeypatch.setattr(budgets, "has_backend", lambda *_: False)
+    assert budgets.notes_on(plan, COUNTS) == [n for n in notes if "Mixtral" in n]
 
 
-def test_a_model_without_fused_top_k_loses_nothing() -> None:
-    assert budgets.notes_on(50, ExpertCounts(60, 4)) == []
-    assert budgets.notes_on(288, ExpertCounts(512, 8)) == []
+def test_a_model_without_fused_top_k_loses_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budgets, "has_backend", lambda *_: True)
+    assert budgets.notes_on(Plan(50, {}), ExpertCounts(60, 4)) == []
+    assert budgets.notes_on(Plan(288, {}), ExpertCounts(512, 8)) == []
+    assert budgets.notes_on(Plan(200, {}), GROUPED) == []
+
+
+def test_backends_are_known_by_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", str(tmp_path))
+    (tmp_path / "libggml-cpu.so").touch()
+    assert has_backend("cpu") and not has_backend("cuda", "hip")
+    (tmp_path / "ggml-cuda.dll").touch()
+    assert has_backend("cuda", "hip")
