@@ -6,10 +6,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
-from ggprune.cli.main import COMMANDS
+from ggprune.cli.main import COMMANDS, cli
 from ggprune.gguf_file import (
     GgufModel,
     KeyEdits,
@@ -467,3 +469,17 @@ def test_sizes(text: str, expected: int) -> None:
     from ggprune.cli.values import size
 
     assert size(text) == expected
+
+
+def test_the_parallel_of_a_budget_is_not_that_of_calibration(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from ggprune.api import pruning
+    from ggprune.calibration.settings import Settings
+
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(pruning, "prune", lambda *_, **asked: given.update(asked) or sys.exit(0))
+    line = ["prune", "m.gguf", "--fit-vram", "1G", "--parallel", "3", "--generate", "5"]
+    assert CliRunner().invoke(cli, line).exit_code == 0
+    assert given["request"].budget.parallel == 3
+    assert given["settings"] == Settings(generate=5)

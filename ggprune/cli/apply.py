@@ -7,17 +7,16 @@ from typing import Any
 
 import click
 
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import output_option, quiet_option, writing_options
+from ggprune.cli import options
 from ggprune.cli.terminal import progress_bar
-from ggprune.cli.values import FILE
+from ggprune.cli.values import FILE, MODEL
 from ggprune.util import human_size
 
 
 @click.command("apply")
 @click.argument("model", type=MODEL)
 @click.argument("plan", type=FILE)
-@output_option("The result; default <stem>-<N>e.gguf in the current folder.")
+@options.output("The result; default <stem>-<N>e.gguf in the current folder.")
 @click.option(
     "--adapter", type=FILE, help="Write this LoRA adapter of MODEL for the pruned model instead."
 )
@@ -27,8 +26,8 @@ from ggprune.util import human_size
     help="Write all of MODEL instead, with a selection bias by which dropped experts are never "
     "chosen; PLAN may keep a different number in each layer.",
 )
-@writing_options
-@quiet_option
+@options.writing
+@options.quiet
 def command(adapter: Path | None, mask: bool, **arguments: Any) -> None:
     """Write MODEL with the experts that PLAN keeps.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.batch_config import BatchConfig
-from ggprune.cli.options import given_of, options_of, quiet_option, record_from
+from ggprune.cli import options
 from ggprune.cli.terminal import note
 from ggprune.cli.values import FILE, more_options
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("batch")
 @click.argument("config", type=FILE, required=False)
-@options_of(BatchConfig)
+@options.of(BatchConfig)
 @click.option(
     "--options",
     type=more_options,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     help='More options for a command: "calibrate --ctx 1024"; repeatable.',
 )
 @click.option("--dry-run", is_flag=True, help="Only show what would be done.")
-@quiet_option
+@options.quiet
 def command(config: Path | None, dry_run: bool, **arguments: Any) -> None:
     """Make all that CONFIG (TOML) or options name: prunings, quantizations, their cost, cards.
 
@@ -47,15 +47,13 @@ def command(config: Path | None, dry_run: bool, **arguments: Any) -> None:
     from ggprune import batch
     from ggprune.errors import GgpruneError
 
-    beside = given_of(BatchConfig, names=("options",))
+    beside = options.given_of(BatchConfig, names=("options",))
     if config and beside:
         raise click.UsageError(f"{beside[0]}: CONFIG says what is to be made; leave out one.")
     if not config and not arguments["model"]:
         raise click.UsageError("Give CONFIG, or --model MODEL with --keep or --types.")
-    more = dict(arguments["options"])
-    wanted = (
-        BatchConfig.load(config) if config else record_from(BatchConfig, arguments, options=more)
-    )
+    arguments["options"] = dict(arguments["options"])
+    wanted = BatchConfig.load(config) if config else BatchConfig(**arguments)
     batch.check_counts(wanted)
     todo = batch.steps(wanted)
     outcome = batch.run(todo, dry_run=dry_run)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import force_option, json_option, options_of, output_option
+from ggprune.cli import options
 from ggprune.cli.terminal import print_json, table
 from ggprune.cli.values import FILE
 from ggprune.evaluation.bench_tasks import Settings
@@ -15,11 +15,11 @@ from ggprune.evaluation.bench_tasks import Settings
 @click.command("bench-tasks")
 @click.argument("base", type=FILE, required=False)
 @click.argument("candidate", type=FILE, required=False)
-@output_option("Folder for the script and what it will write.")
+@options.output("Folder for the script and what it will write.")
 @click.option("--read", "results", type=FILE, help="Read the results in this folder instead.")
-@options_of(Settings)
-@force_option
-@json_option
+@options.of(Settings)
+@options.force
+@options.json
 def command(
     base: Path | None,
     candidate: Path | None,

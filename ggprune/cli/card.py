@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import force_option, quiet_option
-from ggprune.cli.values import FILE
+from ggprune.cli import options
+from ggprune.cli.values import FILE, MODEL
 
 
 @click.command("card")
@@ -30,18 +30,10 @@ from ggprune.cli.values import FILE
 @click.option("--base-model", metavar="OWNER/NAME", help="The original on the Hub.")
 @click.option("--license", "licence", help="Instead of what the GGUF says.")
 @click.option("--repo", metavar="OWNER/NAME", help="Where it will be published.")
-@force_option
-@quiet_option
+@options.force
+@options.quiet
 def command(
-    model: Path,
-    output: Path | None,
-    quants: tuple[Path, ...],
-    metadata: Path | None,
-    evaluations: tuple[Path, ...],
-    base_model: str | None,
-    licence: str | None,
-    repo: str | None,
-    force: bool,
+    model: Path, output: Path | None, quants: tuple[Path, ...], force: bool, **known: Any
 ) -> None:
     """Write the model card of MODEL, or of all quantizations in the folder MODEL.
 
@@ -52,17 +44,9 @@ def command(
     from ggprune.publish.card import gather, render
     from ggprune.publish.upload import repository
 
-    if repo:
-        repository(repo)
-    card = gather(
-        (model, *quants),
-        metadata=metadata,
-        evaluations=evaluations,
-        base_model=base_model,
-        licence=licence,
-        repo=repo,
-    )
-    text = render(card)
+    if known["repo"]:
+        repository(known["repo"])
+    text = render(gather((model, *quants), **known))
     if str(output) == "-":
         click.echo(text, nl=False)
         return

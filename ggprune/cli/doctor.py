@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import json_option
+from ggprune.cli import options
 from ggprune.cli.terminal import print_json
+from ggprune.cli.values import MODEL
 
 
 @click.command("doctor")
 @click.argument("model", type=MODEL, required=False)
-@json_option
+@options.json
 def command(model: Path | None, as_json: bool) -> None:
     """Say what is installed, which devices llama.cpp uses, and what would make ggprune faster.
 

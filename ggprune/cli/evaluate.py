@@ -9,61 +9,46 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ggprune.calibration.settings import Settings
+from ggprune.cli import options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    Command,
-    json_option,
-    options_of,
-    quiet_option,
-    record_from,
-    text_option,
-)
 from ggprune.cli.terminal import print_json, progress_bar, table
-from ggprune.cli.values import FILE
+from ggprune.cli.values import FILE, MODEL
 from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:
     from ggprune.evaluation.verdict import Finding
 
-_MEASURING = ("text", "ctx", "max_tokens", "cache")
 
-
-def measuring_options(command: Command) -> Command:
+def measuring_options(command: options.Command) -> options.Command:
     """Add the options that say what to measure on; see measuring_from."""
     for option in (
-        options_of(RunOptions),
+        options.of(RunOptions),
         click.option(
             "--cache",
             type=FILE,
             help="Folder for the base model's log-probabilities; default: in the user's cache.",
         ),
-        options_of(Settings, "ctx", "max_tokens"),
-        text_option(),
+        options.of(Settings, "ctx", "max_tokens"),
+        options.text(),
     ):
         command = option(command)
     return command
 
 
-def measuring_from(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what they say to measuring.evaluate and measuring.sweep."""
+def measuring_from(arguments: Mapping[str, Any], **records: type) -> dict[str, Any]:
+    """Return what they say to measuring.evaluate and measuring.sweep; see options.grouped."""
     from ggprune.evaluation.logcache import default_folder
 
-    chosen = {name: arguments[name] for name in _MEASURING}
-    return {
-        **chosen,
-        "cache": chosen["cache"] or default_folder(),
-        "options": record_from(RunOptions, arguments),
-        "progress": progress_bar,
-    }
+    given = options.grouped(arguments, options=RunOptions, **records)
+    return {**given, "cache": given["cache"] or default_folder(), "progress": progress_bar}
 
 
 @click.command("evaluate", cls=Sectioned)
 @click.argument("base", type=MODEL)
 @click.argument("candidate", type=FILE)
 @measuring_options
-@json_option
-@quiet_option
+@options.json
+@options.quiet
 def command(base: Path, candidate: Path, as_json: bool, **arguments: Any) -> None:
     """Compare CANDIDATE, a plan or a GGUF file, with the model BASE.
 

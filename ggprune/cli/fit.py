@@ -9,25 +9,17 @@ import click
 
 from ggprune.calibration.settings import Settings
 from ggprune.choosing.request import Budget
+from ggprune.cli import options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    force_option,
-    json_option,
-    options_of,
-    output_option,
-    quiet_option,
-    record_from,
-    text_option,
-)
 from ggprune.cli.terminal import print_json, progress_bar
-from ggprune.cli.values import FILE
+from ggprune.cli.values import FILE, MODEL
 from ggprune.fitting.options import FitOptions
 from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:
     from ggprune.fitting.job import Fitted, Job
 
+CALIBRATING = ("max_tokens", "generate")
 LIMITS = ("target_size", "fit_vram", "context", "kv_type", "parallel")
 
 
@@ -35,9 +27,9 @@ def job_options(command: Any, *only: str) -> Any:
     """Add the options that say what a model is measured on and with; see job_from."""
     for option in reversed(
         (
-            text_option(),
-            text_option("search_text", "Text to choose on, other than --text; repeatable."),
-            text_option("eval_text", "Text to judge on, other than both; repeatable."),
+            options.text(),
+            options.text("search_text", "Text to choose on, other than --text; repeatable."),
+            options.text("eval_text", "Text to judge on, other than both; repeatable."),
             click.option(
                 "--reference",
                 type=FILE,
@@ -56,9 +48,9 @@ def job_options(command: Any, *only: str) -> Any:
             click.option(
                 "--work", type=FILE, help="Folder for what is measured; default: <stem>.fit."
             ),
-            options_of(FitOptions, *only),
-            options_of(Settings, "max_tokens", "generate"),
-            options_of(RunOptions),
+            options.of(FitOptions, *only),
+            options.of(Settings, *CALIBRATING),
+            options.of(RunOptions),
         )
     ):
         command = option(command)
@@ -69,29 +61,25 @@ def job_from(model: Path, arguments: dict[str, Any]) -> Job:
     """Take the options of ``job_options`` out of a command's arguments."""
     from ggprune.fitting.job import Job
 
-    same = ("work", "reference", "text", "search_text", "eval_text", "statistics", "imatrix")
-    return Job(
-        model=model,
-        **{name: arguments[name] for name in same},
-        options=record_from(FitOptions, arguments),
-        run=record_from(RunOptions, arguments),
-        settings=record_from(Settings, arguments, ctx=512),
-        progress=progress_bar,
-    )
+    settings = Settings(ctx=512, **{name: arguments[name] for name in CALIBRATING})
+    more = {"model": model, "settings": settings, "progress": progress_bar}
+    given = options.grouped(arguments | more, options=FitOptions, run=RunOptions, job=Job)
+    job: Job = given["job"]
+    return job
 
 
 @click.command("fit", cls=Sectioned)
 @click.argument("model", type=MODEL)
-@options_of(Budget, *LIMITS)
-@output_option("The result; default: <stem>-fit-<size>.gguf in the current folder.")
+@options.of(Budget, *LIMITS)
+@options.output("The result; default: <stem>-fit-<size>.gguf in the current folder.")
 @job_options
 @click.option(
     "--beside", type=click.IntRange(1), help="Judge MODEL pruned to so many experts as well."
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be best, and write nothing.")
-@force_option
-@json_option
-@quiet_option
+@options.force
+@options.json
+@options.quiet
 def command(
     model: Path, output: Path | None, dry_run: bool, force: bool, as_json: bool, **arguments: Any
 ) -> None:

@@ -8,12 +8,11 @@ from typing import Any
 
 import click
 
+from ggprune.cli import options
 from ggprune.cli.fit import job_from, job_options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import force_option, json_option, output_option, quiet_option
 from ggprune.cli.terminal import print_json, table
-from ggprune.cli.values import counts, size, words
+from ggprune.cli.values import MODEL, counts, size, words
 
 
 def _measuring(command: Any) -> Any:
@@ -35,11 +34,11 @@ def _measuring(command: Any) -> Any:
     help="llama-quantize's types; default: Q6_K to Q2_K.",
 )
 @click.option("--vram", type=size, help="Say what context a card of this size has room for: 24G.")
-@output_option("Write the numbers as JSON, and a chart beside it as SVG.")
+@options.output("Write the numbers as JSON, and a chart beside it as SVG.")
 @_measuring
-@force_option
-@json_option
-@quiet_option
+@options.force
+@options.json
+@options.quiet
 def command(model: Path, output: Path | None, force: bool, as_json: bool, **arguments: Any) -> None:
     """Measure quality against size: MODEL in several types, with all and with fewer experts.
 

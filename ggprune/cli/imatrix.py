@@ -7,30 +7,23 @@ from typing import Any
 
 import click
 
+from ggprune.cli import options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    force_option,
-    options_of,
-    output_option,
-    quiet_option,
-    record_from,
-    text_option,
-)
 from ggprune.cli.terminal import note, progress_bar
+from ggprune.cli.values import MODEL
 from ggprune.llama.options import RunOptions
 
 
 @click.command("imatrix", cls=Sectioned)
 @click.argument("model", type=MODEL)
-@output_option("The importance matrix: OUT.imatrix.gguf.", required=True)
-@text_option(help="Text instead of the built-in prompts; repeatable.")
+@options.output("The importance matrix: OUT.imatrix.gguf.", required=True)
+@options.text(help="Text instead of the built-in prompts; repeatable.")
 @click.option("--ctx", type=click.IntRange(16), default=512, show_default=True, help="Chunk size.")
 @click.option("--chunks", type=click.IntRange(1), help="Use at most so many chunks.")
 @click.option("--process-output", is_flag=True, help="Take in output.weight too.")
-@options_of(RunOptions)
-@force_option
-@quiet_option
+@options.of(RunOptions)
+@options.force
+@options.quiet
 def command(model: Path, output: Path, **arguments: Any) -> None:
     """Gather an importance matrix of MODEL for `quantize --imatrix`, as llama-imatrix does.
 
@@ -39,13 +32,7 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     """
     from ggprune.api import stages
 
-    same = ("text", "ctx", "chunks", "process_output", "force")
-    chunks, left_over = stages.imatrix(
-        model,
-        output,
-        **{name: arguments[name] for name in same},
-        options=record_from(RunOptions, arguments),
-        progress=progress_bar,
-    )
+    given = options.grouped(arguments, options=RunOptions)
+    chunks, left_over = stages.imatrix(model, output, **given, progress=progress_bar)
     note(f"{chunks} chunks of {arguments['ctx']} tokens, {left_over} left over")
     click.echo(str(output))

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import json_option
+from ggprune.cli import options
 from ggprune.cli.terminal import print_json, table
+from ggprune.cli.values import MODEL
 from ggprune.util import human_size
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @click.command("inspect")
 @click.argument("model", type=MODEL)
-@json_option
+@options.json
 def command(model: Path, as_json: bool) -> None:
     """Show what MODEL is: architecture, layers, experts, quantization, and keep -> size.
 

@@ -3,31 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 import click
 
-from ggprune.cli.options import force_option, output_option
+from ggprune.cli import options
 from ggprune.cli.values import FILE
-
-_MEANINGS = ("kept", "dropped", "ranked")
 
 
 @click.command("lists")
 @click.argument("source", type=FILE)
 @click.option("--model", type=FILE, help="The model that lists are for.")
-@click.option("--meaning", type=click.Choice(_MEANINGS), help="What the lists hold, or shall hold.")
+@click.option(
+    "--meaning",
+    type=click.Choice(["kept", "dropped", "ranked"]),
+    help="What the lists hold, or shall hold.",
+)
 @click.option("--keep", type=click.IntRange(1), help="Experts that stay, of ranked lists.")
-@output_option("The plan, or the lists (JSON).", required=True)
-@force_option
-def command(
-    source: Path,
-    model: Path | None,
-    meaning: Literal["kept", "dropped", "ranked"] | None,
-    keep: int | None,
-    output: Path,
-    force: bool,
-) -> None:
+@options.output("The plan, or the lists (JSON).", required=True)
+@options.force
+def command(source: Path, output: Path, **choices: Any) -> None:
     """Make a plan of lists of experts by layer, as other tools write them, or lists of a plan.
 
     With --model, SOURCE is a JSON file of lists: by layer, the experts that were kept, dropped, or
@@ -35,5 +30,5 @@ def command(
     """
     from ggprune.api import stages
 
-    stages.convert_lists(source, output, model=model, meaning=meaning, keep=keep, force=force)
+    stages.convert_lists(source, output, **choices)
     click.echo(str(output))

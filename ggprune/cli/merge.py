@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import force_option, output_option, quiet_option
+from ggprune.cli import options
 from ggprune.cli.terminal import note
 from ggprune.cli.values import FILE
 from ggprune.util import counted
@@ -14,9 +14,9 @@ from ggprune.util import counted
 
 @click.command("merge")
 @click.argument("parts", type=FILE, nargs=-1, required=True, metavar="PART…")
-@output_option("Name of the merged statistics file.", required=True)
-@force_option
-@quiet_option
+@options.output("Name of the merged statistics file.", required=True)
+@options.force
+@options.quiet
 def command(parts: tuple[Path, ...], output: Path, force: bool) -> None:
     """Put statistics gathered apart together, in any order.
 

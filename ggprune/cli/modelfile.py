@@ -7,14 +7,13 @@ from typing import Any
 
 import click
 
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import force_option, output_option
-from ggprune.cli.values import FILE
+from ggprune.cli import options
+from ggprune.cli.values import FILE, MODEL
 
 
 @click.command("modelfile")
 @click.argument("model", type=MODEL)
-@output_option("The Modelfile; default: Modelfile beside MODEL.")
+@options.output("The Modelfile; default: Modelfile beside MODEL.")
 @click.option("--mmproj", type=FILE, multiple=True, help="Projector of a multimodal model.")
 @click.option("--adapter", "adapters", type=FILE, multiple=True, help="LoRA adapter.")
 @click.option(
@@ -38,7 +37,7 @@ from ggprune.cli.values import FILE
     help="When to write a TEMPLATE: only if needed, always (Go), never.",
 )
 @click.option("--create", metavar="NAME", help="Run `ollama create NAME`, or print how to.")
-@force_option
+@options.force
 def command(
     model: Path,
     output: Path | None,

@@ -31,7 +31,6 @@ from ggprune.cli.values import (
 )
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-Record = TypeVar("Record")
 
 #: Names other than ``--field-name``: llama.cpp's short ones, and what reads better.
 FLAGS: dict[str, tuple[str, ...]] = {
@@ -79,7 +78,7 @@ _KINDS: dict[str, Any] = {
 _JOINED = frozenset({"override_tensor", "rpc", "types", "weight"})
 
 
-def options_of(record: type, *only: str) -> Callable[[Command], Command]:
+def of(record: type, *only: str) -> Callable[[Command], Command]:
     """Give a command the options of a record, in the order of its fields.
 
     Args:
@@ -96,10 +95,16 @@ def options_of(record: type, *only: str) -> Callable[[Command], Command]:
     return decorate
 
 
-def record_from(record: type[Record], arguments: Mapping[str, Any], **others: Any) -> Record:
-    """Make a record of a command's arguments; ``others`` are fields that have no option."""
-    given = {f.name: arguments[f.name] for f in _described(record) if f.name in arguments}
-    return record(**given, **others)
+def grouped(arguments: Mapping[str, Any], **records: type) -> dict[str, Any]:
+    """Return a command's arguments with those that are fields of records put into these.
+
+    A field that two records have goes to the first; a record may be a field of a later one.
+    """
+    given = dict(arguments)
+    for name, record in records.items():
+        own = [field.name for field in fields(record) if field.name in given]
+        given[name] = record(**{field: given.pop(field) for field in own})
+    return given
 
 
 def flag_of(option: click.Parameter) -> str:
@@ -178,7 +183,7 @@ def _joined(
     return tuple(text for texts in values for text in texts)
 
 
-def text_option(
+def text(
     name: str = "text", help: str = "Text of a domain instead of the built-in ones; repeatable."
 ) -> Callable[[Command], Command]:
     """--text and its like."""
@@ -192,7 +197,7 @@ def text_option(
     )
 
 
-def output_option(help: str, *, required: bool = False) -> Callable[[Command], Command]:
+def output(help: str, *, required: bool = False) -> Callable[[Command], Command]:
     """-o/--output."""
     return click.option("-o", "--output", type=FILE, required=required, help=help)
 
@@ -201,7 +206,7 @@ def _quieten(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
     show_notes(quiet=quiet)
 
 
-mtp_option = click.option(
+mtp = click.option(
     "--mtp",
     type=click.Choice(["prune", "drop"]),
     default="prune",
@@ -210,10 +215,10 @@ mtp_option = click.option(
 )
 
 
-def writing_options(command: Command) -> Command:
+def writing(command: Command) -> Command:
     """How a pruned model is written; see api.pruning.apply."""
     for option in (
-        force_option,
+        force,
         click.option(
             "--no-verify",
             "verify",
@@ -222,16 +227,16 @@ def writing_options(command: Command) -> Command:
             help="Do not compare the result with the source, nor load and measure it.",
         ),
         click.option("--split-max-size", type=size, help="Write shards of at most this size: 50G."),
-        mtp_option,
+        mtp,
     ):
         command = option(command)
     return command
 
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
-force_option = click.option("--force", is_flag=True, help="Replace existing files.")
+json = click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")
+force = click.option("--force", is_flag=True, help="Replace existing files.")
 #: Eager: a MODEL to download wants to know it, wherever -q stands.
-quiet_option = click.option(
+quiet = click.option(
     "-q",
     "--quiet",
     is_flag=True,

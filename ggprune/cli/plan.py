@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from ggprune.choosing.request import Budget, Request
+from ggprune.cli import options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.options import (
-    force_option,
-    json_option,
-    options_of,
-    output_option,
-    quiet_option,
-    record_from,
-    text_option,
-)
 from ggprune.cli.terminal import print_json, progress_bar, table
 from ggprune.cli.values import FILE
 from ggprune.llama.options import RunOptions
@@ -27,28 +18,23 @@ if TYPE_CHECKING:
     from ggprune.plan import Plan
 
 
-def request_from(arguments: Mapping[str, Any]) -> Request:
-    """Make the request of a command's arguments."""
-    return record_from(Request, arguments, budget=record_from(Budget, arguments))
-
-
 @click.command("plan", cls=Sectioned)
 @click.argument("stats", type=FILE)
-@options_of(Budget)
-@options_of(Request)
-@text_option(
+@options.of(Budget)
+@options.of(Request)
+@options.text(
     "search_text", "Text that plans are measured on, other than calibration's; repeatable."
 )
 @click.option("--model", type=FILE, help="The model, where a budget or method needs it.")
-@text_option(
+@options.text(
     help="For easy-ep, shape and --rounds: the text STATS was gathered on; default: built-in."
 )
-@output_option("The plan (JSON); without it, it is only shown.")
-@force_option
-@options_of(RunOptions)
-@json_option
-@quiet_option
-def command(stats: Path, output: Path | None, force: bool, as_json: bool, **arguments: Any) -> None:
+@options.output("The plan (JSON); without it, it is only shown.")
+@options.force
+@options.of(RunOptions)
+@options.json
+@options.quiet
+def command(stats: Path, output: Path | None, as_json: bool, **arguments: Any) -> None:
     """Choose which experts stay, from the statistics in STATS.
 
     The plan says by layer which experts are kept and dropped, and what share of the experts'
@@ -56,15 +42,8 @@ def command(stats: Path, output: Path | None, force: bool, as_json: bool, **argu
     """
     from ggprune.api import stages
 
-    plan = stages.choose(
-        stats,
-        output,
-        request=request_from(arguments),
-        **{name: arguments[name] for name in ("model", "text", "search_text")},
-        options=record_from(RunOptions, arguments),
-        force=force,
-        progress=progress_bar,
-    )
+    given = options.grouped(arguments, budget=Budget, request=Request, options=RunOptions)
+    plan = stages.choose(stats, output, **given, progress=progress_bar)
     if as_json:
         print_json(plan.as_json())
         return

@@ -9,19 +9,11 @@ from typing import Any
 
 import click
 
+from ggprune.cli import options
 from ggprune.cli.evaluate import print_verdict
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    force_option,
-    json_option,
-    options_of,
-    output_option,
-    quiet_option,
-    record_from,
-)
 from ggprune.cli.terminal import note, print_json, progress_bar, table
-from ggprune.cli.values import FILE
+from ggprune.cli.values import FILE, MODEL
 from ggprune.llama.options import RunOptions
 
 MODES = ("greedy", "sampled")
@@ -53,11 +45,11 @@ MODES = ("greedy", "sampled")
     help="Always the likeliest token, or the model's own sampling settings.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="For what is drawn at random.")
-@output_option("Write numbers and texts as JSON, for `ggprune report`.")
-@force_option
-@options_of(RunOptions)
-@json_option
-@quiet_option
+@options.output("Write numbers and texts as JSON, for `ggprune report`.")
+@options.force
+@options.of(RunOptions)
+@options.json
+@options.quiet
 def command(
     base: Path,
     candidate: Path,
@@ -83,8 +75,7 @@ def command(
         base,
         candidate,
         modes=MODES if mode == "both" else (mode,),
-        **{name: arguments[name] for name in ("max_tokens", "parallel", "seed")},
-        options=record_from(RunOptions, arguments),
+        **options.grouped(arguments, options=RunOptions),
         progress=progress_bar,
     )
     if output:

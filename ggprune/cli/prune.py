@@ -11,21 +11,10 @@ import click
 
 from ggprune.calibration.settings import Settings
 from ggprune.choosing.request import Budget, Request
+from ggprune.cli import options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    given_of,
-    json_option,
-    options_of,
-    output_option,
-    quiet_option,
-    record_from,
-    text_option,
-    writing_options,
-)
-from ggprune.cli.plan import request_from
 from ggprune.cli.terminal import print_json, progress_bar, table
-from ggprune.cli.values import FILE
+from ggprune.cli.values import FILE, MODEL
 from ggprune.errors import InputError
 from ggprune.llama.options import RunOptions
 from ggprune.util import human_size
@@ -36,18 +25,18 @@ if TYPE_CHECKING:
 
 @click.command("prune", cls=Sectioned)
 @click.argument("model", type=MODEL)
-@options_of(Budget)
-@output_option("The result; default <stem>-<N>e.gguf in the current folder.")
-@options_of(Request)
-@text_option(
+@options.of(Budget)
+@options.output("The result; default <stem>-<N>e.gguf in the current folder.")
+@options.of(Request)
+@options.text(
     "search_text", "Text that plans are measured on, other than calibration's; repeatable."
 )
-@text_option()
-@text_option(
+@options.text()
+@options.text(
     "eval_text",
     "Text to measure the result on; default: held out from the calibration text.",
 )
-@options_of(Settings, "ctx", "max_tokens", "generate", "weight")
+@options.of(Settings, "ctx", "max_tokens", "generate", "weight")
 @click.option(
     "--eval-ctx", type=click.IntRange(8), help="Context to measure with; default: as --ctx."
 )
@@ -58,7 +47,7 @@ if TYPE_CHECKING:
     help="Gather statistics again, though some lie beside the result.",
 )
 @click.option("--plan", type=FILE, help="Use this plan: skip scoring too.")
-@writing_options
+@options.writing
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile too.")
 @click.option(
     "--types",
@@ -66,10 +55,17 @@ if TYPE_CHECKING:
     help="With --target-size or --fit-vram: choose tensor types too, as `ggprune fit` does.",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be written, and stop.")
-@options_of(RunOptions)
-@json_option
-@quiet_option
-def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **arguments: Any) -> None:
+@options.of(RunOptions)
+@options.json
+@options.quiet
+def command(
+    model: Path,
+    plan: Path | None,
+    types: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **arguments: Any,
+) -> None:
     """Write MODEL with the experts that matter: calibrate, choose, rewrite, verify.
 
     The source is only read. Beside the result lie the statistics (so that another --keep needs no
@@ -77,39 +73,22 @@ def command(model: Path, plan: Path | None, dry_run: bool, as_json: bool, **argu
     """
     from ggprune.api import pruning
 
-    if arguments.pop("types"):
+    if types:
         _fit(model, plan, dry_run, as_json, arguments)
         return
-    same = ("output", "mtp", "split_max_size", "force")
-    asked = {
-        **{name: arguments[name] for name in same},
-        "plan": plan,
-        "request": _request(plan, arguments),
-    }
+    given = options.grouped(
+        arguments, budget=Budget, request=Request, settings=Settings, options=RunOptions
+    )
+    if plan is not None:
+        _check_beside_plan()
+        given["request"] = None
     if dry_run:
-        _show_files(
-            {str(file.path): file.size for file in pruning.outputs(model, **asked)}, as_json
-        )
+        same = ("output", "request", "mtp", "split_max_size", "force")
+        files = pruning.outputs(model, plan=plan, **{name: given[name] for name in same})
+        _show_files({str(file.path): file.size for file in files}, as_json)
         return
-    rest = (
-        "statistics",
-        "recalibrate",
-        "text",
-        "eval_text",
-        "search_text",
-        "eval_ctx",
-        "modelfile",
-        "verify",
-    )
-    pruned = pruning.prune(
-        model,
-        **asked,
-        **{name: arguments[name] for name in rest},
-        settings=record_from(Settings, arguments),
-        options=record_from(RunOptions, arguments),
-        command=" ".join(["ggprune", *sys.argv[1:]]),
-        progress=progress_bar,
-    )
+    line = " ".join(["ggprune", *sys.argv[1:]])
+    pruned = pruning.prune(model, plan=plan, **given, command=line, progress=progress_bar)
     if as_json:
         print_json(dict(pruned.metadata))
     else:
@@ -129,18 +108,16 @@ def _fit(
             "plan: says how many experts stay, which types=auto is to find out",
             remedy="Leave out one of them.",
         )
-    same = ("text", "search_text", "eval_text", "statistics")
+    limits = {name: arguments[name] for name in (*LIMITS, "force", "output")}
+    # What only choosing uses goes; its `parallel` is not calibration's.
+    texts = ("text", "search_text", "eval_text", "statistics")
+    given = options.grouped(arguments, budget=Budget, settings=Settings, run=RunOptions)
     job = Job(
         model=model,
-        **{name: arguments[name] for name in same},
-        settings=record_from(Settings, arguments),
-        run=record_from(RunOptions, arguments),
+        **{name: given[name] for name in (*texts, "settings", "run")},
         progress=progress_bar,
     )
-    limits = {name: arguments[name] for name in LIMITS}
-    force = arguments["force"]
-    fitted = fit_model(job, arguments["output"], **limits, force=force, dry_run=dry_run)
-    show(fitted, as_json)
+    show(fit_model(job, dry_run=dry_run, **limits), as_json)
 
 
 def _otherwise(model: Path, pruned: Pruned) -> str:
@@ -150,20 +127,13 @@ def _otherwise(model: Path, pruned: Pruned) -> str:
     return otherwise(model, sum(path.stat().st_size for path in pruned.files))
 
 
-def _request(plan: Path | None, arguments: dict[str, Any]) -> Request | None:
-    """Return what is asked for; None beside a plan, which has decided it.
-
-    Raises:
-        InputError: options of both.
-    """
-    if plan is None:
-        return request_from(arguments)
-    if beside := given_of(Budget, Request, names=("search_text",)):
+def _check_beside_plan() -> None:
+    """Raise InputError for options that say which experts stay: a plan has decided it."""
+    if beside := options.given_of(Budget, Request, names=("search_text",)):
         raise InputError(
             f"{beside[0]}: a plan is given, which says which experts stay",
             remedy="Leave out one of them; `ggprune plan` makes another plan.",
         )
-    return None
 
 
 def _show_files(sizes: dict[str, int], as_json: bool) -> None:

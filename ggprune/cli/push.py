@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.options import json_option, quiet_option
+from ggprune.cli import options
 from ggprune.cli.terminal import print_json, progress_bar, table
 from ggprune.cli.values import FILE
 from ggprune.util import human_size
@@ -22,16 +22,9 @@ if TYPE_CHECKING:
 @click.option("--private", is_flag=True, help="Make a new repository private.")
 @click.option("--revision", help="Branch to push to; made if it is not there.  [default: main]")
 @click.option("--dry-run", is_flag=True, help="Show what would be sent, and send nothing.")
-@json_option
-@quiet_option
-def command(
-    folder: Path,
-    repo: str,
-    private: bool,
-    revision: str | None,
-    dry_run: bool,
-    as_json: bool,
-) -> None:
+@options.json
+@options.quiet
+def command(folder: Path, repo: str, dry_run: bool, as_json: bool, **where: Any) -> None:
     """Publish FOLDER as a model repository on the Hugging Face Hub.
 
     Sends models, card, drop metadata, reports, Modelfiles and SHA256SUMS, each large file as a
@@ -42,19 +35,11 @@ def command(
     """
     from ggprune.publish.upload import push
 
-    done = push(
-        folder,
-        repo,
-        revision=revision,
-        private=private,
-        dry_run=dry_run,
-        progress=progress_bar,
-    )
-    _show(done, dry_run=dry_run, as_json=as_json)
+    made = push(folder, repo, dry_run=dry_run, progress=progress_bar, **where)
+    _show(made, dry_run=dry_run, as_json=as_json)
 
 
 def _show(push: Push, *, dry_run: bool, as_json: bool) -> None:
-    """Print the result."""
     done = "would upload" if dry_run else "uploaded"
     if as_json:
         result: dict[str, Any] = {

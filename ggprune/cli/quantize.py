@@ -7,17 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    force_option,
-    json_option,
-    mtp_option,
-    options_of,
-    quiet_option,
-    record_from,
-)
+from ggprune.cli import options
 from ggprune.cli.terminal import in_options, print_json, progress_bar, table
-from ggprune.cli.values import FILE
+from ggprune.cli.values import FILE, MODEL
 from ggprune.llama.options import QuantizeOptions
 from ggprune.util import human_size
 
@@ -33,13 +25,13 @@ if TYPE_CHECKING:
 )
 @click.option("--source", type=MODEL, help="With --from-plan: the BF16, F16 or F32 model.")
 @click.option("--tmp", type=FILE, help="With --from-plan: folder for the file in between.")
-@mtp_option
-@options_of(QuantizeOptions)
+@options.mtp
+@options.of(QuantizeOptions)
 @click.option("--dry-run", is_flag=True, help="Only show what sizes would come out.")
-@force_option
-@json_option
+@options.force
+@options.json
 @click.option("-v", "--verbose", is_flag=True, help="Show llama.cpp's log too.")
-@quiet_option
+@options.quiet
 @click.pass_context
 def command(
     ctx: click.Context,
@@ -70,8 +62,7 @@ def command(
     done, errors = stages.quantize(
         source or MODEL(model_and_types[0]),
         types,
-        **{name: arguments[name] for name in ("output", "plan", "tmp", "mtp", "dry_run", "force")},
-        options=record_from(QuantizeOptions, arguments),
+        **options.grouped(arguments, options=QuantizeOptions),
         lines=_log if verbose else lambda _: None,
         progress=progress_bar,
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from ggprune.cli.options import force_option, json_option, output_option
+from ggprune.cli import options
 from ggprune.cli.terminal import note, print_json
 from ggprune.cli.values import FILE
 from ggprune.util import check_shape, read_json
@@ -32,9 +32,9 @@ _LARGEST = 4 << 20
 @click.option("--probe", type=FILE, metavar="JSON", help="What probe wrote.")
 @click.option("--tasks", type=FILE, metavar="JSON", help="What bench-tasks --read printed.")
 @click.option("--frontier", type=FILE, metavar="JSON", help="What frontier wrote.")
-@output_option("Where to write the page; default: report.html, none with --json.")
-@force_option
-@json_option
+@options.output("Where to write the page; default: report.html, none with --json.")
+@options.force
+@options.json
 def command(
     statistics: Path | None,
     plan: Path | None,

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
-from ggprune.cli.options import force_option, output_option
+from ggprune.cli import options
 from ggprune.cli.values import FILE
 
 
 @click.command("slice-imatrix")
 @click.argument("imatrix", type=FILE)
 @click.option("--plan", type=FILE, required=True, help="The plan that the model was pruned by.")
-@output_option("The importance matrix of the pruned model.", required=True)
-@force_option
+@options.output("The importance matrix of the pruned model.", required=True)
+@options.force
 def command(imatrix: Path, plan: Path, output: Path, force: bool) -> None:
     """Cut IMATRIX, made for a full model, to the experts that a plan keeps.
 

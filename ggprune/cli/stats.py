@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ggprune.cli.options import json_option
+from ggprune.cli import options
 from ggprune.cli.terminal import print_json, table
 from ggprune.cli.values import FILE
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @click.command("stats")
 @click.argument("statistics", type=FILE)
-@json_option
+@options.json
 def command(statistics: Path, as_json: bool) -> None:
     """Show what a statistics file holds: model, text, and how evenly experts are used."""
     from ggprune.calibration.statistics import Statistics

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ggprune.cli import options
 from ggprune.cli.evaluate import measuring_from, measuring_options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import force_option, json_option, output_option, quiet_option
 from ggprune.cli.terminal import print_json, table
-from ggprune.cli.values import FILE, counts, words
+from ggprune.cli.values import FILE, MODEL, counts, words
 from ggprune.util import human_size
 
 if TYPE_CHECKING:
@@ -40,10 +39,10 @@ if TYPE_CHECKING:
 @click.option("--max-kld", type=click.FloatRange(0), help="Accept this mean KL divergence.")
 @click.option("--max-ppl-ratio", type=click.FloatRange(1), help="Accept this perplexity ratio.")
 @measuring_options
-@output_option("Write the curve as JSON, for `ggprune report`.")
-@force_option
-@json_option
-@quiet_option
+@options.output("Write the curve as JSON, for `ggprune report`.")
+@options.force
+@options.json
+@options.quiet
 def command(
     model: Path, stats: Path, output: Path | None, force: bool, as_json: bool, **arguments: Any
 ) -> None:
@@ -58,13 +57,7 @@ def command(
 
     if output:
         check_targets([output], 0, force=force)
-    result = measuring.sweep(
-        model,
-        stats,
-        **{name: arguments[name] for name in ("keeps", "methods", "seed")},
-        tolerance=Tolerance(arguments["max_kld"], arguments["max_ppl_ratio"]),
-        **measuring_from(arguments),
-    )
+    result = measuring.sweep(model, stats, **measuring_from(arguments, tolerance=Tolerance))
     if output:
         write_text(output, json.dumps(result.as_json(), indent=1) + "\n")
     if as_json:

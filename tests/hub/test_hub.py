@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from ggprune.cli.model_argument import MODEL
+from ggprune.cli.values import MODEL
 from ggprune.errors import GgpruneError, HubError
 from ggprune.hub.addresses import parse
 from ggprune.hub.client import output_folder

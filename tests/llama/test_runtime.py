@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 
 from ggprune.calibration.generate import Sampling, generate
-from ggprune.cli.options import options_of, record_from
+from ggprune.cli import options
 from ggprune.errors import InputError, LlamaError
 from ggprune.gguf_file import GgufModel
 from ggprune.llama import devices
@@ -279,10 +279,10 @@ def test_options_of_the_command_line() -> None:
     found: list[RunOptions] = []
 
     @click.command()
-    @options_of(RunOptions)
+    @options.of(RunOptions)
     def command(**arguments: object) -> None:
-        found.append(record_from(RunOptions, arguments))
         assert set(arguments) == {field.name for field in dataclasses.fields(RunOptions)}
+        found.append(options.grouped(arguments, run=RunOptions).pop("run"))
 
     line = (
         "--threads 3 -ngl 7 --cpu-moe --n-cpu-moe 4 -ot a=CPU,b=CPU -ot c=CPU --split-mode row "
