@@ -166,7 +166,6 @@ class Plan:
         """Check the plan against a model and complete what a hand-written one leaves out.
 
         Args:
-            model: the model it is to be applied to.
             name: what to call the plan in messages.
             by_layer: whether layers may keep different numbers, as only a masked copy can.
 

@@ -135,7 +135,6 @@ def template(
 
     Args:
         package, name: where it lies.
-        filters: besides Jinja's own.
         options: of the Jinja environment.
     """
     from jinja2 import ChainableUndefined, Environment
@@ -171,7 +170,6 @@ def printable(text: str, *, keep: str = "") -> str:
     """Escape what would steer a terminal: texts out of files are anyone's.
 
     Args:
-        text: any.
         keep: characters to let through, such as a line feed.
     """
 

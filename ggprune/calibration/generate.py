@@ -62,14 +62,9 @@ def generate(
     A sequence that ends makes room for the next prompt at once.
 
     Args:
-        llama: loaded.
-        prompts: token ids.
         max_tokens: of each answer.
-        parallel: sequences at the same time.
         sampling: greedy if not given.
         streams: the stream of random numbers each prompt draws from; by default its index.
-        observers: to watch or mask while generating.
-        advance: called with the number of tokens just generated.
 
     Returns:
         Token ids of each answer in the order of the prompts; the token that ended it, if one did,

@@ -30,10 +30,7 @@ class LayerObserver:
     """Base of observers that receive, layer by layer, what experts do for each token.
 
     Args:
-        architecture: where contributions are found.
-        layers: block numbers with experts, ascending.
         cut: end the graph after the last layer with experts: the output head is not computed.
-        norms: computes norms of expert outputs.
     """
 
     def __init__(
@@ -105,7 +102,6 @@ class RoutingObserver(LayerObserver):
 
     Args:
         architecture, layers, cut, norms: see LayerObserver.
-        experts: experts a layer.
         every: keep the routing of every so many-th token since take; None keeps that of none.
         weighted: ``weigh`` says how much tokens count.
     """
@@ -215,11 +211,6 @@ class ChangeObserver(LayerObserver):
     For a token, x is the residual stream before the FFN and m what its experts add together; each
     of them is credited g‖f‖ · max(1 - cos(x, x + m), 0) (arXiv 2504.06792). Costs what
     calibration costs, and reads two more nodes of [n_embd, tokens] a layer.
-
-    Args:
-        architecture: where the nodes are.
-        layers: block numbers with experts, ascending.
-        experts: experts a layer.
 
     Attributes:
         seen: tokens taken in, over all layers; 0 where llama.cpp does not name the nodes.

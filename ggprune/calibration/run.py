@@ -53,11 +53,7 @@ class Run:
     """One calibration run, which can be interrupted and continued.
 
     Args:
-        model: the model to observe.
-        sources: text by domain.
         settings: see Settings; a context beyond the model's becomes the model's.
-        options: how llama.cpp runs the model.
-        progress: makes progress bars.
         observers: others that watch the same pass (an importance matrix); the graph is then
             computed to its end. A run can only be continued if all of them can resume.
         checkpoint_seconds: time between two saves of what was gathered so far.
@@ -107,10 +103,6 @@ class Run:
         """Gather the statistics and write them to a file, which appears when it is complete.
 
         What is gathered until then lies in ``<output>.partial``.
-
-        Args:
-            output: name of the statistics file.
-            force: replace an existing one.
 
         Raises:
             OutputError: it exists or cannot be written; found out before the run.

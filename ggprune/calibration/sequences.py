@@ -65,9 +65,6 @@ def cut(
     text like any other, and so are all without a template or with nothing to generate.
 
     Args:
-        llama: for its vocabulary.
-        template: of the chat.
-        sources: text by domain.
         ctx: most tokens in a sequence.
         max_tokens: of each domain, answers included; None takes all.
         generate: tokens the model adds to a prompt.
@@ -131,7 +128,6 @@ def packed(sequences: Iterable[T], capacity: int, most: int) -> Iterator[list[T]
     """Yield consecutive sequences in groups that fit into a context; a longer one is alone.
 
     Args:
-        sequences: in the order in which they are run.
         capacity: tokens of a context.
         most: sequences of a context.
     """

@@ -192,7 +192,6 @@ class Statistics:
         """Write the statistics file, whole or not at all.
 
         Args:
-            path: its name.
             others: other arrays to keep in it (a checkpoint's).
 
         Raises:

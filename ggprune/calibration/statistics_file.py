@@ -22,10 +22,8 @@ def write(path: Path, architecture: str, values: Mapping[str, Any], arrays: Arra
     """Write the file, whole or not at all.
 
     Args:
-        path: its name.
         architecture: of the model, as GGUF files name it.
         values: texts, whole numbers and lists of one of them, by key.
-        arrays: by name.
 
     Raises:
         OutputError: it cannot be written.

@@ -82,7 +82,6 @@ def of(record: type, *only: str) -> Callable[[Command], Command]:
     """Give a command the options of a record, in the order of its fields.
 
     Args:
-        record: a dataclass.
         only: names of the fields; none for all.
     """
 

@@ -21,7 +21,6 @@ class Candidate:
     """What is compared with the base model.
 
     Attributes:
-        path: as given.
         plan: the plan in it; None for a model file.
         keep: experts a layer; None where a model file does not say.
         retained: share of Σ g‖f‖ by layer, as far as known.

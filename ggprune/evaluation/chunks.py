@@ -58,9 +58,7 @@ def chunks_of(
     assistant says is scored.
 
     Args:
-        llama: for its vocabulary.
         template: of the chat; None joins messages as plain text.
-        sources: the texts.
         n_ctx: most tokens in a chunk.
         max_tokens: of each domain; chunks beyond are left out, but for its first.
         scored_from: position of the first scored token of plain text; None for the second half.

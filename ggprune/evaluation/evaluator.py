@@ -64,8 +64,6 @@ class Evaluator(Closing):
     in one context.
 
     Args:
-        path: the base model.
-        options: how to run it.
         sources: text, best not calibrated on.
         n_ctx: context, at most what the model was trained with.
         max_tokens: of each domain.
@@ -149,9 +147,6 @@ class Evaluator(Closing):
     def base(self, advance: Advance = no_advance) -> BaseLog:
         """Return log-probabilities of the base model: from the cache, or computed.
 
-        Args:
-            advance: called with the number of tokens just computed.
-
         Raises:
             OutputError: there is no room for them.
             NonFiniteError: logits are not finite.
@@ -181,8 +176,6 @@ class Evaluator(Closing):
 
         Args:
             plan: for the base model, any quantization of it.
-            name: of the plan, for people.
-            advance: called with the number of tokens just computed.
 
         Raises:
             MismatchError, InputError: it is not for this model; see Plan.for_model.
@@ -218,7 +211,6 @@ class Evaluator(Closing):
             chunks: indices into :attr:`chunks`, all by default; tokens come in this order.
             experts_used: for each token, None for as many as the model says; the model is loaded
                 again when this changes.
-            advance: called with the number of tokens just computed.
         """
         base = self.base(advance)
         llama = self._loaded(experts_used)
@@ -242,7 +234,6 @@ class Evaluator(Closing):
         Args:
             path: of the same vocabulary.
             dropped: experts of it to mask, by layer: it is measured as the file without them.
-            advance: called with the number of tokens just computed.
 
         Raises:
             MismatchError: its vocabulary is another.

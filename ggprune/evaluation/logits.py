@@ -29,9 +29,7 @@ def scored_logits(
 
     Args:
         context: for at least ``n_ctx`` tokens and SEQUENCES sequences.
-        chunks: what to run, in this order.
         n_ctx: most tokens in the cache at once.
-        advance: called with the number of tokens just computed.
 
     Yields:
         The number of scored tokens before this batch, the tokens to predict [k], and their logits

@@ -146,9 +146,7 @@ def record(
     Args:
         logits: [tokens, n_vocab], not changed.
         targets: the text's own tokens, [tokens].
-        base: where to write.
         first: row of the first of these tokens.
-        pool: threads to share the work.
 
     Raises:
         NonFiniteError: logits are not finite.
@@ -187,8 +185,6 @@ def compare(
         targets: the text's own tokens, [tokens].
         base: log-probabilities of the base model.
         rows: where these tokens are in ``base``, [tokens].
-        out: filled in.
-        pool: threads to share the work.
 
     Raises:
         NonFiniteError: logits are not finite.

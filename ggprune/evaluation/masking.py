@@ -30,7 +30,6 @@ class MaskObserver:
     table does (model.hash_routing).
 
     Args:
-        model: names the nodes.
         dropped: experts by layer; a layer that is not named stays whole.
     """
 

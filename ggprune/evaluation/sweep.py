@@ -171,13 +171,7 @@ def sweep(
     """Measure plans for several counts: one pass over the text each, and one for the base.
 
     Args:
-        evaluator: of the base model.
         planner: makes the plan of a method and a count.
-        keeps: counts.
-        methods: ways of choosing.
-        tolerance: what the user accepts.
-        settings: to record.
-        advance: called with the number of tokens just computed.
 
     Raises:
         InputError, MismatchError: a count or a method is impossible, or the statistics behind

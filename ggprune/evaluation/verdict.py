@@ -44,8 +44,6 @@ class Finding:
 
     Attributes:
         gate: which one tripped: "perplexity", "cliff", "tail", "domain", "loops" or "layers".
-        text: what, with its number.
-        remedy: what to try.
     """
 
     gate: str
@@ -70,7 +68,6 @@ def verdict(
     Args:
         evaluation: as ``ggprune evaluate --json`` prints it.
         sweep: as ``ggprune sweep --json`` prints it; its cliff is known then.
-        keep: experts the candidate keeps.
         retained: share of Σ g‖f‖ by layer; counts only without a measured divergence.
         probe: as ``ggprune probe --json`` prints it.
     """

@@ -24,7 +24,6 @@ def calibrated(
 
     Args:
         run: with an ImatrixObserver as its only observer.
-        folder: where both are kept.
         statistics, imatrix: files to use instead, of one calibration.
 
     Raises:

@@ -17,7 +17,6 @@ def svg(points: Sequence[Mapping[str, Any]], title: str) -> str:
     Args:
         points: the ``points`` that ``ggprune frontier --json`` prints; fitted ones have the
             ``types`` ``fit``.
-        title: above the chart.
     """
     logs = [math.log10(max(point["kld_mean"], 1e-7)) for point in points]
     low, high = math.floor(min(logs) * 2) / 2, math.ceil(max(logs) * 2) / 2

@@ -47,7 +47,6 @@ class Rated:
     """A possible file and what it costs.
 
     Attributes:
-        mix: the file.
         name: for people: ``48 experts, Q4_K_M``.
         size: bytes, exact.
         predicted: mean divergence on the search text.
@@ -81,8 +80,6 @@ class Fit:
 
     Attributes:
         limit: bytes asked for.
-        experts: of the source.
-        best: the file.
         whole: all experts in llama-quantize's best type that fits; None if none does.
         single: the best count of experts in one of those types; None if none fits.
         others: what was measured or predicted besides.
@@ -125,8 +122,6 @@ def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
     """Find the best file of at most so many bytes.
 
     Args:
-        study: of the model.
-        limit: bytes.
         beside: judge the source with only so many experts too.
 
     Raises:
@@ -179,10 +174,7 @@ def too_small(source: MoeModel, asked: str, keep: int, size: int, cost: float | 
     """Say how large the smallest file is, and its mean divergence or how to measure that.
 
     Args:
-        source: the model.
         asked: the limit with its name.
-        keep, size: experts and bytes of the smallest file.
-        cost: None if it is not known.
     """
     command = f"ggprune fit {shlex.quote(str(source.gguf.path))} --target-size {size}"
     known = "" if cost is None else f", mean KL divergence {cost:.3f}"
@@ -289,12 +281,6 @@ def write(study: Study, mix: Mix, output: Path, *, force: bool = False) -> Writt
 
     Its bytes are compared with the shards that were measured; where the disk has no room for
     both, the file itself is measured.
-
-    Args:
-        study: of the model.
-        mix: what to write.
-        output: where.
-        force: replace an existing file.
 
     Raises:
         OutputError: it cannot be written.

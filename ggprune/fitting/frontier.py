@@ -30,7 +30,6 @@ class Point:
     """One file of the grid, or one that was fitted.
 
     Attributes:
-        keep: experts a layer.
         types: llama-quantize's type, ``source`` for the source's own, or ``fit``.
         size: bytes, exact.
         score: on the held-out text.
@@ -76,11 +75,9 @@ def frontier(
     A type needs one quantization, of which masks give all counts.
 
     Args:
-        study: of the model.
         keeps: experts a layer; none for all, seven eighths and three quarters.
         types: llama-quantize's; none for TYPES.
         vram: bytes of a card, to say what context is left.
-        speed: measure decoding too.
 
     Raises:
         InputError: an impossible count or type.

@@ -22,7 +22,6 @@ class Group:
     Attributes:
         part: the class of tensors: ATTENTION, SHARED, GATE_UP, DOWN, EMBEDDING or HEAD.
         layers: first and last; None outside the layers.
-        tensors: of the source.
     """
 
     part: str
@@ -71,7 +70,6 @@ def groups_of(model: MoeModel, names: Collection[str], most: int) -> tuple[Group
     run, go with the last layer that it does.
 
     Args:
-        model: the source.
         names: of tensors that can be quantized.
         most: groups, at least one for each class.
     """

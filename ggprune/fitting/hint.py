@@ -31,7 +31,6 @@ def otherwise(model: Path, size: int, *, work: Path | None = None) -> str:
     """Say in one line what a file of so many bytes could be, and how to make it.
 
     Args:
-        model: the source.
         size: bytes of the pruned file.
         work: folder of an earlier `ggprune fit`; None for the usual one.
     """

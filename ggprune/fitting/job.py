@@ -53,7 +53,6 @@ class Job:
         text, search_text, eval_text: (domain, path) pairs to calibrate on, choose on, and judge on.
         statistics, imatrix: of an earlier calibration.
         options, run, settings: see Study.
-        progress: makes progress bars.
     """
 
     model: Path
@@ -126,7 +125,6 @@ class Fitted:
     Attributes:
         answer: see Fit; None if the source itself fits, and nothing was measured.
         path: the file; None if none was to be written.
-        written: what is known of the file.
         numbers: what ``ggprune fit --json`` prints.
     """
 
@@ -154,13 +152,11 @@ def fit_model(
     Where the source itself fits, that is the answer, unless types or ``beside`` are asked for.
 
     Args:
-        job: what to fit.
         output: the file; None for ``<stem>-fit-<size>.gguf`` here.
         target_size: bytes of the file, at most.
         fit_vram: or bytes of memory for weights, KV cache and compute buffers.
         context, kv_type, parallel: for ``fit_vram``.
         beside: judge the source with only so many experts too.
-        force: replace an existing file.
         dry_run: only find out what it would be.
 
     Raises:

@@ -59,7 +59,6 @@ class Journal:
     """Measurements in a folder, one line of JSON each.
 
     Args:
-        folder: where.
         facts: what the measurements are of; those of anything else lie in files of their own.
     """
 
@@ -101,10 +100,8 @@ class Meter:
     """Measures on one text, counting passes.
 
     Args:
-        evaluator: of the reference, on the text.
         journal: keeps what is measured.
         text: name of the text, ``search`` or ``held out``.
-        progress: makes progress bars.
 
     Attributes:
         passes: computed so far, the reference's own included.
@@ -130,9 +127,7 @@ class Meter:
 
         Args:
             key: names it in the journal.
-            path: the file.
             what: the candidate, for people.
-            dropped: experts to mask.
         """
         known = self.known(key)
         if known is not None:

@@ -66,7 +66,6 @@ class Prediction:
     """Predicts the divergence of mixes.
 
     Args:
-        space: what can be chosen.
         error_of: importance-weighted error of a tensor in a type.
         base: divergence of the space's base.
         groups: measured divergence by (index of the group, option's types), all else as in base.

@@ -35,9 +35,7 @@ class Requantizer(Closing):
     """Quantizes tensors of one file.
 
     Args:
-        source: the file, open.
         means: mean of x² of every column, by tensor, flat: one row or one an expert.
-        threads: to share the work.
     """
 
     def __init__(self, source: GgufModel, means: Mapping[str, Floats32], threads: int) -> None:
@@ -73,7 +71,6 @@ class Requantizer(Closing):
         """Estimate Σ x²·(w - w')² over a tensor for each type, from a sample of its rows.
 
         Args:
-            tensor: which.
             wanted: types its rows divide into.
             sample: about how many weights to look at.
         """

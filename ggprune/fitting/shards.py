@@ -36,8 +36,6 @@ class Shards:
     """Makes candidates that llama.cpp can load; every group in every type is quantized once.
 
     Args:
-        space: what can be chosen.
-        requantizer: of the source.
         folder: where shards lie; those of an earlier run are used again.
         room: bytes that shards may take; None for what the disk has. Where there is too little,
             shards that the candidate at hand does not need make room and are made anew later.
@@ -55,7 +53,6 @@ class Shards:
 
         Args:
             options: one a group.
-            progress: called with the number of bytes just written.
 
         Returns:
             Its first shard, which is valid until the next call.

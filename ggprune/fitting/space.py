@@ -63,9 +63,7 @@ class Space:
     """The choices for one model.
 
     Args:
-        model: the source.
         folder: for headers of files that are not written.
-        groups: at most so many.
         wanted: tensor types to choose from; None for all.
         covered: tensors that the importance matrix knows.
         imatrix: the importance matrix; llama-quantize's mixtures depend on whether there is one.

@@ -77,14 +77,10 @@ class Study(Closing):
     Args:
         source: the model to make files of; it is only read by the quantizer unless it is the
             reference too.
-        texts: see Texts.
         work: folder for all that is kept between runs.
         options: what the user decided.
-        run: how llama.cpp runs models.
         reference: what divergence is measured from, and what is calibrated; None for the source.
         statistics, imatrix: files to use instead of calibrating.
-        settings: of the calibration.
-        progress: makes progress bars.
 
     Raises:
         UnsupportedModelError: it predicts no next token.
@@ -230,7 +226,6 @@ class Study(Closing):
         """Measure groups in a second type: that which they would get in a file of this size.
 
         Args:
-            limit: bytes.
             most: groups to measure; those that cost most come first.
         """
         for share in (1.0, 0.85):
@@ -300,7 +295,6 @@ class Study(Closing):
         """Return the file of at most so many bytes with the least predicted divergence.
 
         Args:
-            limit: bytes.
             keep: only with so many experts; None tries all counts.
             power: see predict.
         """

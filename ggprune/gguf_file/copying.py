@@ -28,7 +28,6 @@ class RangeCopier:
 
     Args:
         target: descriptor of the target, at the position to write to.
-        progress: called with the number of bytes just written.
     """
 
     def __init__(self, target: int, progress: Advance) -> None:

@@ -33,9 +33,7 @@ class Cursor:
     """A forward-only reader of the header that never holds more than a window of it.
 
     Args:
-        descriptor: the file, open for reading.
         size: its size in bytes; nothing is read or believed beyond it.
-        path: for messages.
     """
 
     def __init__(self, descriptor: int, size: int, path: Path) -> None:

@@ -72,7 +72,6 @@ class GgufFile(Closing):
     """An open GGUF file, never written to.
 
     Attributes:
-        path: as given.
         size: bytes.
         version: 2 or 3.
         alignment: of tensor data, from ``general.alignment``.

@@ -104,7 +104,6 @@ def lay_out(
         target: path of the result; with several shards its stem names them.
         source: where ranges come from, and metadata that is not edited.
         edits: changes to metadata; ``split.*`` keys are taken care of here.
-        tensors: in the order to write.
         split_max_size: bytes of a shard, at most; None writes one file.
 
     Raises:
@@ -137,7 +136,6 @@ def shard_head(
     Args:
         source: for metadata, which the first shard holds, and the alignment.
         number: of the shard, from 0.
-        count: of shards.
         tensors: of this shard; their ranges only need the right lengths.
         total: tensors of all shards.
     """

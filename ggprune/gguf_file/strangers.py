@@ -52,7 +52,6 @@ def not_gguf(path: Path, start: bytes) -> FormatError:
     """Make the error for a file that is no GGUF file.
 
     Args:
-        path: the file.
         start: its first kilobyte, or all of it.
     """
     if not start:

@@ -34,10 +34,8 @@ def check_targets(
     """Find out before long work whether the results can be written.
 
     Args:
-        paths: final names.
         needed: bytes of all of them.
         source: files that must not be replaced.
-        force: allow replacing existing files.
 
     Raises:
         OutputError: a target is a source, a folder or exists; the folder is missing, cannot be
@@ -64,7 +62,6 @@ def write_files(
     """Write the files that ``lay_out`` decided on; all appear under their names, or none.
 
     Args:
-        progress: called with the number of bytes just written.
         check: called with the path under which the complete result (its first shard) can be
             opened before it has its final name, which it never gets if this raises.
 

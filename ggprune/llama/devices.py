@@ -178,7 +178,6 @@ def fit(gguf: GgufModel, available: Sequence[Device], options: RunOptions) -> Ru
     they cost least on the CPU. If even the rest of all layers does not fit, the last layers go.
 
     Args:
-        gguf: the model.
         available: devices in llama.cpp's order.
         options: that leave it open; the logits of a ubatch have to fit too.
     """

@@ -81,7 +81,6 @@ def remedy(vendor: Vendor, version: str) -> str:
     """Give the command that installs a llama-cpp-python which uses a vendor's GPUs.
 
     Args:
-        vendor: of the GPU.
         version: of llama-cpp-python that ggprune is tested with.
     """
     if vendor is Vendor.NVIDIA:

@@ -62,7 +62,6 @@ class Library:
     Attributes:
         api: the ``llama_cpp.llama_cpp`` module: functions and structures of ``llama.h``.
         ggml: functions that the module does not have, by name, see symbols.
-        version: of llama-cpp-python.
     """
 
     def __init__(self) -> None:

@@ -10,7 +10,6 @@ def kv_overrides(api: Any, values: Mapping[str, str | int]) -> Any:
     """llama.cpp's form of them: an array that ends with an empty entry.
 
     Args:
-        api: llama_cpp.
         values: by key; llama.cpp has 128 bytes for a text, its final zero included.
 
     Returns:

@@ -78,7 +78,6 @@ def quantize(
         on_line: called with each line of the quantizer's log.
         imatrix: means of x² by the weight's name, [matrices x columns], flat.
         notes: metadata to add: texts and numbers.
-        dry_run: only say what would be done.
 
     Raises:
         InputError: an unknown tensor type.

@@ -33,7 +33,6 @@ class LlamaModel(Closing):
 
     Args:
         path: the GGUF file, or the first shard.
-        options: how to run it.
         vocab_only: load only what tokenizing needs.
         overrides: whole numbers that metadata keys, which the file has, are read as.
 
@@ -117,7 +116,6 @@ class LlamaModel(Closing):
         """Return the token ids of a text.
 
         Args:
-            text: any text.
             add_special: add BOS (and EOS) as the vocabulary wants it.
             parse_special: read ``<|turn>`` and the like as the tokens they name.
         """
@@ -171,7 +169,6 @@ class Tokens:
     Attributes:
         sequence: which sequence they continue.
         start: position of the first one in it.
-        ids: token ids.
         logits: which of them need logits: "all", "last" or "none".
     """
 

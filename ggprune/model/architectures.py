@@ -250,7 +250,6 @@ def keys_without_mtp(metadata: Metadata, layers: Sequence[int]) -> dict[str, obj
     like a missing key.
 
     Args:
-        metadata: keys and values of the file.
         layers: all of :func:`mtp_layers`; none: nothing changes.
     """
     if not layers:

@@ -283,9 +283,6 @@ def describe(source: GgufModel | str | os.PathLike[str]) -> Model:
 def open_model(path: str | os.PathLike[str]) -> MoeModel:
     """Open a model that can be pruned.
 
-    Args:
-        path: the file, or any shard.
-
     Raises:
         InputError, FormatError: the file cannot be read or is damaged.
         UnsupportedModelError: it cannot be pruned, with the reason.

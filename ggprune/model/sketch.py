@@ -46,9 +46,7 @@ def expert_sketch(gguf: GgufModel, downs: Sequence[Tensor], experts: int) -> str
     """Project a row of some experts.
 
     Args:
-        gguf: the file.
         downs: down matrices of all layers, [columns, rows, experts] as the file has it.
-        experts: in each of them.
     """
     total, found = len(downs) * experts, []
     for number in range(min(ROWS, total)):

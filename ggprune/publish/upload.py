@@ -115,7 +115,6 @@ def push(
     """Publish a folder: large files first, each checked against what the Hub then has.
 
     Args:
-        folder: with the models and what belongs to them.
         name: owner/name of the repository; made (``private``) if it is not there.
         revision: branch; made if it is not there. None for main.
         dry_run: compare only; nothing is sent.

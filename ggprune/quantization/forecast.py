@@ -57,8 +57,6 @@ class Reading:
     """Reads the quantizer's log, line by line.
 
     Args:
-        tensors: of the source.
-        log: receives each line.
         on_tensor: called with the name of each tensor that the quantizer comes to.
 
     Attributes:

@@ -120,8 +120,6 @@ class ImatrixObserver:
         """Return what was gathered.
 
         Args:
-            datasets: names of the texts.
-            chunks: of text.
             chunk_size: tokens in a chunk.
 
         Raises:
@@ -166,8 +164,6 @@ class ImatrixObserver:
         """Add a product with experts.
 
         Args:
-            weight: its name.
-            experts: how many there are.
             inputs: [1, tokens, 1 or used, columns].
             chosen: expert ids, [tokens, used].
         """
@@ -218,12 +214,7 @@ def gather(
     vocabulary wants one; a shorter rest is left out.
 
     Args:
-        model: loaded.
-        tokens: of all text.
-        n_ctx: tokens in a chunk.
         chunks: use at most so many.
-        head: see ImatrixObserver.
-        progress: called with the number of tokens just computed.
 
     Returns:
         What was observed, and the number of chunks.
@@ -256,13 +247,7 @@ def gather(
 
 
 def joined_tokens(model: LlamaModel, template: str | None, sources: Iterable[Source]) -> list[int]:
-    """Tokenize all texts one after the other, as llama.cpp's tools read a file.
-
-    Args:
-        model: loaded.
-        template: the chat template in its file.
-        sources: texts.
-    """
+    """Tokenize all texts one after the other, as llama.cpp's tools read a file."""
     chat_template = chat.template_of(model, template)
     tokens: list[int] = []
     for document in (document for source in sources for document in source.documents):

@@ -53,12 +53,8 @@ class Quantizer:
     """A source file and options, checked; then one call a type.
 
     Args:
-        model: the source, open.
-        options: how.
-        folder: where results go.
         stem: their name; None takes the source's without its quantization.
         imatrix_name: what the importance matrix is called in the results' metadata.
-        log: receives the quantizer's own log, line by line.
 
     Raises:
         InputError, UnsupportedModelError, MismatchError: the source, a type's name or the
@@ -169,7 +165,6 @@ class Quantizer:
 
         Args:
             type_name: a name in FILE_TYPES.
-            force: replace existing files.
             progress: called with the number of the source's bytes just done.
 
         Returns:

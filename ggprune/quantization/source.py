@@ -52,7 +52,6 @@ def pruned_source(
         folder: where the temporary file goes.
         imatrix: of the full model (then it is cut), or of the pruned one.
         mtp: see plan_rewrite.
-        progress: shows how far it is.
 
     Raises:
         MismatchError, InputError, UnsupportedModelError, OutputError: see plan_rewrite,

@@ -22,10 +22,7 @@ def plan_adapter(
     an expert, as the outermost dimension of both; of the router, a row of B for each expert.
 
     Args:
-        adapter: the open adapter file.
-        model: the whole model that it is for.
         plan: complete, as in Rewrite.
-        target: path of the result.
 
     Raises:
         MismatchError: it is of another architecture, or does not fit the model.

@@ -43,9 +43,7 @@ def drop_metadata(
     """Everything that is known of a pruned file.
 
     Args:
-        source: the model it was made from.
         result: the written file; None before it is written.
-        plan: complete.
         statistics: None if a plan was given instead.
         evaluation: perplexities and divergences in the JSON that ``evaluate`` prints.
     """

@@ -57,9 +57,7 @@ def plan_rewrite(
     """Decide what the pruned model, or the masked copy, consists of; nothing is written.
 
     Args:
-        model: the source.
         plan: which experts stay; MTP layers may be missing from it.
-        target: path of the result.
         mtp: ``prune`` MTP layers by the rule recorded in the plan, or ``drop`` them.
         split_max_size: bytes of one shard, at most.
         mask: keep all experts and let the dropped ones never be chosen, see rewrite.mask; layers
@@ -101,9 +99,6 @@ def result_files(
     Neither depends on which experts stay, only on how many. The files must not be written.
 
     Args:
-        model: the source.
-        keep: experts a layer.
-        target: path of the result.
         method: what the plan will name as its method, which the result records.
         experts_used: for each token; None for as many as in the model.
         mtp, split_max_size: see plan_rewrite.

@@ -32,12 +32,8 @@ def write_result(
     """Write a result; verified, it appears under its name only if it is right.
 
     Args:
-        model: the source.
-        rewrite: what to write.
-        force: replace existing files.
         verify: compare every byte with the source, and let llama.cpp look at all shapes.
         check: a further check, called with the path of the complete result.
-        progress: shows how far it is.
 
     Returns:
         Bytes compared; 0 without ``verify``.
@@ -102,9 +98,7 @@ def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel, cut: Cut = slic
     Reads the result through its own header, so it would notice a wrong one.
 
     Args:
-        model: the source.
         plan: complete, as in Rewrite.
-        result: the written file, open.
         cut: what its tensors were made by, as in Rewrite.
 
     Returns:
