@@ -130,6 +130,7 @@ def choose(
     text: Text = (),
     search_text: Text = (),
     options: RunOptions | None = None,
+    by_layer: bool = False,
     force: bool = False,
     progress: Progress = log_progress,
     **asked: Any,
@@ -146,6 +147,7 @@ def choose(
             none for the built-in prompts.
         search_text: what methods that measure plans measure them on; none for the built-in text.
         options: how llama.cpp runs the model.
+        by_layer: let layers keep different numbers, for a masked copy; see choose_plan.
         force: replace an existing file.
         progress: shows how far it is.
         asked: fields of Budget and Request, in place of ``request``: ``keep=109``,
@@ -175,8 +177,8 @@ def choose(
             journal=journal if is_measured(wanted) else None,
             progress=progress,
         )
-        plan = choose_plan(known, wanted, resources)
-        for note in notes_on(plan, known.identity.counts):
+        plan = choose_plan(known, wanted, resources, by_layer=by_layer)
+        for note in [] if by_layer else notes_on(plan, known.identity.counts):
             log.info(note)
         if target and journal:
             plan.save(target)

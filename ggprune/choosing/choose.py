@@ -24,12 +24,17 @@ from ggprune.choosing.scores import additive, choose_all, retained
 from ggprune.choosing.search.measuring import compare, decide_measured
 from ggprune.choosing.trust import find_trust
 from ggprune.choosing.weights import MTP_RULE, weight_scores
+from ggprune.errors import InputError
 from ggprune.model import MoeModel
 from ggprune.plan import LayerPlan, Plan
 
 
 def choose_plan(
-    statistics: Statistics, request: Request, resources: Resources | None = None
+    statistics: Statistics,
+    request: Request,
+    resources: Resources | None = None,
+    *,
+    by_layer: bool = False,
 ) -> Plan:
     """Choose which experts stay.
 
@@ -37,16 +42,22 @@ def choose_plan(
         statistics: what calibration observed.
         request: what is asked for.
         resources: what may be used.
+        by_layer: let layers keep different numbers, the budget's on average, for a masked copy.
 
     Raises:
-        InputError: an impossible budget, an unknown method or domain, or a rule that needs the
-            model and has none.
+        InputError: an impossible budget, an unknown method or domain, a rule that needs the
+            model and has none, or counts by layer from a method that measures or in rounds.
     """
     resources = resources or Resources()
     method = find(request.method or default_method(statistics, request))
     request = replace(request, method=method.name)
     domains = [domain.name for domain in statistics.domains]
     check_request(request, statistics.layers, statistics.identity.counts, domains)
+    if by_layer and (is_measured(request) or request.rounds > 1):
+        raise InputError(
+            "by_layer=True: counts by layer come from scores alone",
+            remedy="Take another method or budget, and no rounds.",
+        )
     rankings = rank(method, statistics, request, resources)
     if is_measured(request):
         decision = decide_measured(
@@ -66,7 +77,7 @@ def choose_plan(
         if request.rounds > 1:
             decision = decide_in_rounds(ranking, method, statistics, request, resources, keep)
         else:
-            decision = ranking.decided(keep)
+            decision = ranking.decided(keep, by_layer=by_layer)
     return plan_of(decision, statistics, request, resources.model)
 
 
@@ -146,7 +157,7 @@ def plan_of(
 ) -> Plan:
     """Make a plan of a decision, with a choice for MTP layers if there is a model."""
     identity, total = statistics.identity, statistics.total
-    keep = decision.kept.shape[1]
+    keep = sum(map(len, decision.kept)) // len(decision.kept)
     layers = {
         layer: LayerPlan(tuple(kept.tolist()), retained(total, row, kept))
         for row, (layer, kept) in enumerate(zip(statistics.layers, decision.kept, strict=True))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from ggprune.choosing import blend
 from ggprune.choosing.protect import Protection
-from ggprune.choosing.scores import Scores
+from ggprune.choosing.scores import Scores, comparable, counts_by_layer
 from ggprune.choosing.trust import Trust
 from ggprune.types import Floats, Ints
 
@@ -19,13 +21,13 @@ class Decision:
 
     Attributes:
         method: that chose them.
-        kept: experts, [layers, keep], each row ascending.
+        kept: experts, [layers, keep], each row ascending; with counts by layer a row for each.
         facts: for the plan's file: what was measured, coverage.
         experts_used: experts per token in the result; None for the model's number.
     """
 
     method: str
-    kept: Ints
+    kept: Ints | Sequence[Ints]
     facts: Mapping[str, Any]
     experts_used: int | None = None
 
@@ -81,13 +83,20 @@ class Ranking:
         covered = blend.Coverage(self.by_domain, kept.shape[1], self.protection.groups).of(kept)
         return blend.by_name(self.protection.domains, covered)
 
-    def decided(self, keep: int) -> Decision:
-        """Decide for the best-ranked experts."""
+    def decided(self, keep: int, *, by_layer: bool = False) -> Decision:
+        """Decide for the best-ranked experts of each layer, or of all layers together."""
         facts = dict(self.scored(keep)[1])
         forced = {str(n): sorted(experts) for n, experts in self.protection.forced.items()}
         if forced:
             facts["protected_experts"] = forced
-        return Decision(method=self.method, kept=self.kept(keep), facts=facts)
+        if not by_layer:
+            return Decision(method=self.method, kept=self.kept(keep), facts=facts)
+        del facts["coverage"]  # Which is measured against the best plan with one count.
+        scores, protection = self.scored(keep)[0], self.protection
+        shares = np.where(protection.fixed, np.inf, comparable(scores))
+        counts = counts_by_layer(shares, keep, protection.counts)
+        kept = [protection.kept(scores, n)[row] for row, n in enumerate(counts.tolist())]
+        return Decision(method=self.method, kept=kept, facts=facts)
 
     def _blended(self, keep: int) -> tuple[Floats, dict[str, Any]]:
         protection, scores = self.protection, self.scores

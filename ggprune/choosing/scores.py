@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.statistics import ExpertSums, Statistics
+from ggprune.model import ExpertCounts
 from ggprune.types import Floats, Ints
 
 #: Gives scores for a count: (keep, experts that stay [layers, experts], expert groups).
@@ -55,6 +56,24 @@ def choose_all(scores: Floats, keep: int, groups: int = 1) -> Ints:
     best = np.argsort(-blocks, axis=-1, kind="stable")[..., : keep // groups]
     kept = (best + np.arange(groups)[:, None] * size).reshape(layers, keep)
     return np.sort(kept, axis=1).astype(np.int64)
+
+
+def counts_by_layer(scores: Floats, keep: int, counts: ExpertCounts) -> Ints:
+    """Share ``keep`` experts a layer out among layers so that the best of all layers stay.
+
+    Args:
+        scores: comparable between layers, [layers, experts].
+        keep: the mean; a multiple of the groups.
+        counts: no layer keeps fewer than the least of them; each group of it keeps as many.
+
+    Returns:
+        Experts that each layer keeps, [layers].
+    """
+    blocks = -np.sort(-scores.reshape(len(scores), counts.groups, -1))
+    steps = blocks.sum(axis=1)
+    steps[:, : counts.least // counts.groups] = np.inf
+    best = np.argsort(-steps, axis=None, kind="stable")[: keep * len(scores) // counts.groups]
+    return np.bincount(best // steps.shape[1]) * counts.groups
 
 
 def retained(sums: ExpertSums, row: int, kept: Ints) -> float:

@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     "search_text", "Text that plans are measured on, other than calibration's; repeatable."
 )
 @click.option("--model", type=FILE, help="The model, where a budget or method needs it.")
+@click.option(
+    "--by-layer",
+    is_flag=True,
+    help="Let layers keep different numbers, that of the budget on average: for apply --mask.",
+)
 @options.text(
     help="For easy-ep, shape and --rounds: the text STATS was gathered on; default: built-in."
 )
@@ -49,14 +54,15 @@ def command(stats: Path, output: Path | None, as_json: bool, **arguments: Any) -
         return
     click.echo(table(_summary(plan)))
     if output:
-        click.echo(f"\nWrite the model:  ggprune apply MODEL.gguf {output} -o OUT.gguf")
+        mask = " --mask" * arguments["by_layer"]
+        click.echo(f"\nWrite the model:  ggprune apply MODEL.gguf {output}{mask} -o OUT.gguf")
 
 
 def _summary(plan: Plan) -> list[list[str]]:
     """Say what a plan does, as rows of a table."""
-    rows = [
-        ["experts", f"{plan.experts} -> {plan.keep} a layer, by {plan.method}"],
-    ]
+    fewest, most = plan.counts
+    layers = "a layer" if fewest == most else f"a layer on average ({fewest} to {most})"
+    rows = [["experts", f"{plan.experts} -> {plan.keep} {layers}, by {plan.method}"]]
     if plan.experts_used:
         before = plan.identity.experts_used if plan.identity else 0
         rows.append(["used for a token", f"{before} -> {plan.experts_used} experts"])

@@ -204,3 +204,34 @@ def test_the_command(tmp_path: Path) -> None:
     assert "runs the model" in str(unmeasured.exception)
     both = run(cli, ["plan", str(stats), "--keep", "12", "--ratio", "0.5"])
     assert "cannot be combined" in both.exception.remedy  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(("groups", "keep"), [(1, 8), (4, 12)])
+def test_counts_by_layer_share_one_total(groups: int, keep: int) -> None:
+    statistics = statistics_of(seed=2, groups=groups)
+    # The first layer lives on few experts.
+    statistics.domains[0].sums.contribution_sum[0, 2::4] *= 100
+    request = Request(budget=Budget(keep=keep), method="contribution", super_experts=False)
+    plan = choose_plan(statistics, request, by_layer=True)
+    counts = [len(part.keep) for part in plan.layers.values()]
+    assert plan.keep == keep and sum(counts) == keep * LAYERS and len(set(counts)) > 1
+    assert counts[0] == min(counts) and all(
+        n in statistics.identity.counts.possible() for n in counts
+    )
+    # No exchange between layers retains more, by trying all of them.
+    shares = statistics.total.contribution_sum
+    shares = -np.sort(-(shares / shares.sum(axis=1, keepdims=True)).reshape(LAYERS, groups, -1))
+    for one, n in enumerate(counts):
+        for other, m in enumerate(counts):
+            if one != other and n > statistics.identity.counts.least and m < EXPERTS:
+                lost, won = shares[one, :, n // groups - 1], shares[other, :, m // groups]
+                assert lost.sum() >= won.sum()
+    for layer, part in plan.layers.items():
+        uniform = planned(len(part.keep), statistics, method="contribution")
+        assert part == uniform.layers[layer], "within a layer the same experts stay"
+
+
+def test_counts_by_layer_come_from_scores() -> None:
+    request = Request(budget=Budget(keep=8), method="search")
+    with pytest.raises(InputError, match="by_layer=True: counts by layer come from scores"):
+        choose_plan(statistics_of(), request, by_layer=True)
