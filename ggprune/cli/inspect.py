@@ -119,8 +119,8 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
         refused,
     ]
     if counts := facts["choosable"].values():
-        text = f"{min(counts)} to {max(counts)} experts of a layer can be chosen"
-        lines.append(("masked", text))
+        numbers = " to ".join(map(str, sorted({min(counts), max(counts)})))
+        lines.append(("masked", f"{numbers} experts of a layer can be chosen"))
     if facts["note"]:
         lines.append(("note", facts["note"]))
     return [(name, text) for name, text in lines if text]
