@@ -13,6 +13,7 @@ from typing import Any
 from ggprune.errors import InputError, MismatchError
 from ggprune.gguf_file import write_text
 from ggprune.model import Identity, MoeModel
+from ggprune.model.architectures import Architecture
 from ggprune.util import check_shape, read_json
 
 FORMAT = "ggprune-plan"
@@ -51,6 +52,7 @@ class Plan:
         identity: of the model; None in a hand-written plan.
         settings: of the method: seed, blend, and what it measured.
         experts_used: for each token; None for as many as the model uses.
+        zero_bias: whether the bias that the router adds to its logits becomes 0 (gpt-oss).
     """
 
     keep: int
@@ -61,12 +63,14 @@ class Plan:
     identity: Identity | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
     experts_used: int | None = None
+    zero_bias: bool = False
 
     @property
     def hash(self) -> str:
         """SHA-256 of what is kept: two plans with the same hash make the same file."""
         kept = {str(layer): list(part.keep) for layer, part in sorted(self.layers.items())}
         facts = [self.keep, kept, *([self.experts_used] if self.experts_used else [])]
+        facts += ["zero_bias"] * self.zero_bias
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     @property
@@ -120,6 +124,7 @@ class Plan:
             "experts": self.experts,
             "keep": self.keep,
             **({"experts_used": self.experts_used} if self.experts_used else {}),
+            **({"zero_bias": True} if self.zero_bias else {}),
             "method": self.method,
             "settings": dict(self.settings),
             "model": self.identity.as_dict() if self.identity else None,
@@ -193,6 +198,8 @@ class Plan:
         for count in self.counts if by_layer else [self.keep]:
             model.counts.check(count)
         model.check_used(self.experts_used)
+        if self.zero_bias:
+            check_zero_bias(architecture, f"{name}: zero_bias=True")
         self._check_layers(model, name, by_layer=by_layer)
         changes_used = self.experts_used != model.experts_used
         return replace(
@@ -231,6 +238,12 @@ class Plan:
                 )
 
 
+def check_zero_bias(architecture: Architecture | None, asked: str) -> None:
+    """Raise InputError unless routers of an architecture have a bias; begins with ``asked``."""
+    if architecture is None or not architecture.router_bias:
+        raise InputError(f"{asked}: the router of {getattr(architecture, 'name', '?')} has no bias")
+
+
 #: More experts than any model has: a number above it is a slip.
 _MOST_EXPERTS = 1 << 16
 _IDENTITY = {
@@ -242,6 +255,7 @@ _SHAPE: dict[str, Any] = {
     "keep?": int,
     "experts?": int,
     "experts_used?": int,
+    "zero_bias?": bool,
     "method?": str,
     "architecture?": str,
     "settings?": {
@@ -294,6 +308,7 @@ def _from_json(data: Any, name: str) -> Plan:
         else None,
         data.get("settings") or {},
         numbers["experts_used"] or None,
+        bool(data.get("zero_bias")),
     )
 
 

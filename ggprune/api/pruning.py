@@ -446,7 +446,7 @@ def _statistics(
     path = Path(given) if given is not None else writing.statistics(model)
     if given is None and (anew or not path.exists()):
         domains = [source.domain for source in run.sources]
-        check_request(wanted, model.moe_layers, model.counts, domains)
+        check_request(wanted, model.architecture.name, model.moe_layers, model.counts, domains)
         return run.run_into(path, force=anew), path
     known = Statistics.load(path)
     try:
@@ -495,8 +495,8 @@ def _write(
     files = tuple(file.path for file in rewrite.files)
     if _is_written(model, rewrite, writing):
         log.info("%s: an earlier run has written it; it is verified now", files[0])
-        with check_result(files[0], rewrite.plan) as result:
-            compared = verify_bytes(model, rewrite.plan, result.gguf)
+        with check_result(files[0], rewrite) as result:
+            compared = verify_bytes(model, rewrite, result.gguf)
         if check is not None:
             check(files[0])
         return files, rewrite.plan, compared

@@ -10,11 +10,13 @@ from ggprune.choosing.methods import METHODS, Method, find
 from ggprune.choosing.protect import Protection, parse_always_keep, parse_domains
 from ggprune.choosing.request import Request
 from ggprune.errors import InputError
-from ggprune.model import ExpertCounts
+from ggprune.model import ExpertCounts, architectures
+from ggprune.plan import check_zero_bias
 
 
 def check_request(
     request: Request,
+    architecture: str,
     layers: Sequence[int],
     counts: ExpertCounts,
     domains: Sequence[str],
@@ -27,6 +29,8 @@ def check_request(
         InputError: an impossible budget or number, an unknown method, domain, layer or expert, or
             options that exclude each other.
     """
+    if request.router_bias != "keep":
+        check_zero_bias(architectures.find(architecture), f"router_bias={request.router_bias}")
     method = find(request.method) if request.method else None
     if request.fixed_used is not None:
         counts.check_used(request.fixed_used)

@@ -52,7 +52,8 @@ def choose_plan(
     method = find(request.method or default_method(statistics, request))
     request = replace(request, method=method.name)
     domains = [domain.name for domain in statistics.domains]
-    check_request(request, statistics.layers, statistics.identity.counts, domains)
+    identity = statistics.identity
+    check_request(request, identity.architecture, statistics.layers, identity.counts, domains)
     if by_layer and (is_measured(request) or request.rounds > 1):
         raise InputError(
             "by_layer=True: counts by layer come from scores alone",
@@ -91,7 +92,7 @@ def is_measured(request: Request) -> bool:
     """Whether choosing measures plans on the search text."""
     limited = request.budget.rule in QUALITY_RULES
     named = request.method is not None and find(request.method).decide is not None
-    return named or limited or _finds_used(request)
+    return named or limited or _finds_used(request) or request.router_bias == "auto"
 
 
 def rank(
@@ -177,8 +178,11 @@ def plan_of(
             "calibration": {domain.name: domain.sha256 for domain in statistics.domains},
         },
     )
-    used = request.fixed_used or decision.experts_used
-    return plan if used is None else replace(plan, experts_used=used)
+    return replace(
+        plan,
+        experts_used=request.fixed_used or decision.experts_used,
+        zero_bias=decision.zero_bias or request.router_bias == "zero",
+    )
 
 
 def _mtp_layers(model: MoeModel | None, keep: int) -> dict[int, LayerPlan]:

@@ -24,12 +24,14 @@ class Decision:
         kept: experts, [layers, keep], each row ascending; with counts by layer a row for each.
         facts: for the plan's file: what was measured, coverage.
         experts_used: experts per token in the result; None for the model's number.
+        zero_bias: whether measuring found the router's bias better left out.
     """
 
     method: str
     kept: Ints | Sequence[Ints]
     facts: Mapping[str, Any]
     experts_used: int | None = None
+    zero_bias: bool = False
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -146,6 +146,12 @@ class Request:
         "best on the search text, as method search does.",
         metavar="NUMBER|auto",
     )
+    router_bias: Literal["keep", "zero", "auto"] = option(
+        "keep",
+        "gpt-oss: the bias by which its router balanced all experts; auto: what is better on the "
+        "search text.",
+        choices=("keep", "zero", "auto"),
+    )
     search_minutes: float = option(
         10.0, "Time for method auto or search, `max_kld` and `max_ppl_ratio`.", above=0
     )

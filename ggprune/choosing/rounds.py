@@ -49,7 +49,7 @@ def decide_in_rounds(
             }
             what = f"rounds={request.rounds}"
             model, _ = resources.runnable_for(what)
-            observer = MaskObserver(model, mask)
+            observer = MaskObserver(model, mask, zero_bias=request.router_bias == "zero")
             again = calibrate_again(what, statistics, resources, observer)
             fresh = method.scores(again, request, resources)
             current = replace(ranking, scores=fresh, by_domain=additive(fresh, again))

@@ -66,6 +66,8 @@ def _summary(plan: Plan) -> list[list[str]]:
     if plan.experts_used:
         before = plan.identity.experts_used if plan.identity else 0
         rows.append(["used for a token", f"{before} -> {plan.experts_used} experts"])
+    if plan.zero_bias:
+        rows.append(["router's bias", "0"])
     if plan.worst_retained and plan.mean_retained is not None:
         layer, share = plan.worst_retained
         rows.append(

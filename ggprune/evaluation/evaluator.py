@@ -181,8 +181,13 @@ class Evaluator(Closing):
             MismatchError, InputError: it is not for this model; see Plan.for_model.
         """
         complete = plan.for_model(self.description.prunable(), name)
-        used = complete.experts_used
-        return self.measure_mask(dropped_by(complete), name, experts_used=used, advance=advance)
+        return self.measure_mask(
+            dropped_by(complete),
+            name,
+            experts_used=complete.experts_used,
+            zero_bias=complete.zero_bias,
+            advance=advance,
+        )
 
     def measure_mask(
         self,
@@ -190,10 +195,13 @@ class Evaluator(Closing):
         name: str = "mask",
         *,
         experts_used: int | None = None,
+        zero_bias: bool = False,
         advance: Advance = no_advance,
     ) -> Evaluation:
         """Measure the base model without some experts; arguments are those of score_mask."""
-        scores = self.score_mask(dropped, experts_used=experts_used, advance=advance)
+        scores = self.score_mask(
+            dropped, experts_used=experts_used, zero_bias=zero_bias, advance=advance
+        )
         return self._evaluation(scores, name)
 
     def score_mask(
@@ -202,6 +210,7 @@ class Evaluator(Closing):
         chunks: Sequence[int] | None = None,
         *,
         experts_used: int | None = None,
+        zero_bias: bool = False,
         advance: Advance = no_advance,
     ) -> TokenScores:
         """Score the base model without some experts, for searching: model and context stay.
@@ -211,6 +220,7 @@ class Evaluator(Closing):
             chunks: indices into :attr:`chunks`, all by default; tokens come in this order.
             experts_used: for each token, None for as many as the model says; the model is loaded
                 again when this changes.
+            zero_bias: see Plan.
         """
         base = self.base(advance)
         llama = self._loaded(experts_used)
@@ -218,7 +228,7 @@ class Evaluator(Closing):
             mask = MaskObserver(self.description.prunable())
             self._masked = mask, self._context(llama, mask)
         mask, context = self._masked
-        mask.set_plan(dropped)
+        mask.set_plan(dropped, zero_bias=zero_bias)
         chosen = range(len(self.chunks)) if chunks is None else chunks
         return self._scores(context, base, chosen, advance)
 

@@ -11,7 +11,7 @@ from ggprune.errors import InputError
 from ggprune.llama.callback import layer_node
 from ggprune.llama.tensor import TensorView
 from ggprune.model import MoeModel
-from ggprune.model.architectures import CHOSEN_NODE, MASKED
+from ggprune.model.architectures import CHOSEN_NODE, LOGITS_NODE, MASKED
 from ggprune.model.hash_routing import nearest_experts, remapped
 from ggprune.plan import Plan
 
@@ -31,23 +31,30 @@ class MaskObserver:
 
     Args:
         dropped: experts by layer; a layer that is not named stays whole.
+        zero_bias: whether the router's bias is taken off its logits, see Plan.
     """
 
     #: Its receive comes before that of observers that only read.
     alters = True
 
-    def __init__(self, model: MoeModel, dropped: Dropped | None = None) -> None:
+    def __init__(
+        self, model: MoeModel, dropped: Dropped | None = None, *, zero_bias: bool = False
+    ) -> None:
         self._experts = model.experts
         self._nodes = frozenset(model.architecture.mask_nodes)
         self._nearest = {layer: nearest_experts(model, layer) for layer in model.hash_tables}
         self._dropped: dict[int, npt.NDArray[np.intp]] = {}
-        self.set_plan(dropped or {})
+        self._zero_bias, self._logits = False, np.zeros(0, np.float32)
+        self.set_plan(dropped or {}, zero_bias=zero_bias)
 
-    def set_plan(self, dropped: Dropped) -> None:
+    def set_plan(self, dropped: Dropped, *, zero_bias: bool = False) -> None:
         """Mask other experts from the next decode on; nothing else has to be made anew."""
         self._dropped = {
-            layer: np.array(experts, np.intp) for layer, experts in dropped.items() if len(experts)
+            layer: np.array(experts, np.intp)
+            for layer, experts in dropped.items()
+            if len(experts) or zero_bias
         }
+        self._zero_bias = zero_bias
 
     def wants(self, name: str) -> bool:
         """Want the nodes of every layer: it is asked once, and the mask may change later."""
@@ -70,10 +77,15 @@ class MaskObserver:
             if not tensor.on_host:
                 tensor.write(values)
             return True
-        if experts.max() >= values.shape[-1]:
+        if experts.max(initial=0) >= values.shape[-1]:
             raise InputError(
                 f"{name}: there is no expert {experts.max()}, the layer has {values.shape[-1]}"
             )
+        if self._zero_bias:
+            # The router's logits come first, then what they are with the bias.
+            if node[0] == LOGITS_NODE:
+                self._logits = values.copy()
+            values[...] = self._logits
         values[..., experts] = MASKED
         if not tensor.on_host:
             tensor.write(values)

@@ -78,7 +78,9 @@ def _both(
     options: RunOptions,
     ask: Callable[..., dict[str, list[Answer]]],
 ) -> tuple[Mapping[str, list[Answer]], Mapping[str, list[Answer]]]:
-    observers = [MaskObserver(model.prunable(), dropped_by(plan))] if plan else []
+    observers = (
+        [MaskObserver(model.prunable(), dropped_by(plan), zero_bias=plan.zero_bias)] if plan else []
+    )
     overrides = model.prunable().overrides(plan.experts_used) if plan else {}
     with LlamaModel(model.gguf.path, options) as llama:
         base = ask(llama)

@@ -323,7 +323,7 @@ def _compared(study: Study, mix: Mix, candidate: Path, result: Path) -> int:
             if tensor.type != types[tensor.name]:
                 name = tensor_type_name(tensor.type)
                 raise VerificationError(f"{result}: {tensor.name} is {name}, which was not asked")
-        return verify_bytes(shards, plan_rewrite(shards, plan, result).plan, written)
+        return verify_bytes(shards, plan_rewrite(shards, plan, result), written)
 
 
 @contextmanager

@@ -72,7 +72,8 @@ GATING_VALUES: Final[Mapping[int, Gating]] = MappingProxyType(
 # are masked as well because a selection bias, or a sigmoid that is 0 for a masked expert and
 # nearly 0 for a kept one, could bring a masked expert back. Both are [n_expert, tokens].
 # With a softmax over the chosen, llama.cpp gives both names to one node, and the last one stays.
-MASK_NODES: Final = ("ffn_moe_logits", "ffn_moe_probs")
+LOGITS_NODE: Final = "ffn_moe_logits"
+MASK_NODES: Final = (LOGITS_NODE, "ffn_moe_probs")
 # A softmax gives exactly 0 for it, and no bias or scale brings it back. Finite, because
 # llama.cpp's own arithmetic (a group's score is a sum) would make NaN of infinities.
 MASKED: Final = -1e30
@@ -154,6 +155,7 @@ class Architecture:
         residual_node: the node that holds the residual stream before the FFN; None: it has no name.
         mtp_experts: whether MTP layers (``nextn_predict_layers``) have experts (they may; the
             file's tensors decide); None: llama.cpp runs no MTP layers in this architecture.
+        router_bias: whether a bias is added to the router's logits (``ffn_gate_inp.bias``).
         forbidden_counts: numbers of experts that would make llama.cpp compute another function.
         refusals: models of this architecture that must not be pruned.
         thoughts: pattern of the thoughts in an answer, where it is not ``<think>…</think>``.
@@ -172,6 +174,7 @@ class Architecture:
     residual_node: str | None = "ffn_inp"
     sigmoid_models: Callable[[Metadata], bool] | None = None
     mtp_experts: bool | None = None
+    router_bias: bool = False
     forbidden_counts: tuple[int, ...] = ()
     refusals: tuple[Refusal, ...] = ()
     thoughts: str = r"<think>.*?</think>"
@@ -361,6 +364,7 @@ _TABLE = (
         "gpt-oss",
         Gating.SOFTMAX_CHOSEN,
         True,
+        router_bias=True,
         thoughts=r"<\|channel\|>analysis.*?<\|channel\|>final<\|message\|>",
     ),
     Architecture("granite", _S, True),

@@ -63,6 +63,7 @@ def drop_metadata(
         "keep": plan.keep,
         "experts_used": plan.experts_used or source.experts_used,
         "source_experts_used": source.experts_used,
+        "zero_bias": plan.zero_bias,
         "method": plan.method,
         "settings": dict(plan.settings),
         "plan_sha256": plan.hash,

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ggprune.errors import InputError
 from ggprune.gguf_file import ByteRange, OutputFile, OutputTensor, Tensor, joined, lay_out, whole
 from ggprune.model import MoeModel
 from ggprune.model.hash_routing import pruned_table
-from ggprune.model.tensors import layer_of
+from ggprune.model.tensors import Role, layer_of
 from ggprune.plan import Plan
 from ggprune.rewrite.mask import check_maskable, masked
 from ggprune.rewrite.metadata import Changes, key_edits
@@ -77,7 +78,8 @@ def plan_rewrite(
     )
     if mask:
         check_maskable(model, plan)
-    cut, experts = (masked, model.experts) if mask else (sliced, plan.keep)
+    cut: Cut = masked if mask else partial(sliced, zero_bias=plan.zero_bias)
+    experts = model.experts if mask else plan.keep
     kept = {layer: part.keep for layer, part in plan.layers.items()}
     changes = Changes(experts, plan.experts_used, plan.method, plan.hash, dropped)
     files = _lay_out(model, kept, changes, target, split_max_size, cut)
@@ -137,11 +139,17 @@ def result_size(
     return sum(file.size for file in files)
 
 
-def sliced(tensor: Tensor, model: MoeModel, kept: Mapping[int, Sequence[int]]) -> OutputTensor:
+def sliced(
+    tensor: Tensor,
+    model: MoeModel,
+    kept: Mapping[int, Sequence[int]],
+    *,
+    zero_bias: bool = False,
+) -> OutputTensor:
     """Take the kept experts of a per-expert tensor, as byte ranges; most others whole.
 
     The expert axis is the outermost, so an expert is one range of nbytes / experts bytes. The
-    table of a hash-routed layer is computed anew.
+    table of a hash-routed layer is computed anew; with ``zero_bias`` the router's bias is 0.
     """
     found = model.expert_tensors.get(tensor.name)
     if found is None:
@@ -150,7 +158,10 @@ def sliced(tensor: Tensor, model: MoeModel, kept: Mapping[int, Sequence[int]]) -
             return whole(tensor)
         table = pruned_table(model, layer, kept[layer])
         return OutputTensor(tensor.name, tensor.shape, tensor.type, (table,))
-    return outermost(tensor, kept[found.layer], model.experts)
+    cut = outermost(tensor, kept[found.layer], model.experts)
+    if zero_bias and found.role is Role.ROUTER_BIAS:
+        return replace(cut, ranges=(bytes(cut.nbytes),))
+    return cut
 
 
 def outermost(tensor: Tensor, stay: Sequence[int], experts: int) -> OutputTensor:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from ggprune.errors import LlamaError, VerificationError
 from ggprune.gguf_file import ByteRange, GgufModel, Tensor, write_files
 from ggprune.llama.memory import check_loads
 from ggprune.model import MoeModel, describe
-from ggprune.plan import Plan
-from ggprune.rewrite.slices import Cut, Rewrite, sliced
+from ggprune.rewrite.slices import Rewrite
 from ggprune.types import Progress, no_progress
 
 log = logging.getLogger(__name__)
@@ -47,8 +45,8 @@ def write_result(
 
     def look(path: Path) -> None:
         nonlocal compared
-        with check_result(path, replace(rewrite.plan, keep=rewrite.experts)) as result:
-            compared = verify_bytes(model, rewrite.plan, result.gguf, rewrite.cut)
+        with check_result(path, rewrite) as result:
+            compared = verify_bytes(model, rewrite, result.gguf)
         _check_loads(path, model)
         if check is not None:
             check(path)
@@ -77,29 +75,29 @@ def _check_loads(path: Path, source: MoeModel) -> None:
         raise
 
 
-def check_result(path: Path, plan: Plan) -> MoeModel:
+def check_result(path: Path, rewrite: Rewrite) -> MoeModel:
     """Open a written result and see that it describes itself as the plan wants.
 
     Raises:
         VerificationError: it does not.
     """
     model = describe(path)
-    used = plan.experts_used or model.experts_used
-    if isinstance(model, MoeModel) and (model.experts, model.experts_used) == (plan.keep, used):
+    wanted = rewrite.experts, rewrite.plan.experts_used or model.experts_used
+    if isinstance(model, MoeModel) and (model.experts, model.experts_used) == wanted:
         return model
     model.close()
     found = model.refusal or f"{model.experts} experts, {model.experts_used} used"
     raise VerificationError(f"{path}: the written file is not right: {found}")
 
 
-def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel, cut: Cut = sliced) -> int:
+def verify_bytes(model: MoeModel, rewrite: Rewrite, result: GgufModel) -> int:
     """Compare every tensor of the written file with the source's bytes.
 
     Reads the result through its own header, so it would notice a wrong one.
 
     Args:
-        plan: complete, as in Rewrite.
-        cut: what its tensors were made by, as in Rewrite.
+        rewrite: what was to be written.
+        result: the written file, open.
 
     Returns:
         Bytes compared.
@@ -108,10 +106,10 @@ def verify_bytes(model: MoeModel, plan: Plan, result: GgufModel, cut: Cut = slic
         VerificationError: names the first tensor that differs.
     """
     originals = {tensor.name: tensor for tensor in model.gguf.tensors}
-    kept = {layer: part.keep for layer, part in plan.layers.items()}
+    kept = {layer: part.keep for layer, part in rewrite.plan.layers.items()}
     compared = 0
     for tensor in result.tensors:
-        expected = cut(originals[tensor.name], model, kept)
+        expected = rewrite.cut(originals[tensor.name], model, kept)
         if tensor.shape != expected.shape or tensor.nbytes != expected.nbytes:
             raise VerificationError(f"{result.path}: {tensor.name} has the shape {tensor.shape}")
         at = tensor.offset

@@ -22,7 +22,7 @@ COUNTS = ExpertCounts(16, 4)
 
 def check(counts: ExpertCounts = COUNTS, **asked: Any) -> None:
     budget = asked.pop("budget", Budget(keep=8))
-    check_request(Request(budget=budget, **asked), LAYERS, counts, DOMAINS)
+    check_request(Request(budget=budget, **asked), "qwen3moe", LAYERS, counts, DOMAINS)
 
 
 @pytest.mark.parametrize(

@@ -66,8 +66,8 @@ def test_calibrate_and_prune(tmp_path: Path, case: str) -> None:
     keep = model.counts.rounded(11, "down")
     rewrite = plan_rewrite(model, planned(statistics, keep), tmp_path / "pruned.gguf")
     write_files(rewrite.files, model.gguf)
-    result = check_result(tmp_path / "pruned.gguf", rewrite.plan)
-    assert verify_bytes(model, rewrite.plan, result.gguf) > 0
+    result = check_result(tmp_path / "pruned.gguf", rewrite)
+    assert verify_bytes(model, rewrite, result.gguf) > 0
     for layer in set(model.mtp_layers) & set(model.expert_layers):
         assert rewrite.plan.layers[layer].rule == LAST_LAYER_RULE
 
@@ -126,7 +126,7 @@ def test_fewer_experts_used(tmp_path: Path, case: str) -> None:
         return
     rewrite = plan_rewrite(model, plan, tmp_path / "pruned.gguf")
     write_files(rewrite.files, model.gguf)
-    result = check_result(tmp_path / "pruned.gguf", rewrite.plan)
+    result = check_result(tmp_path / "pruned.gguf", rewrite)
     assert result.experts_used == model.experts_used - 1
     assert result.gguf.get("ggprune.source_experts_used") == model.experts_used
     dropped = {layer: rewrite.plan.dropped(layer) for layer in model.moe_layers}

@@ -109,7 +109,7 @@ def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
     write_files(rewrite.files, model.gguf)
     with GgufModel(tmp_path / "o.gguf") as result:
         victim = next(t for t in result.tensors if t.name.endswith("ffn_down_exps.weight"))
-        assert verify_bytes(model, rewrite.plan, result) == sum(t.nbytes for t in result.tensors)
+        assert verify_bytes(model, rewrite, result) == sum(t.nbytes for t in result.tensors)
     with open(tmp_path / "o.gguf", "r+b") as stream:
         stream.seek(victim.offset + victim.nbytes - 1)
         byte = stream.read(1)
@@ -119,7 +119,7 @@ def test_verify_notices_a_changed_byte(tmp_path: Path) -> None:
         GgufModel(tmp_path / "o.gguf") as result,
         pytest.raises(VerificationError, match="ffn_down_exps"),
     ):
-        verify_bytes(model, rewrite.plan, result)
+        verify_bytes(model, rewrite, result)
 
 
 def test_shards_in_and_out(tmp_path: Path) -> None:

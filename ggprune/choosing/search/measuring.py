@@ -103,21 +103,39 @@ class Measuring:
 
     def find_used(self, keep: int) -> dict[str, Any]:
         """Let a token use fewer experts if that brings the plan closer to the model."""
-        ranking = self.rankings.get(self.finalists[0]) or self.base_ranking(keep)
-        kept = ranking.kept(keep)
-        chunks = self.affordable(self.validation, _USED_PASSES, _USED_SHARE)
+        ranking, measure = self._trial(keep)
         before = self.meter.tokens
 
-        def measure(experts_used: int) -> Floats:
+        def using(experts_used: int) -> Floats:
             self.meter.use(experts_used)
-            return self.meter.kl(kept, chunks)
+            return measure()
 
-        used, kl = search.best_used(measure, ranking.protection.counts.used)
+        used, kl = search.best_used(using, ranking.protection.counts.used)
         self.meter.use(used)
         self.tokens_left -= self.meter.tokens - before
         numbers = ", ".join(f"{n}: {value:.4f}" for n, value in kl.items())
         log.info("a token uses %d experts; mean KL by number: %s", used, numbers)
         return {"experts_used_kl": {str(n): round(value, 6) for n, value in kl.items()}}
+
+    def find_bias(self, keep: int) -> dict[str, Any]:
+        """Leave the router's bias out if that brings the plan closer to the model."""
+        _, measure = self._trial(keep)
+        before, kl = self.meter.tokens, {}
+        for self.meter.zero_bias in (False, True):
+            kl["zero" if self.meter.zero_bias else "keep"] = measure()
+        self.meter.zero_bias = search.is_better(kl["zero"], kl["keep"])
+        self.tokens_left -= self.meter.tokens - before
+        found = {name: round(float(each.mean()), 6) for name, each in kl.items()}
+        best = "left out" if self.meter.zero_bias else "kept"
+        log.info("the router's bias is %s; mean KL with and without: %s", best, found)
+        return {"router_bias_kl": found}
+
+    def _trial(self, keep: int) -> tuple[Ranking, Callable[[], Floats]]:
+        """Return a ranking whose plan settings are tried on, and what measures it by chunk."""
+        ranking = self.rankings.get(self.finalists[0]) or self.base_ranking(keep)
+        kept = ranking.kept(keep)
+        chunks = self.affordable(self.validation, _USED_PASSES, _USED_SHARE)
+        return ranking, lambda: self.meter.kl(kept, chunks)
 
 
 #: Chooses, for a count, who stays.
@@ -194,19 +212,24 @@ def decide_measured(
         log.info("plans are measured on %s tokens of %s", f"{meter.evaluator.tokens:,}", text)
         with meter.showing(resources.progress, round(measuring.tokens_left), "searching"):
             meter.use(request.fixed_used)
+            meter.zero_bias = request.router_bias == "zero"
             keep = known_count(request.budget, statistics.identity.counts, model)
             facts: dict[str, Any] = {}
             if keep is None:
                 keep, facts = measuring.count()
+            if request.router_bias == "auto":
+                facts |= measuring.find_bias(keep)
             if find_used:
                 facts |= measuring.find_used(keep)
             decision = decide(measuring, keep)
             facts |= decision.facts
-            return replace(decision, facts=facts, experts_used=meter.experts_used)
+            used, zero = meter.experts_used, meter.zero_bias
+            return replace(decision, facts=facts, experts_used=used, zero_bias=zero)
 
 
 def _reason(request: Request) -> str:
-    if request.experts_used == "auto":
-        return "experts_used=auto"
+    for name in ("experts_used", "router_bias"):
+        if getattr(request, name) == "auto":
+            return f"{name}=auto"
     measured = request.budget.rule in QUALITY_RULES
     return request.budget.asked if measured else f"method={request.method}"

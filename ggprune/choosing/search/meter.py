@@ -64,6 +64,8 @@ class MaskedMeter(Closing):
         self._layers = tuple(layers)
         self._journal = journal
         self._experts_used: int | None = None
+        #: Whether what is measured from now on is without the router's bias.
+        self.zero_bias = False
         self.evaluator = Evaluator(
             path,
             options,
@@ -199,13 +201,18 @@ class MaskedMeter(Closing):
             for layer, row in zip(self._layers, kept, strict=True)
         }
         return self.evaluator.score_mask(
-            dropped, chunks, experts_used=self.experts_used, advance=self._advance
+            dropped,
+            chunks,
+            experts_used=self.experts_used,
+            zero_bias=self.zero_bias,
+            advance=self._advance,
         )
 
     def _plan(self, kept: Ints) -> str:
         """Name a plan in the journal."""
         name = hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
-        return f"{name}/{self.experts_used}" if self.experts_used else name
+        name += f"/{self.experts_used}" if self.experts_used else ""
+        return name + "/zero" * self.zero_bias
 
     def _key(self) -> dict[str, str]:
         identity = self.evaluator.description.prunable().identity()

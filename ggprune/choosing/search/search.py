@@ -138,6 +138,12 @@ def compare_one_shot(
     return {name: measured[name] for name in alive}
 
 
+def is_better(one: Floats, other: Floats) -> bool:
+    """Whether divergences by chunk are significantly smaller than others of the same chunks."""
+    gain, error = paired(other, one)
+    return bool(gain + SIGNIFICANT * error < 0)
+
+
 def best_used(measure: Callable[[int], Floats], used: int) -> tuple[int, dict[int, float]]:
     """How many experts a token should use in a plan.
 
@@ -160,8 +166,7 @@ def best_used(measure: Callable[[int], Floats], used: int) -> tuple[int, dict[in
         if kl.mean() >= best.mean():
             break
         number, best = fewer, kl
-    gain, error = paired(base, best)
-    return (number if gain + SIGNIFICANT * error < 0 else used), seen
+    return (number if is_better(best, base) else used), seen
 
 
 def search(
