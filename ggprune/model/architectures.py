@@ -294,8 +294,8 @@ def _glm_flash(metadata: Metadata) -> bool:
 
 _GROVE = Refusal(
     reason=(
-        "grovemoe finds the adjugate experts of a group by dividing expert numbers, so other "
-        "numbers would choose other adjugate experts"
+        "llama.cpp weighs the adjugate expert of group N of grovemoe by the probability of expert "
+        "number N, so which groups could go depends on their numbers, not on what they do"
     ),
     applies=_always,
 )
@@ -307,8 +307,8 @@ _DRAFT = Refusal(
 )
 _MAVERICK = Refusal(
     reason=(
-        "llama.cpp turns the QK norm of llama4 off for exactly 128 experts (Maverick), so with "
-        "any other number it would compute another function"
+        "llama.cpp turns the QK norm of llama4 off for exactly 128 experts (Maverick), and no key "
+        "does it for another number, so it would compute another function"
     ),
     condition="with 128 experts",
     applies=lambda metadata: _number(metadata, EXPERT_COUNT_KEY) == 128,
