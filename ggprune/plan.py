@@ -227,7 +227,7 @@ class Plan:
                     f"{name}: layer {layer} keeps {len(part.keep)} experts up to number "
                     f"{part.keep[-1]}, expected {expected} below {model.experts}",
                     remedy="llama.cpp has one number of experts for all layers; counts by layer "
-                    "are for masked copies (mask=True).",
+                    "are for masked copies: apply it with mask=True.",
                 )
             by_group = [0] * model.counts.groups
             for expert in part.keep:
