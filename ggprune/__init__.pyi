@@ -17,6 +17,7 @@ from ggprune.api.stages import convert_lists as convert_lists
 from ggprune.api.stages import imatrix as imatrix
 from ggprune.api.stages import merge as merge
 from ggprune.api.stages import quantize as quantize
+from ggprune.api.stages import traces as traces
 from ggprune.calibration.settings import Settings as Settings
 from ggprune.calibration.statistics import Domain as Domain
 from ggprune.calibration.statistics import ExpertSums as ExpertSums

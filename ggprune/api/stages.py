@@ -12,6 +12,7 @@ from typing import Any
 
 from ggprune.api.inputs import Text, datasets_of, pairs_of, request_of, statistics_of
 from ggprune.calibration import merge as merging
+from ggprune.calibration.resume import partial_path
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
@@ -20,13 +21,14 @@ from ggprune.choosing.count import notes_on
 from ggprune.choosing.lists import Meaning, lists_of, plan_from_lists
 from ggprune.choosing.request import Request, Resources
 from ggprune.errors import GgpruneError, InputError
+from ggprune.evaluation.traces import gather
 from ggprune.gguf_file import GgufModel, check_targets, reserved, write_text
 from ggprune.hub.client import output_folder
 from ggprune.interrupts import interrupts
 from ggprune.llama.hardware import warn_of_idle_gpus
 from ggprune.llama.options import QuantizeOptions, RunOptions
 from ggprune.llama.session import LlamaModel
-from ggprune.model import open_model
+from ggprune.model import describe, open_model
 from ggprune.plan import Plan
 from ggprune.quantization import importance
 from ggprune.quantization.forecast import Forecast
@@ -35,6 +37,7 @@ from ggprune.quantization.quantize import Quantizer
 from ggprune.quantization.source import pruned_source
 from ggprune.text.builtin import CALIBRATION
 from ggprune.text.load import load_or_builtin, load_texts
+from ggprune.text.tasks import Command, read_tasks
 from ggprune.types import Progress, log_progress
 from ggprune.util import read_json
 
@@ -93,6 +96,71 @@ def calibrate(
             ctx = run.settings.ctx
             observer.save(Path(imatrix), datasets_of(named), tokens // ctx, ctx)
     return statistics
+
+
+def traces(
+    model: str | Path,
+    tasks: str | Path,
+    output: str | Path | None = None,
+    *,
+    check: Sequence[str] | None = None,
+    check_seconds: float = 10.0,
+    max_tokens: int = 1024,
+    parallel: int = 8,
+    seed: int = 0,
+    options: RunOptions | None = None,
+    force: bool = False,
+    progress: Progress = log_progress,
+) -> dict[str, Any]:
+    """Let a model answer tasks, and keep the answers that are right, as text to calibrate on.
+
+    Args:
+        model: the GGUF file, or any shard.
+        tasks: file of rows, see text.tasks.
+        output: JSON Lines of conversations; until it is complete, ``<output>.partial`` keeps what
+            was answered, and the same call continues from there. None writes nothing.
+        check: words of a command that checks all answers, see text.tasks.Command.
+        check_seconds: that it may take for one.
+        max_tokens: of an answer; what does not end by then is not kept.
+        parallel: tasks answered at the same time.
+        seed: for the answers, drawn by the model's own sampling settings.
+        options: how llama.cpp runs the model.
+        force: replace an existing file.
+        progress: shows how far it is.
+
+    Returns:
+        ``classes``, ``tokens`` and ``traces``, see evaluation.traces.gather.
+
+    Raises:
+        InputError: a row is no task, a check cannot be run, or no answer has passed.
+        GgpruneError: the model cannot be run, or the result cannot be written.
+    """
+    command = Command(tuple(check), check_seconds) if check else None
+    read, target = read_tasks(str(tasks), command), Path(output) if output else None
+    partial = partial_path(target) if target else None
+    with contextlib.ExitStack() as stack:
+        source = stack.enter_context(describe(model))
+        if target:
+            check_targets([target], 0, source=source.gguf, force=force)
+            stack.enter_context(reserved(target))
+        warn_of_idle_gpus(options or RunOptions())
+        found = gather(
+            source,
+            read,
+            options or RunOptions(),
+            command=command,
+            max_tokens=max_tokens,
+            parallel=parallel,
+            seed=seed,
+            partial=partial,
+            progress=progress,
+        )
+        if target and partial:
+            lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in found["traces"])
+            with interrupts:
+                write_text(target, "".join(lines))
+                partial.unlink(missing_ok=True)
+    return found
 
 
 def merge(

@@ -27,6 +27,7 @@ COMMANDS: dict[str, Entry] = {
     "frontier": Entry("frontier", "Measure quality against size for counts and types."),
     "inspect": Entry("inspect", "Show architecture, experts and sizes of a model."),
     "calibrate": Entry("calibrate", "Run a model over text and gather expert statistics."),
+    "traces": Entry("traces", "Let a model answer tasks; keep what is right to calibrate on."),
     "merge": Entry("merge", "Put statistics gathered in parts together."),
     "stats": Entry("stats", "Show a statistics file."),
     "plan": Entry("plan", "Choose which experts stay."),

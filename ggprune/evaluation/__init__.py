@@ -1,1 +1,1 @@
-"""What a plan or a pruned model costs, measured."""
+"""What a plan or a pruned model costs, measured; what models answer, checked."""

@@ -61,13 +61,15 @@ def calls_of(answer: str) -> list[tuple[str, Any]]:
     OpenAI's arguments are JSON within JSON; ``parameters`` are arguments too. Calls that a model
     writes in other syntax are not read.
     """
+    parts = [match[0] for match in _CALL.finditer(answer)]
+    values = [value for part in parts for value in _values(part)] if parts else json_of(answer)
     found: list[tuple[str, Any]] = []
-    for part in [match[0] for match in _CALL.finditer(answer)] or [answer]:
-        for value in _values(part):
-            called = value.get("function", value) if isinstance(value, dict) else None
-            if isinstance(called, dict) and isinstance(called.get("name"), str):
-                given = called.get("arguments", called.get("parameters"))
-                found.append((called["name"], _parsed(given) or {}))
+    for value in values if isinstance(values, list) else [values]:
+        called = value.get("function", value) if isinstance(value, dict) else None
+        if isinstance(called, dict) and isinstance(called.get("name"), str):
+            given = called.get("arguments", called.get("parameters"))
+            if given is not None:
+                found.append((called["name"], _parsed(given)))
     return found
 
 

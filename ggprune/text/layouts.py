@@ -50,6 +50,10 @@ _ROLES = {
     **dict.fromkeys(("function", "observation", "ipython"), "tool"),
 }
 _KEYS = ("text", *_TURNS, *(question for question, _ in _PAIRS))
+#: All keys that a layout of a row may read.
+READ = frozenset(
+    (*_KEYS, *_SYSTEM, *_CONTEXT, *_ONLY_TOGETHER[1], *(key for _, keys in _PAIRS for key in keys))
+)
 _SAID = ("content", "value", "tool_calls", "function_call")
 _MEDIA = re.compile("image|audio|video|sound|picture|file", re.IGNORECASE)
 #: Keys of a row or turn that say something about it and are no part of its text.

@@ -59,14 +59,40 @@ def load_texts(named: Iterable[tuple[str, str]]) -> tuple[Source, ...]:
     return tuple(Source(domain, tuple(documents)) for domain, documents in domains.items())
 
 
+def rows_of(path: str) -> Iterator[tuple[str, Any]]:
+    """Yield the rows of a file, here or on the Hub, and where each is.
+
+    Raises:
+        InputError: it cannot be read, or is no file of rows.
+        HubError: it cannot be downloaded.
+    """
+    if path.startswith("hf://"):
+        from ggprune.hub.download import resolve_text
+
+        found = resolve_text(path)
+    else:
+        found = Path(path).expanduser()
+    rows = _rows(found, _content(found))
+    if rows is None:
+        raise InputError(
+            f"{path}: is no file of rows",
+            remedy="Give JSON Lines (.jsonl), a JSON array (.json), Parquet, or a table (.csv).",
+        )
+    yield from rows
+
+
 def _read(path: Path) -> list[Document]:
     if path.is_dir():
         documents = list(_read_folder(path))
         if not documents:
             raise InputError(f"{path}: no text files in this folder")
         return documents
+    return _read_file(path, _content(path))
+
+
+def _content(path: Path) -> str:
     if path.suffix.lower() == ".parquet":
-        return _read_file(path, "")
+        return ""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -81,7 +107,7 @@ def _read(path: Path) -> list[Document]:
         ) from error
     if not text.strip():
         raise InputError(f"{path}: is empty")
-    return _read_file(path, text)
+    return text
 
 
 def _read_folder(folder: Path) -> Iterator[Document]:
@@ -109,6 +135,11 @@ def _read_folder(folder: Path) -> Iterator[Document]:
 
 def _read_file(path: Path, text: str, *, of_folder: bool = False) -> list[Document]:
     """Read a file's rows if its name says that it has any, else its text."""
+    rows = _rows(path, text, of_folder=of_folder)
+    return [Document(text=text, where=str(path))] if rows is None else read_rows(rows, path)
+
+
+def _rows(path: Path, text: str, *, of_folder: bool = False) -> Iterable[tuple[str, Any]] | None:
     suffix = path.suffix.lower()
     rows: Iterable[tuple[str, Any]] | None = None
     if suffix == ".parquet":
@@ -121,7 +152,7 @@ def _read_file(path: Path, text: str, *, of_folder: bool = False) -> list[Docume
         table = csv.DictReader(io.StringIO(text), delimiter=_DELIMITERS[suffix])
         if has_layout(dict.fromkeys(table.fieldnames or (), "")):
             rows = _table_rows(table, path)
-    return [Document(text=text, where=str(path))] if rows is None else read_rows(rows, path)
+    return rows
 
 
 def _table_rows(table: csv.DictReader[str], path: Path) -> Iterator[tuple[str, Any]]:
