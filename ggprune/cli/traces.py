@@ -8,24 +8,17 @@ from typing import Any
 
 import click
 
+from ggprune.cli import options
 from ggprune.cli.help import Sectioned
-from ggprune.cli.model_argument import MODEL
-from ggprune.cli.options import (
-    force_option,
-    json_option,
-    options_of,
-    output_option,
-    quiet_option,
-    record_from,
-)
 from ggprune.cli.terminal import note, print_json, progress_bar, table
+from ggprune.cli.values import MODEL
 from ggprune.llama.options import RunOptions
 
 
 @click.command("traces", cls=Sectioned)
 @click.argument("model", type=MODEL)
 @click.argument("tasks")
-@output_option("Name of the JSON Lines file of conversations.", required=True)
+@options.output("Name of the JSON Lines file of conversations.", required=True)
 @click.option(
     "--check",
     type=shlex.split,
@@ -56,10 +49,10 @@ from ggprune.llama.options import RunOptions
     help="Tasks answered at the same time.",
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="For the answers.")
-@options_of(RunOptions)
-@force_option
-@json_option
-@quiet_option
+@options.of(RunOptions)
+@options.force
+@options.json
+@options.quiet
 def command(model: Path, tasks: str, output: Path, as_json: bool, **arguments: Any) -> None:
     """Let MODEL answer TASKS, and keep the answers that are right, as text to calibrate on.
 
@@ -71,15 +64,8 @@ def command(model: Path, tasks: str, output: Path, as_json: bool, **arguments: A
     """
     from ggprune.api import stages
 
-    named = ("check", "check_seconds", "max_tokens", "parallel", "seed", "force")
-    found = stages.traces(
-        model,
-        tasks,
-        output,
-        **{name: arguments[name] for name in named},
-        options=record_from(RunOptions, arguments),
-        progress=progress_bar,
-    )
+    given = options.grouped(arguments, options=RunOptions)
+    found = stages.traces(model, tasks, output, **given, progress=progress_bar)
     classes = found["classes"]
     if as_json:
         print_json({"classes": classes, "tokens": found["tokens"]})

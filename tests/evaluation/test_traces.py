@@ -121,7 +121,9 @@ def test_broken_off_and_continued(path: Path, tasks: Path, tmp_path: Path) -> No
 
 def test_nothing_is_written_if_nothing_passes(path: Path, tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"question": "sun?", "answer": "no such words"}\n')
-    with pytest.raises(InputError, match="none of 1 answers passed: 1 (wrong|unfinished); the first: '"):
+    with pytest.raises(
+        InputError, match=r"none of 1 answers passed: 1 (wrong|unfinished); the first: "
+    ):
         ggprune.traces(path, tmp_path / "t.jsonl", tmp_path / "o.jsonl", **HOW)
     assert sorted(each.name for each in tmp_path.iterdir()) == ["t.jsonl"]
 
@@ -130,7 +132,7 @@ def test_a_prompt_beyond_the_context(path: Path, tasks: Path) -> None:
     trained = 4096
     with GgufModel(path) as gguf:
         assert gguf.get("qwen3moe.context_length") <= trained
-    with pytest.raises(InputError, match="none of 20 answers passed: 20 too long$"):
+    with pytest.raises(InputError, match=r"none of 20 answers passed: 20 too long$"):
         ggprune.traces(path, tasks, **{**HOW, "max_tokens": trained})
 
 
