@@ -10,6 +10,7 @@ import ctypes
 import functools
 import importlib.util
 import os
+import platform
 import re
 import sys
 import time
@@ -21,6 +22,7 @@ from typing import Any
 from ggprune.errors import LlamaError
 from ggprune.interrupts import interrupts
 from ggprune.llama import runtime
+from ggprune.llama.runtime import EXTERNAL
 from ggprune.llama.symbols import OPTIONAL, SYMBOLS
 
 #: Values of ``enum ggml_log_level``.
@@ -66,13 +68,17 @@ class Library:
 
     def __init__(self) -> None:
         _share_cores()
+        external = os.environ.get(EXTERNAL)
         try:
             import llama_cpp
             import llama_cpp.llama_cpp as api
         except (ImportError, OSError, RuntimeError, AttributeError) as error:
+            where = f"{EXTERNAL}={external}: " if external else ""
             raise LlamaError(
-                f"llama-cpp-python cannot be loaded: {error}",
-                remedy="pip install --force-reinstall llama-cpp-python",
+                f"{where}llama-cpp-python cannot be loaded: {error or type(error).__name__}",
+                remedy=runtime.OTHER_LIBRARY
+                if external
+                else "pip install --force-reinstall llama-cpp-python",
             ) from error
         self.api: Any = api
         self.version = str(llama_cpp.__version__)
@@ -81,9 +87,17 @@ class Library:
         self._log = LogCatcher(api)
         self._abort = AbortCatcher()
         self.ggml["ggml_set_abort_callback"](self._abort.pointer)
-        external = "LLAMA_CPP_LIB_PATH" in os.environ
-        runtime.check(api, self.ggml, self.version, is_external=external)
+        runtime.check(api, self.ggml, self.version, is_external=bool(external))
+        if not self.ggml["ggml_backend_reg_count"]():
+            # Backends are libraries of their own, in packages and archives; llama.cpp would only
+            # look beside Python, and where its distribution says, as it does below.
+            self.ggml["ggml_backend_load_all_from_path"](os.fsencode(Path(self.path).parent))
         api.llama_backend_init()
+        if not self.ggml["ggml_backend_reg_count"]():
+            raise LlamaError(
+                f"{self.path}: there are no backends beside it, not even for the CPU",
+                remedy="Name the folder with libggml-cpu too, or where it is: GGML_BACKEND_PATH.",
+            )
 
     def begin(self) -> None:
         """Forget complaints of earlier calls: what is logged from now on is of the next one."""
@@ -210,7 +224,7 @@ def has_backend(*names: str) -> bool:
     """Whether llama.cpp was built with one of these, by its files: it is not loaded for that."""
     package = importlib.util.find_spec("llama_cpp")
     own = Path(package.origin).parent / "lib" if package and package.origin else Path()
-    folder = Path(os.environ.get("LLAMA_CPP_LIB_PATH") or own)
+    folder = Path(os.environ.get(EXTERNAL) or own)
     return any(any(folder.glob(f"*ggml-{name}*")) for name in names)
 
 
@@ -247,9 +261,14 @@ def others_running() -> float:
 
 
 def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
-    found = {}
+    found, handles = {}, [handle]
+    if platform.system() == "Windows":
+        # There a library gives only its own functions, elsewhere those of what it needs too.
+        folder = Path(handle._name).parent
+        beside = [*folder.glob("*ggml.dll"), *folder.glob("*ggml-base.dll")]
+        handles += [ctypes.CDLL(str(path)) for path in beside]
     for name, (arguments, result) in {**SYMBOLS, **OPTIONAL}.items():
-        function = getattr(handle, name, None)
+        function = next(filter(None, (getattr(each, name, None) for each in handles)), None)
         if function is not None:
             function.argtypes, function.restype = arguments, result
             found[name] = function

@@ -20,6 +20,10 @@ from ggprune.llama.symbols import InitParams
 #: Releases of llama-cpp-python that passed the tests (docs/runtimes.md), and the ggml in them.
 RELEASES = {"0.3.36": "0.25.3"}
 NEWEST = list(RELEASES)[-1]
+#: Folder of the llama.cpp that llama-cpp-python is to load instead of its own.
+EXTERNAL = "LLAMA_CPP_LIB_PATH"
+#: Remedy where that one does not fit.
+OTHER_LIBRARY = f"Unset {EXTERNAL}, or let it name a llama.cpp with ggml {RELEASES[NEWEST]}."
 #: Set to go on with a release that is not among them.
 UNCHECKED = "GGPRUNE_UNCHECKED_RUNTIME"
 
@@ -75,7 +79,7 @@ def check(
         api: llama_cpp.
         ggml: see symbols.
         version: of llama-cpp-python.
-        is_external: whether its library is another than its own (LLAMA_CPP_LIB_PATH).
+        is_external: whether its library is another than its own (EXTERNAL).
 
     Raises:
         LlamaError: something is laid out in another way, or the release was not tested and
@@ -88,7 +92,9 @@ def check(
     if faults:
         raise LlamaError(
             f"{what} does not fit this ggprune: {'; '.join(faults)}",
-            remedy=f"pip install 'llama-cpp-python=={NEWEST}', or a newer ggprune.",
+            remedy=OTHER_LIBRARY
+            if is_external
+            else f"pip install 'llama-cpp-python=={NEWEST}', or a newer ggprune.",
         )
     # Builds for CUDA may add what they were built for: 0.3.36+cu124.
     expected = RELEASES.get(version.partition("+")[0])
@@ -99,9 +105,10 @@ def check(
     reason = f"it is none of the releases that ggprune was tested with ({known})"
     if expected:
         reason = f"the library is of ggml {ggml_version}, this release's own of {expected}"
+    fitting = OTHER_LIBRARY if is_external else f"pip install 'llama-cpp-python=={NEWEST}'."
     raise LlamaError(
         f"{what}: {reason}",
-        remedy=f"pip install 'llama-cpp-python=={NEWEST}'. What ggprune reads is where it should "
+        remedy=f"{fitting} What ggprune reads is where it should "
         f"be, so it may work: go on with `unchecked_runtime` ({UNCHECKED}=1).",
     )
 

@@ -58,6 +58,7 @@ SYMBOLS: dict[str, tuple[list[Any], Any]] = {
     "ggml_backend_dev_memory": ([_POINTER, _POINTER, _POINTER], None),
     "ggml_backend_dev_buffer_type": ([_POINTER], _POINTER),
     "ggml_backend_dev_init": ([_POINTER, _TEXT], _POINTER),
+    "ggml_backend_load_all_from_path": ([_TEXT], None),
     "ggml_backend_reg_count": ([], _SIZE),
     "ggml_backend_reg_get": ([_SIZE], _POINTER),
     "ggml_backend_reg_name": ([_POINTER], _TEXT),
