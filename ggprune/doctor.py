@@ -7,8 +7,10 @@ import importlib.metadata
 import platform
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,8 +20,13 @@ from ggprune.version import VERSION
 
 if TYPE_CHECKING:
     from ggprune.llama.hardware import Gpu
+    from ggprune.model import MoeModel
+    from ggprune.text.documents import Document
+    from ggprune.types import Advance
 
 _SECONDS = 10
+#: Tokens of the answers by which the time of a calibration is reckoned.
+_ANSWER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +80,13 @@ def _llama() -> Iterator[Finding]:
     from ggprune.llama.safety import extra_buffers_work
 
     gpus = hardware.machine_gpus()
+    offered, software = hardware.vulkan_devices()
+    known = {gpu.vendor for gpu in gpus}
+    gpus += [gpu for gpu in offered if gpu.vendor not in known]
     try:
         found, names = devices(), backends()
-        yield Finding("llama.cpp", library().path)
+        release = library().ggml["ggml_version"]().decode()
+        yield Finding("llama.cpp", f"with ggml {release}, in {Path(library().path).parent}")
         yield Finding("backends", ", ".join(names))
         for device in found:
             memory = f", {human_size(device.free)} free of {human_size(device.total)}"
@@ -86,6 +97,9 @@ def _llama() -> Iterator[Finding]:
         yield from _idle(idle)
         if not idle:
             yield Finding("GPUs", "all in use" if gpus else "none found in this machine")
+        used = {device.description for device in found}
+        idle_software = [name for name in software if name not in used]
+        yield from _software_devices(idle_software, is_built_in="Vulkan" in names)
         yield Finding("RPC", "built in" if rpc.is_built_in() else "not built in")
         if extra_buffers_work():
             yield Finding("quantized products", "compute with this CPU's own instructions")
@@ -99,6 +113,7 @@ def _llama() -> Iterator[Finding]:
     except GgpruneError as error:
         yield Finding("llama.cpp", error.message, error.remedy, is_broken=True)
         yield from _idle(gpus)
+        yield from _software_devices(software, is_built_in=False)
 
 
 def _idle(gpus: Sequence[Gpu]) -> Iterator[Finding]:
@@ -110,6 +125,19 @@ def _idle(gpus: Sequence[Gpu]) -> Iterator[Finding]:
             "idle GPU",
             f"{gpu.name}: the installed llama-cpp-python does not use it",
             hardware.remedy(gpu.vendor, NEWEST),
+        )
+
+
+def _software_devices(names: Sequence[str], *, is_built_in: bool) -> Iterator[Finding]:
+    from ggprune.llama import hardware
+    from ggprune.llama.runtime import NEWEST
+
+    install = "" if is_built_in else f"{hardware.wheel('vulkan', NEWEST)}; "
+    for name in names:
+        yield Finding(
+            "software device",
+            f"{name}: Vulkan computed by the CPU, not used; nothing is lost",
+            f"To try things on a device all the same: {install}export GGML_VK_VISIBLE_DEVICES=0",
         )
 
 
@@ -176,3 +204,52 @@ def _fit(path: Path) -> Iterator[Finding]:
             yield Finding("fits", f"yes: {where}")
         else:
             yield Finding("fits", "yes: on the CPU")
+        if not model.refusal:
+            yield _calibration_time(model)
+
+
+def _calibration_time(model: MoeModel) -> Finding:
+    """Calibrate on the two shortest built-in prompts of each domain, and reckon with all."""
+    from ggprune.calibration.run import Run
+    from ggprune.calibration.settings import Settings
+    from ggprune.llama.options import RunOptions
+    from ggprune.text.builtin import CALIBRATION
+    from ggprune.text.load import load_or_builtin
+
+    moments: dict[str, list[tuple[float, int]]] = {}
+
+    @contextlib.contextmanager
+    def timing(total: int, what: str, unit: str, *, initial: int = 0) -> Iterator[Advance]:
+        times = moments[what] = [(time.perf_counter(), 0)]
+        yield lambda done: times.append((time.perf_counter(), done))
+
+    sources = load_or_builtin((), CALIBRATION)
+    few = [
+        replace(each, documents=tuple(sorted(each.documents, key=_length)[:2])) for each in sources
+    ]
+    settings = Settings(generate=_ANSWER)
+    try:
+        Run(model, few, settings, RunOptions(), timing).run()
+    except GgpruneError as error:
+        return Finding("calibration", f"fails: {error.message}", error.remedy)
+    documents, tried = ([d for each in part for d in each.documents] for part in (sources, few))
+    longer = sum(map(_length, documents)) / sum(map(_length, tried))
+    read, written = moments["calibrating"], moments.get("generating", [])
+    tokens = sum(done for _, done in read)
+    pace = (read[-1][0] - read[0][0]) / tokens
+    # One token for each prompt, after the first, for which the prompts were read.
+    step = (written[-1][0] - written[-1 - len(tried)][0]) / len(tried) if written else 0.0
+    answers = len(documents) * Settings().generate if step else 0
+    # Prompts are read twice where they are answered: to answer, and with the answer.
+    seconds = (tokens * longer * (2 if step else 1) + answers) * pace + answers * step
+    speeds = f"reads {1 / pace:,.0f} tokens a second"
+    speeds += f", writes {1 / step:,.0f}" if step else ""
+    return Finding(
+        "calibration",
+        f"about {timedelta(seconds=round(seconds))} for the built-in prompts: {speeds} "
+        f"(tried on {tokens})",
+    )
+
+
+def _length(document: Document) -> int:
+    return sum(len(message.content) for message in document.messages)

@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 import ggprune
 from ggprune.doctor import Finding, diagnose
 from ggprune.llama import hardware
+from ggprune.llama.devices import Device, Kind
 from ggprune.llama.hardware import Gpu, Vendor
 from ggprune.llama.options import RunOptions
+from ggprune.text.builtin import CALIBRATION
+from ggprune.text.documents import Source
+from ggprune.text.load import load_or_builtin
 from tests.support.tiny import write_tiny
 
 pytestmark = [pytest.mark.llama, pytest.mark.process]
@@ -53,6 +60,69 @@ def test_a_gpu_that_stands_idle_is_named_with_the_command(
     assert "/whl/cu124 llama-cpp-python==0.3.36" in idle.remedy
 
 
+def test_without_cuda_the_driver_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hardware, "machine_gpus", lambda: [RTX])
+    monkeypatch.setattr(hardware, "cuda_version", lambda: None)
+    assert "driver first" in by_subject(diagnose())["idle GPU"].remedy
+
+
+def test_what_only_vulkan_sees_is_not_used_by_a_build_for_the_cpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    arc, software = Gpu(Vendor.INTEL, "Intel Arc A770"), "llvmpipe (LLVM 15.0.6, 256 bits)"
+    cpu = Device(1, "CPU", "AMD EPYC", Kind.CPU, 0, 0)
+    monkeypatch.setattr(hardware, "machine_gpus", lambda: [])
+    monkeypatch.setattr(hardware, "vulkan_devices", lambda: ([arc], [software]))
+    monkeypatch.setattr("ggprune.llama.devices.devices", lambda: [cpu])
+    monkeypatch.setattr("ggprune.llama.devices.backends", lambda: ["CPU"])
+    found = by_subject(diagnose())
+    assert arc.name in found["idle GPU"].text and "/whl/vulkan " in found["idle GPU"].remedy
+    assert software in found["software device"].text
+    assert "/whl/vulkan " in found["software device"].remedy
+    # Built with Vulkan, but it leaves devices in software alone.
+    monkeypatch.setattr("ggprune.llama.devices.backends", lambda: ["Vulkan", "CPU"])
+    remedy = by_subject(diagnose())["software device"].remedy
+    assert "pip" not in remedy and "GGML_VK_VISIBLE_DEVICES=0" in remedy
+    # And where it was told to take it, nothing is left to say.
+    used = replace(cpu, name="Vulkan0", description=software, kind=Kind.GPU)
+    monkeypatch.setattr("ggprune.llama.devices.devices", lambda: [used, cpu])
+    assert "software device" not in by_subject(diagnose())
+
+
+def test_how_long_calibration_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 prompts are tried: 10 tokens each read in 0.1 s, and a round of 16 tokens in half one."""
+    now = 0.0
+
+    def wait(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    class Trying:
+        def __init__(self, model: object, sources: list[Source], *rest: object) -> None:
+            self.prompts = sum(len(source.documents) for source in sources)
+            self.progress = rest[2]
+
+        def run(self) -> None:
+            assert self.prompts == 16
+            for what, rounds, seconds in (("generating", 3, 0.5), ("calibrating", 1, 1.6)):
+                with self.progress(0, what, "tok") as advance:
+                    for _ in range(rounds):
+                        wait(seconds)
+                        for _ in range(self.prompts):
+                            advance(1 if what == "generating" else 10)
+
+    monkeypatch.setattr("ggprune.calibration.run.Run", Trying)
+    monkeypatch.setattr("ggprune.doctor.time", SimpleNamespace(perf_counter=lambda: now))
+    found = by_subject(diagnose(write_tiny(tmp_path / "m.gguf", "qwen3moe")))["calibration"].text
+    documents = [d for source in load_or_builtin((), CALIBRATION) for d in source.documents]
+    answers = 128 * len(documents)
+    # At 0.01 s a token read and 0.5 / 16 s one written; prompts are longer than those tried.
+    least = (2 * 10 * len(documents) + answers) * 0.01 + answers * 0.5 / 16
+    hours, minutes, seconds = map(int, re.search(r"about (\d+):(\d+):(\d+)", found).groups())
+    assert least < hours * 3600 + minutes * 60 + seconds < 2 * least
+    assert "reads 100 tokens a second, writes 32 (tried on 160)" in found
+
+
 @pytest.mark.parametrize(
     ("gpu", "options", "said"),
     [
@@ -88,6 +158,7 @@ def test_a_model_that_fits_and_one_that_does_not(
     found = by_subject(diagnose(model))
     assert found["prunable"].text.startswith("yes")
     assert found["fits"].text == "yes: on the CPU"
+    assert "for the built-in prompts: reads" in found["calibration"].text
     monkeypatch.setattr(hardware, "free_memory", lambda: (1000, 2000))
     found = by_subject(diagnose(model))
     assert found["fits"].text.startswith("no")

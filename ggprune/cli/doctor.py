@@ -18,8 +18,8 @@ from ggprune.cli.values import MODEL
 def command(model: Path | None, as_json: bool) -> None:
     """Say what is installed, which devices llama.cpp uses, and what would make ggprune faster.
 
-    With MODEL: whether it fits, and where its layers would go. Exits with 1 if something has to
-    be mended before ggprune can work.
+    With MODEL: whether it fits, where its layers would go, and how long calibration takes, by
+    trying. Exits with 1 if something has to be mended before ggprune can work.
     """
     from dataclasses import asdict
 

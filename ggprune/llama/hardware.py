@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import enum
+import json
 import logging
 import platform
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ggprune.llama import vulkan
 from ggprune.llama.devices import Device, Kind, devices
 from ggprune.llama.library import library
 from ggprune.llama.options import RunOptions
@@ -65,6 +68,17 @@ def machine_gpus(root: Path = Path("/")) -> list[Gpu]:
     return []
 
 
+def vulkan_devices() -> tuple[list[Gpu], list[str]]:
+    """List the GPUs that Vulkan offers, and the names of devices that it has in software."""
+    found = json.loads(_output(sys.executable, vulkan.__file__) or "[]")
+    gpus = [
+        Gpu(vendor, name)
+        for kind, number, name in found
+        if kind in (vulkan.INTEGRATED, vulkan.DISCRETE) and (vendor := _PCI.get(f"{number:#06x}"))
+    ]
+    return gpus, [name for kind, _, name in found if kind == vulkan.SOFTWARE]
+
+
 def idle_gpus(gpus: Iterable[Gpu], devices: Sequence[Device]) -> list[Gpu]:
     """Leave out the GPUs whose vendor one of llama.cpp's devices belongs to."""
     used = {
@@ -93,6 +107,11 @@ def remedy(vendor: Vendor, version: str) -> str:
         tag = "hip-radeon" if platform.system() == "Windows" else "rocm72"
     else:
         tag = "metal" if vendor is Vendor.APPLE else "vulkan"
+    return wheel(tag, version)
+
+
+def wheel(tag: str, version: str) -> str:
+    """Return the command that installs a prebuilt wheel."""
     return (
         "pip install --force-reinstall --no-deps --only-binary :all: "
         f"--extra-index-url {WHEELS}/{tag} llama-cpp-python=={version}"

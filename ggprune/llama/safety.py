@@ -21,6 +21,7 @@ from pathlib import Path
 from ggprune.errors import LlamaError
 from ggprune.interrupts import interrupts
 from ggprune.llama.library import library
+from ggprune.llama.options import SPLIT_MODES
 from ggprune.llama.runtime import NEWEST
 from ggprune.util import cache_folder
 
@@ -76,7 +77,8 @@ def run_probe(path: Path, *, repack: bool) -> None:
     """Load the probe and compute 64 tokens: the child's whole work."""
     api = library().api
     params = api.llama_model_default_params()
-    params.n_gpu_layers = 0
+    # No devices at all: large products of tensors in memory would be computed by a GPU.
+    params.split_mode, params.main_gpu = SPLIT_MODES.index("none"), -1
     params.use_extra_bufts = repack
     model = api.llama_model_load_from_file(os.fsencode(path), params)
     if not model:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from ggprune.llama import hardware
+from ggprune.llama import hardware, vulkan
 from ggprune.llama.devices import Device, Kind
-from ggprune.llama.hardware import Gpu, Vendor, idle_gpus, machine_gpus, remedy
+from ggprune.llama.hardware import Gpu, Vendor, idle_gpus, machine_gpus, remedy, vulkan_devices
 
 
 def device(name: str, description: str, kind: Kind = Kind.GPU) -> Device:
@@ -74,6 +77,24 @@ def test_windows_names_its_cards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hardware.platform, "system", lambda: "Windows")
     monkeypatch.setattr(hardware, "_output", lambda *command: names)
     assert [gpu.vendor for gpu in machine_gpus()] == [Vendor.NVIDIA, Vendor.AMD]
+
+
+def test_what_vulkan_offers(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = '[[2, 4318, "NVIDIA GeForce RTX 3090"], [4, 65541, "llvmpipe"], [1, 5045, "Mali"]]'
+    monkeypatch.setattr(hardware, "_output", lambda *command: said)
+    assert vulkan_devices() == ([Gpu(Vendor.NVIDIA, "NVIDIA GeForce RTX 3090")], ["llvmpipe"])
+    monkeypatch.setattr(hardware, "_output", lambda *command: "")
+    assert vulkan_devices() == ([], []), "no Vulkan, or a driver that crashes"
+
+
+@pytest.mark.process
+def test_vulkan_as_its_own_program_tells_it() -> None:
+    program = shutil.which("vulkaninfo")
+    if program is None:
+        pytest.skip("vulkaninfo is not installed")
+    told = subprocess.run([program, "--summary"], capture_output=True, text=True, check=False)
+    names = re.findall(r"deviceName += (.+)", told.stdout)
+    assert sorted(name for *_, name in vulkan.found()) == sorted(names)
 
 
 @pytest.mark.parametrize(
