@@ -197,7 +197,7 @@ class Plan:
             )
         for count in self.counts if by_layer else [self.keep]:
             model.counts.check(count)
-        model.check_used(self.experts_used)
+        model.check_used(self.experts_used, min(self.counts))
         if self.zero_bias:
             check_zero_bias(architecture, f"{name}: zero_bias=True")
         self._check_layers(model, name, by_layer=by_layer)

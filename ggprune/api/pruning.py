@@ -20,7 +20,10 @@ from ggprune.choosing.choose import choose_plan, is_measured
 from ggprune.choosing.count import known_count, notes_on
 from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import InputError, Interrupted, MismatchError, OutputError
+from ggprune.evaluation.candidate import Candidate
 from ggprune.evaluation.evaluator import Evaluator
+from ggprune.evaluation.probe import without_texts
+from ggprune.evaluation.probing import short_probe
 from ggprune.fields import check_fields
 from ggprune.gguf_file import (
     GgufModel,
@@ -63,6 +66,8 @@ log = logging.getLogger(__name__)
 LOG_BYTES = 2 << 30
 #: Tokens of context to measure with where a text is shorter than the calibration's context.
 SHORT_CTX = 512
+#: Seconds of writing for each side when their answers are compared.
+PROBE_SECONDS = 20.0
 #: Part of the user's text that plans are compared on, where a method does that.
 SEARCH_SHARE = 0.2
 
@@ -78,6 +83,7 @@ class Pruned:
         statistics: what the plan was chosen by; None if a plan was given, as their path.
         evaluation: of source and result on held-out text, as ``evaluate --json`` prints it; None
             if not measured.
+        probe: their answers compared, as ``probe --json`` prints it; None if they were not.
         metadata: contents of the drop metadata.
         report: the numbers of the report; None if there is none, as its path.
     """
@@ -88,6 +94,7 @@ class Pruned:
     statistics: Statistics | None = None
     statistics_path: Path | None = None
     evaluation: Mapping[str, Any] | None = None
+    probe: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any]
     metadata_path: Path
     report: Mapping[str, Any] | None = None
@@ -144,6 +151,7 @@ def prune(
     split_max_size: int | None = None,
     modelfile: bool = False,
     verify: bool = True,
+    probe: bool = True,
     force: bool = False,
     command: str = "",
     progress: Progress = log_progress,
@@ -173,6 +181,7 @@ def prune(
         mtp, split_max_size, force: see :func:`apply`.
         modelfile: write an Ollama Modelfile too.
         verify: compare every byte with the source, load the result and measure it.
+        probe: compare short answers too, about PROBE_SECONDS for each side, if the model can chat.
         command: the command line, for the report.
         progress: shows how far it is.
         asked: fields of Budget and Request, in place of ``request``: ``keep=109``,
@@ -231,13 +240,21 @@ def prune(
                 ready = partial(_check_runs, options=options, held=held, verify=verify)
                 files, complete, compared = _write(source, given, name, writing, progress, ready)
                 pruned = _described(source, files, complete, known, None)
-            found = None
+            found = answers = None
             if verify:
                 ctx = min(settings.ctx, source.trained_context or settings.ctx)
                 most = settings.max_tokens
                 contexts = [eval_ctx] if eval_ctx else sorted({ctx, min(ctx, SHORT_CTX)})[::-1]
                 held_out = reading.held_out
                 found = _measure(source, files[0], held_out, contexts, most, options, progress)
+                if probe:
+                    answers = short_probe(
+                        source,
+                        Candidate.load(files[0]),
+                        options,
+                        seconds=PROBE_SECONDS,
+                        progress=progress,
+                    )
         except KeyboardInterrupt:
             if pruned is None:
                 raise
@@ -247,7 +264,7 @@ def prune(
                 f"{shlex.quote(str(source.gguf.path))} {shlex.quote(str(pruned.path))}`.",
             ) from None
         with interrupts:
-            pruned = _described(source, files, complete, known, found)
+            pruned = _described(source, files, complete, known, found, answers or None)
             pruned = replace(pruned, compared=compared, statistics_path=known_path)
             pruned = _reported(pruned, command)
     if not modelfile:
@@ -579,11 +596,13 @@ def _described(
     plan: Plan,
     statistics: Statistics | None,
     evaluation: Mapping[str, Any] | None,
+    probe: Mapping[str, Any] | None = None,
 ) -> Pruned:
     """Write the drop metadata beside the result."""
     path = drop_metadata.metadata_path(files[0])
     with GgufModel(files[0]) as result:
-        metadata = drop_metadata.drop_metadata(model, result, plan, statistics, evaluation)
+        numbers = without_texts(probe) if probe else None
+        metadata = drop_metadata.drop_metadata(model, result, plan, statistics, evaluation, numbers)
     drop_metadata.save(path, metadata)
     report_path(files[0]).unlink(missing_ok=True)  # Of another result that this one has replaced.
     return Pruned(
@@ -591,6 +610,7 @@ def _described(
         plan=plan,
         statistics=statistics,
         evaluation=evaluation,
+        probe=probe,
         metadata=metadata,
         metadata_path=path,
     )
@@ -605,6 +625,11 @@ def _reported(pruned: Pruned, command: str) -> Pruned:
     """Write the report beside the result."""
     path = report_path(pruned.path)
     given = ReportInput(
-        pruned.statistics, pruned.plan, pruned.metadata, pruned.evaluation, command=command
+        pruned.statistics,
+        pruned.plan,
+        pruned.metadata,
+        pruned.evaluation,
+        probe=pruned.probe,
+        command=command,
     )
     return replace(pruned, report=write_report(path, given), report_path=path)

@@ -32,17 +32,18 @@ def check_request(
     if request.router_bias != "keep":
         check_zero_bias(architectures.find(architecture), f"router_bias={request.router_bias}")
     method = find(request.method) if request.method else None
-    if request.fixed_used is not None:
-        counts.check_used(request.fixed_used)
     forced = parse_always_keep(request.always_keep, layers, counts.experts)
     parse_domains(request.protect_domains, domains)
     if method is not None:
         _check_combination(request, method)
     if request.blend and request.blend not in blend.NAMED:
         blend.parse_weights(request.blend, domains)
-    if request.budget.rule in ("keep", "ratio"):
+    if request.budget.rule not in ("keep", "ratio"):
+        counts.check_used(request.fixed_used, counts.experts)
+    else:
         keep = known_count(request.budget, counts, None)
         assert keep is not None
+        counts.check_used(request.fixed_used, keep)
         Protection(tuple(layers), counts, forced, tuple(domains), {}).check_room(keep)
 
 

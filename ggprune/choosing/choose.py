@@ -178,11 +178,10 @@ def plan_of(
             "calibration": {domain.name: domain.sha256 for domain in statistics.domains},
         },
     )
-    return replace(
-        plan,
-        experts_used=request.fixed_used or decision.experts_used,
-        zero_bias=decision.zero_bias or request.router_bias == "zero",
-    )
+    used = request.fixed_used or decision.experts_used
+    identity.counts.check_used(used, keep)
+    zero_bias = decision.zero_bias or request.router_bias == "zero"
+    return replace(plan, experts_used=used, zero_bias=zero_bias)
 
 
 def _mtp_layers(model: MoeModel | None, keep: int) -> dict[int, LayerPlan]:

@@ -108,8 +108,9 @@ class Request:
         method: name in METHODS; None for the default (see methods.default_method).
         search_minutes: limit for whatever measures plans.
         search_plans: number of plans that ``search`` draws, whatever the time: repeats exactly.
-        experts_used: experts per token in the result; ``auto`` measures which number, at most the
-            model's, is best on the search text; None leaves that to the method.
+        experts_used: experts per token in the result; ``auto`` measures which number is best on
+            the search text, and takes it if a short probe confirms that answers are no worse; None
+            leaves that to the method.
     """
 
     budget: Budget
@@ -142,8 +143,8 @@ class Request:
     )
     experts_used: int | Literal["auto"] | None = option(
         None,
-        "Experts each token uses in the result, at most the model's number; auto: as many as are "
-        "best on the search text, as method search does.",
+        "Experts each token uses in the result; auto: as many as are best on the search text, if "
+        "answers are then no worse, as method search does.",
         metavar="NUMBER|auto",
     )
     router_bias: Literal["keep", "zero", "auto"] = option(

@@ -135,7 +135,7 @@ def _option(field: Field[Any], section: str | None) -> Callable[[Command], Comma
     if kind == "bool":
         if default:
             flags = tuple(flag.replace("--", "--no-", 1) for flag in flags)
-        special: dict[str, Any] = {"is_flag": True, "callback": _not if default else None}
+        special: dict[str, Any] = {"is_flag": True, "callback": negated if default else None}
     else:
         special = {
             "type": _type(field.name, kind, about),
@@ -150,7 +150,8 @@ def _option(field: Field[Any], section: str | None) -> Callable[[Command], Comma
     )
 
 
-def _not(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+def negated(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+    """Turn a switch that says no into a value that says yes; a callback."""
     return not value
 
 
@@ -222,7 +223,7 @@ def writing(command: Command) -> Command:
             "--no-verify",
             "verify",
             is_flag=True,
-            callback=_not,
+            callback=negated,
             help="Do not compare the result with the source, nor load and measure it.",
         ),
         click.option("--split-max-size", type=size, help="Write shards of at most this size: 50G."),

@@ -61,9 +61,10 @@ def command(
 ) -> None:
     """Let BASE and CANDIDATE (a plan or a GGUF file) answer the same prompts, and compare.
 
-    The prompts ship with ggprune: code, math, philosophy, long context, tasks that tempt into
-    repetition, tool calls as JSON, other languages. What is counted: words, distinct 4-grams,
-    loops, collapses, answers that end by themselves, JSON that parses.
+    The prompts ship with ggprune: short questions, code, math, philosophy, long context, tasks
+    that tempt into repetition, tool calls as JSON, other languages. Loops, answers that do not
+    end, length and format are compared in pairs, each with a 95 % interval and a verdict: pass,
+    fail, or undecided where it takes more answers to say.
     """
     from ggprune.api import measuring
     from ggprune.evaluation.verdict import verdict
@@ -90,13 +91,16 @@ def command(
 
 
 def _report(result: Mapping[str, Any]) -> str:
+    from ggprune.evaluation.verdict import answers_in_a_line
+
     blocks = []
     for mode, numbers in result["modes"].items():
         kinds = [*numbers["kinds"].items(), ("all", numbers)]
         rows = [_row(kind, part["base"], part["candidate"]) for kind, part in kinds]
         header = [mode, "n", "words", "distinct", "loops", "collapsed", "ended", "JSON"]
         blocks.append(table(rows, header=header))
-    return "Each cell: base -> candidate\n" + "\n\n".join(blocks)
+    told = [f"{name}: {answers_in_a_line(mode)}" for name, mode in result["modes"].items()]
+    return "\n\n".join(["Each cell: base -> candidate\n" + blocks[0], *blocks[1:], *told])
 
 
 def _row(kind: str, base: Mapping[str, Any], candidate: Mapping[str, Any]) -> list[str]:

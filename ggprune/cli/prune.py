@@ -48,6 +48,13 @@ if TYPE_CHECKING:
 )
 @click.option("--plan", type=FILE, help="Use this plan: skip scoring too.")
 @options.writing
+@click.option(
+    "--no-probe",
+    "probe",
+    is_flag=True,
+    callback=options.negated,
+    help="Do not compare short answers of both models, which takes up to a minute.",
+)
 @click.option("--modelfile", is_flag=True, help="Write an Ollama Modelfile too.")
 @click.option(
     "--types",

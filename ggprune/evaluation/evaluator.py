@@ -123,7 +123,7 @@ class Evaluator(Closing):
 
     def close(self) -> None:
         """Free the model, threads and temporary files."""
-        self._unload()
+        self.unload()
         self._base = None
         self._pool.shutdown()
         self._cache.close()
@@ -250,7 +250,7 @@ class Evaluator(Closing):
         """
         self._check_vocabulary(path)
         base = self.base(advance)
-        self._unload()
+        self.unload()
         masks = [MaskObserver(self.description.prunable(), dropped)] if dropped else []
         with (
             LlamaModel(path, self.options) as candidate,
@@ -299,14 +299,15 @@ class Evaluator(Closing):
 
     def _loaded(self, experts_used: int | None = None) -> LlamaModel:
         if experts_used != self._experts_used:
-            self._unload()
+            self.unload()
         if self._llama is None:
             overrides = self.description.prunable().overrides(experts_used) if experts_used else {}
             self._llama = LlamaModel(self.description.gguf.path, self.options, overrides=overrides)
             self._experts_used = experts_used
         return self._llama
 
-    def _unload(self) -> None:
+    def unload(self) -> None:
+        """Free the model until it is needed again."""
         if self._masked is not None:
             self._masked[1].close()
             self._masked = None

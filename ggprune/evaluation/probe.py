@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from ggprune.calibration.generate import Sampling, generate
+from ggprune.evaluation.probe_gate import Answer, gate
 from ggprune.gguf_file import GgufModel
 from ggprune.llama.callback import Observer
 from ggprune.llama.session import LlamaModel
@@ -20,9 +21,11 @@ from ggprune.text.documents import Document, Message
 from ggprune.types import Advance, no_advance
 
 FORMAT = "ggprune-probe"
-_VERSION = 1
+_VERSION = 2
 GREEDY = "greedy"
 SAMPLED = "sampled"
+#: The kind of prompts that ask for a sentence or two.
+SHORT = "short"
 #: Below this share of distinct 4-grams a text goes round in circles.
 LOOP_RATIO = 0.55
 #: A text shorter than this many 4-grams says nothing about its variety.
@@ -43,7 +46,7 @@ class Probe:
 
     Attributes:
         name: its identifier.
-        kind: code, math, philosophy, long_context, repetition, tools or language.
+        kind: code, math, philosophy, long_context, repetition, tools, language or short.
         messages: the conversation to continue.
         expect_json: whether the answer must be one JSON object.
     """
@@ -52,31 +55,6 @@ class Probe:
     kind: str
     messages: tuple[Message, ...]
     expect_json: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What a model wrote, measured.
-
-    Attributes:
-        text: with the special tokens in it.
-        tokens: how many.
-        words: separated by white space.
-        distinct4: distinct 4-grams of tokens over all of them; 1 for a short text.
-        loop: distinct4 below 0.55, or the text ends in a piece that is repeated.
-        collapse: empty, one token over and over, or bytes that are not UTF-8.
-        ended: by itself, not by the limit.
-        json: whether it is JSON; None where that was not asked for.
-    """
-
-    text: str
-    tokens: int
-    words: int
-    distinct4: float
-    loop: bool
-    collapse: bool
-    ended: bool
-    json: bool | None = None
 
 
 def builtin_probes() -> list[Probe]:
@@ -157,6 +135,7 @@ def measure(llama: LlamaModel, ids: Sequence[int], *, expect_json: bool = False)
         loop=ratio < LOOP_RATIO or ends_in_repetition(said),
         collapse=not text.strip() or len(set(said)) == 1 or not valid,
         ended=ended,
+        end=llama.text(ids[-1:]) if ended else "",
         json=is_json(text) if expect_json else None,
     )
 
@@ -253,6 +232,7 @@ def _mode(
     return {
         "base": summary(base),
         "candidate": summary(candidate),
+        "gate": gate(base, candidate),
         "kinds": {
             kind: {
                 "base": summary([b for p, b, _ in rows if p.kind == kind]),
@@ -260,8 +240,6 @@ def _mode(
             }
             for kind in kinds
         },
-        "loops_in_candidate_only": [p.name for p, b, c in rows if c.loop and not b.loop],
-        "loops_in_base_only": [p.name for p, b, c in rows if b.loop and not c.loop],
         "probes": [
             {
                 "id": p.name,
@@ -273,3 +251,13 @@ def _mode(
             for p, b, c in rows
         ],
     }
+
+
+def without_texts(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what ``ggprune probe`` writes without the answers: what a file can hold on to."""
+    left_out = ("probes", "kinds")
+    modes = {
+        name: {key: value for key, value in mode.items() if key not in left_out}
+        for name, mode in found["modes"].items()
+    }
+    return {**found, "modes": modes}

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ggprune.util import first_few
+from ggprune.evaluation.probe_gate import FAIL
 
 #: Above this perplexity ratio users notice without looking for it.
 MAX_PPL_RATIO = 1.2
@@ -43,7 +43,7 @@ class Finding:
     """Something bad.
 
     Attributes:
-        gate: which one tripped: "perplexity", "cliff", "tail", "domain", "loops" or "layers".
+        gate: which one tripped: "perplexity", "cliff", "tail", "domain", "answers" or "layers".
     """
 
     gate: str
@@ -76,7 +76,7 @@ def verdict(
         *_perplexity(measured),
         *_divergence(measured, sweep or {}, keep),
         *_domains(measured),
-        *_loops(probe or {}),
+        *_answers(probe or {}),
         *_layers({} if measured.get("kld_mean") is not None else retained or {}),
     ]
 
@@ -165,16 +165,39 @@ def _domains(evaluation: Mapping[str, Any]) -> Iterator[Finding]:
         )
 
 
-def _loops(probe: Mapping[str, Any]) -> Iterator[Finding]:
+def _answers(probe: Mapping[str, Any]) -> Iterator[Finding]:
     for name, mode in (probe.get("modes") or {}).items():
-        ids = mode.get("loops_in_candidate_only") or []
-        if len(ids) > len(mode.get("loops_in_base_only") or []):
-            shown = first_few(ids, 4)
+        gate = mode.get("gate") or {}
+        worse = [
+            _check(check, found)
+            for check, found in gate.get("checks", {}).items()
+            if found["verdict"] == FAIL
+        ]
+        if worse:
             yield Finding(
-                "loops",
-                f"The candidate loops where the base model does not ({name}): {shown}.",
-                "Keep more experts, or calibrate with text like the prompts that loop.",
+                "answers",
+                f"What it writes is worse than the base model's ({name}): {'; '.join(worse)}.",
+                "Keep more experts, or calibrate with text like these prompts.",
             )
+
+
+def answers_in_a_line(mode: Mapping[str, Any]) -> str:
+    """Say what a probe's gate found in a mode, with 95 % intervals."""
+    gate = mode.get("gate")
+    if not gate:
+        return "not compared"  # By an older version.
+    checks = "; ".join(_check(name, found) for name, found in gate["checks"].items())
+    return f"{mode['base']['probes']} answers, {gate['verdict']}: {checks}"
+
+
+def _check(name: str, found: Mapping[str, Any]) -> str:
+    low, high = found["low"], found["high"]
+    if name == "length":
+        upto = "…" if high is None else f"{high:.2f}"
+        return f"length {found['value']:.2f} times ({low:.2f} to {upto})"
+    what = {"loops": "loops", "endless": "no end", "format": "format broken"}[name]
+    rates = f"{found['base']:.0%} -> {found['candidate']:.0%}"
+    return f"{what} {rates} ({100 * low:+.0f} to {100 * high:+.0f} points)"
 
 
 def _layers(retained: Mapping[int, float | None]) -> Iterator[Finding]:

@@ -53,12 +53,17 @@ class ExpertCounts:
             remedy = f"The largest count that prunes: {pruning[-1]}."
         raise InputError(f"keep={keep}: {problem}", remedy=remedy)
 
-    def check_used(self, experts_used: int | None) -> None:
-        """Raise InputError unless so many experts a token are possible; None leaves the number."""
-        if experts_used is not None and not 1 <= experts_used <= self.used:
+    def most_used(self, keep: int) -> int:
+        """Return the largest number of experts that a token can use of ``keep``."""
+        return keep // self.groups * self.groups_used
+
+    def check_used(self, experts_used: int | None, keep: int) -> None:
+        """Raise InputError unless a token can use so many of ``keep``; None leaves the number."""
+        most = self.most_used(keep)
+        if experts_used is not None and not 1 <= experts_used <= most:
             raise InputError(
-                f"experts_used={experts_used}: the model uses {self.used}",
-                remedy=f"Take a number from 1 to {self.used}.",
+                f"experts_used={experts_used}: the model uses {self.used}, and {keep} are kept",
+                remedy=f"Take a number from 1 to {most}.",
             )
 
     def rounded(self, keep: float, way: str, multiple_of: int = 1) -> int:

@@ -147,9 +147,9 @@ class MoeModel(Model):
         """Return the model itself."""
         return self
 
-    def check_used(self, experts_used: int | None) -> None:
-        """Raise InputError unless the model can use so many experts a token."""
-        self.counts.check_used(experts_used)
+    def check_used(self, experts_used: int | None, keep: int) -> None:
+        """Raise InputError unless the model can use so many of ``keep`` experts a token."""
+        self.counts.check_used(experts_used, keep)
         if experts_used and isinstance(self.metadata.get(architectures.EXPERT_USED_KEY), list):
             raise InputError(
                 f"experts_used={experts_used}: {self.gguf.path} has a number for every layer, "

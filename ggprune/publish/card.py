@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from ggprune.choosing.methods import METHODS
-from ggprune.evaluation.verdict import verdict
+from ggprune.evaluation.verdict import answers_in_a_line, verdict
 from ggprune.hub.client import metadata_block
 from ggprune.model.architectures import ARCHITECTURES, Kind
 from ggprune.publish.card_facts import Card, ModelFile, gather
@@ -120,7 +120,15 @@ def _measurements(card: Card) -> dict[str, Any]:
         for each in verdict(evaluation=file.evaluation, keep=card.experts, retained=shares):
             of = "" if each.gate == "layers" else f"`{clean(file.name)}`: "
             findings[f"- {of}{clean(each.text)}"] = None
-    return {"measured": measured, "missing": missing, "findings": list(findings)}
+    probe = metadata.get("probe") or {}
+    findings |= {f"- {clean(each.text)}": None for each in verdict(probe=probe)}
+    answers = {name: answers_in_a_line(mode) for name, mode in probe.get("modes", {}).items()}
+    return {
+        "answers": answers,
+        "measured": measured,
+        "missing": missing,
+        "findings": list(findings),
+    }
 
 
 def _settings(settings: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ _ANY: Json = {}
 #: What the page reads of files that people may have edited.
 _SHAPES: Json = {
     "metadata": {
-        **{f"{key}?": _ANY for key in ("source", "result", "calibration", "evaluation")},
+        **{f"{key}?": _ANY for key in ("source", "result", "calibration", "evaluation", "probe")},
         "settings?": _ANY,
         "keep?": int,
         "experts?": int,
@@ -104,7 +104,7 @@ def build(given: ReportInput) -> Json:
         "domains": sections.domains(statistics, plan),
         "evaluation": evaluation or None,
         "sweep": given.sweep or None,
-        "probe": given.probe or None,
+        "probe": given.probe or metadata.get("probe") or None,
         "tasks": (given.tasks or {}).get("tasks") or None,
         "frontier": given.frontier or None,
         "provenance": _provenance(given, plan, metadata),

@@ -12,6 +12,7 @@ from jinja2 import Template
 from markupsafe import Markup, escape
 
 from ggprune import util
+from ggprune.evaluation.verdict import answers_in_a_line
 from ggprune.util import human_size
 
 Report = Mapping[str, Any]
@@ -156,6 +157,7 @@ def template(name: str, **options: Any) -> Template:
         "num": number,
         "fixed": fixed,
         "points": points,
+        "gate": answers_in_a_line,
         "code": with_code,
         "count": count,
         "size": size,

@@ -39,6 +39,7 @@ def drop_metadata(
     plan: Plan,
     statistics: Statistics | None,
     evaluation: Mapping[str, Any] | None = None,
+    probe: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Everything that is known of a pruned file.
 
@@ -46,6 +47,7 @@ def drop_metadata(
         result: the written file; None before it is written.
         statistics: None if a plan was given instead.
         evaluation: perplexities and divergences in the JSON that ``evaluate`` prints.
+        probe: what ``probe`` prints, without the answers.
     """
     worst = plan.worst_retained
     return {
@@ -74,6 +76,7 @@ def drop_metadata(
         },
         "layers": plan.as_json()["layers"],
         "evaluation": evaluation,
+        "probe": probe,
     }
 
 

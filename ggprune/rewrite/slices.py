@@ -110,7 +110,7 @@ def result_files(
     """
     _check(model, keep, mtp)
     model.counts.check(keep)
-    model.check_used(experts_used)
+    model.check_used(experts_used, keep)
     used = None if experts_used == model.experts_used else experts_used
     dropped = model.mtp_layers if mtp == "drop" else ()
     kept = dict.fromkeys(model.expert_layers, range(keep))

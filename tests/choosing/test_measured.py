@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,12 +15,15 @@ from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.request import Budget, Request, Resources
+from ggprune.choosing.search import measuring, search
 from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.errors import InputError
+from ggprune.evaluation.candidate import Candidate
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import dropped_by
+from ggprune.evaluation.probe_gate import Answer, gate
 from ggprune.llama.options import RunOptions
-from ggprune.model import open_model
+from ggprune.model import Model, open_model
 from ggprune.plan import Plan
 from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
@@ -140,10 +144,81 @@ def test_the_number_of_experts_used_is_measured(
     assert kl_of(resources, fewer) == pytest.approx(kl[whole - 1], rel=0.3)
 
 
-def test_more_experts_than_the_model_uses(resources: Resources, statistics: Statistics) -> None:
-    request = replace(asked("contribution", keep=8), experts_used=99)
-    with pytest.raises(InputError, match="experts_used=99: the model uses"):
+def test_more_experts_than_are_kept(resources: Resources, statistics: Statistics) -> None:
+    request = replace(asked("contribution", keep=8), experts_used=9)
+    with pytest.raises(InputError, match="experts_used=9: the model uses 4, and 8 are kept"):
         choose_plan(statistics, request, resources)
+
+
+def test_more_experts_than_the_model_uses(
+    resources: Resources, statistics: Statistics, tmp_path: Path
+) -> None:
+    """As with fewer, the written file computes what was measured by masking."""
+    assert resources.model is not None
+    plan = choose_plan(statistics, replace(asked("reap", keep=8), experts_used=6), resources)
+    path = resources.model.gguf.path
+    result = ggprune.apply(path, plan, tmp_path / "o.gguf")
+    with Evaluator(path, OPTIONS, SEARCH, n_ctx=256, max_tokens=512) as evaluator:
+        masked, file = evaluator.measure_plan(plan), evaluator.measure_file(result.path)
+        own = evaluator.measure_plan(replace(plan, experts_used=None))
+    assert open_model(result.path).experts_used == 6
+    assert file.total.kld_mean == pytest.approx(masked.total.kld_mean, rel=1e-3)
+    assert masked.total.kld_mean != pytest.approx(own.total.kld_mean, rel=0.01)
+
+
+def answer(tokens: int, *, loop: bool = False) -> Answer:
+    return Answer("", tokens, tokens, 1.0, loop, False, True, "<end>")
+
+
+@pytest.mark.parametrize(
+    ("answers", "used", "said"),
+    [
+        ([answer(20)] * 90, 6, "6, which answers confirm: 90 answers, pass: loops 0% -> 0%"),
+        ([answer(23)] * 90, None, "4: answers do not confirm 6: 90 answers, fail"),
+        ([answer(20, loop=True)] * 90, None, "4: answers do not confirm 6: 90 answers, fail"),
+        ([answer(20)] * 60, None, "4: answers do not confirm 6: 60 answers, undecided"),
+        ([], None, "4: too slow to try answers with 6"),
+    ],
+)
+def test_another_number_of_experts_used_is_confirmed_by_answers(
+    answers: list[Answer],
+    used: int | None,
+    said: str,
+    resources: Resources,
+    statistics: Statistics,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(measuring, "can_chat", lambda _: True)
+    monkeypatch.setattr(search, "best_used", lambda *_: (6, {4: 0.2, 6: 0.1}))
+
+    def short_probe(model: Model, plan: Candidate, *_: object, **more: Any) -> dict[str, Any]:
+        assert plan.plan is not None and plan.plan.experts_used == 6
+        assert replace(plan.plan, experts_used=None) == more["base"], "all else is the same"
+        found = gate([answer(20)] * len(answers), answers)
+        mode = {"base": {"probes": len(answers)}, "gate": found}
+        return {"modes": {"sampled": mode}} if answers else {}
+
+    monkeypatch.setattr(measuring, "short_probe", short_probe)
+    for request in (
+        replace(asked("contribution", keep=8), experts_used="auto"),
+        replace(asked("search", keep=8), search_plans=3),
+    ):
+        plan = choose_plan(statistics, request, resources)
+        assert plan.experts_used == used
+        assert plan.settings["experts_used_reason"].startswith(said)
+
+
+def test_a_model_that_cannot_chat_keeps_its_number(
+    resources: Resources, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "best_used", lambda *_: (3, {4: 0.2, 3: 0.1}))
+    plan = choose_plan(statistics, replace(asked("search", keep=8), search_plans=3), resources)
+    assert plan.experts_used is None
+    assert "no chat template" in plan.settings["experts_used_reason"]
+    request = replace(asked("contribution", keep=8), experts_used="auto")
+    plan = choose_plan(statistics, request, resources)
+    assert plan.experts_used == 3
+    assert plan.settings["experts_used_reason"].startswith("3, by divergence alone")
 
 
 def test_a_limit_is_kept_with_fewer_experts_used(

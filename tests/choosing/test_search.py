@@ -118,19 +118,31 @@ def kl_by_number(*kl: float) -> Callable[[int], np.ndarray]:
 
 
 def test_fewer_experts_are_used_for_as_long_as_that_helps() -> None:
-    used, seen = search.best_used(kl_by_number(0.30, 0.28, 0.27, 0.29, 0.1), 8)
+    used, seen = search.best_used(kl_by_number(0.30, 0.28, 0.27, 0.29, 0.1), 8, 12)
     assert used == 6
     assert list(seen) == [8, 7, 6, 5]
     assert seen[6] == pytest.approx(0.27, rel=0.01)
 
 
+def test_more_experts_are_used_where_fewer_do_not_help() -> None:
+    kl = {7: 0.31, 8: 0.30, 9: 0.28, 10: 0.27, 11: 0.28, 12: 0.1}
+
+    def measure(used: int) -> np.ndarray:
+        return kl[used] * (1 + 0.01 * np.random.default_rng(used).random(20))
+
+    used, seen = search.best_used(measure, 8, 16)
+    assert used == 10 and list(seen) == [8, 7, 9, 10, 11]
+    assert search.best_used(measure, 8, 9)[0] == 9
+    assert list(search.best_used(measure, 8, 8)[1]) == [8, 7], "no more are kept"
+
+
 def test_as_many_experts_as_the_model_uses_unless_the_gain_is_sure() -> None:
-    assert search.best_used(kl_by_number(0.27, 0.30, 0.1), 8)[0] == 8
+    assert search.best_used(kl_by_number(0.27, 0.30, 0.1), 8, 8)[0] == 8
     noise = np.random.default_rng(0).normal(0, 0.1, 20)
     doubtful = {8: np.full(20, 0.3), 7: 0.299 + noise - noise.mean(), 6: np.full(20, 0.4)}
-    used, seen = search.best_used(doubtful.__getitem__, 8)
+    used, seen = search.best_used(doubtful.__getitem__, 8, 8)
     assert used == 8 and list(seen) == [8, 7, 6]
-    assert search.best_used(lambda used: np.ones(3), 1) == (1, {1: 1.0})
+    assert search.best_used(lambda used: np.ones(3), 1, 1) == (1, {1: 1.0})
 
 
 def test_the_same_seed_finds_the_same() -> None:

@@ -13,8 +13,9 @@ from click.testing import CliRunner
 from ggprune.calibration.generate import Sampling
 from ggprune.cli import cli
 from ggprune.errors import UnsupportedModelError
+from ggprune.evaluation import probe, probing
+from ggprune.evaluation.candidate import Candidate
 from ggprune.evaluation.probe import (
-    LOOP_RATIO,
     builtin_probes,
     decode,
     distinct_ratio,
@@ -22,14 +23,16 @@ from ggprune.evaluation.probe import (
     is_json,
     measure,
     own_sampling,
-    side_by_side,
+    without_texts,
 )
+from ggprune.evaluation.probing import short_probe
 from ggprune.evaluation.verdict import verdict
 from ggprune.gguf_file import GgufModel
 from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
-from tests.support.evaluating import OPTIONS, random_plan
+from ggprune.publish.card import gather, render
+from tests.support.evaluating import OPTIONS, TEXT, random_plan
 from tests.support.tiny import write_tiny
 
 STORY = [*range(100), 5, 9, 4, 5, 9, 7, *range(100, 180)]
@@ -112,9 +115,10 @@ def test_builtin_probes() -> None:
     kinds = {probe.kind for probe in probes}
     assert len(probes) >= 14
     assert kinds == {
-        "code", "math", "philosophy", "long_context", "repetition", "tools", "language"
+        "code", "math", "philosophy", "long_context", "repetition", "tools", "language",
+        "short",
     }  # fmt: skip
-    assert {probe.kind for probe in probes if probe.expect_json} == {"tools"}
+    assert {probe.kind for probe in probes if probe.expect_json} == {"tools", "short"}
 
 
 def test_own_sampling(path: Path, tmp_path: Path) -> None:
@@ -154,11 +158,11 @@ def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert "greedy" in run.stdout and "math" in run.stdout
         assert len(run.stdout.splitlines()) < 25
         results[name] = json.loads(out.read_text())
-    for probe in results["identity"]["modes"]["greedy"]["probes"]:
-        assert probe["base"] == probe["candidate"]
+    for pair in results["identity"]["modes"]["greedy"]["probes"]:
+        assert pair["base"] == pair["candidate"]
     for name in ("random", "fewer"):
-        probes = results[name]["modes"]["greedy"]["probes"]
-        assert any(probe["base"] != probe["candidate"] for probe in probes)
+        pairs = results[name]["modes"]["greedy"]["probes"]
+        assert any(pair["base"] != pair["candidate"] for pair in pairs)
     assert not verdict(probe=results["identity"])
     run = CliRunner().invoke(
         cli, ["probe", str(path), str(tmp_path / "random.json"), "-o", str(out)]
@@ -166,29 +170,85 @@ def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run.exit_code != 0, "the output exists"
 
 
+def chatting(folder: Path) -> Path:
+    """A model with a chat template."""
+    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+    return write_tiny(folder / "chat.gguf", "qwen3moe", keys={"tokenizer.chat_template": template})
+
+
 @pytest.mark.llama
-def test_loops_in_the_candidate_only(path: Path) -> None:
-    probes = builtin_probes()[:3]
-    with LlamaModel(path, OPTIONS, vocab_only=True) as model:
-        fine, loops = measure(model, STORY), measure(model, [5, 6, 7, 8] * 20)
-    assert fine.distinct4 == 1 and loops.distinct4 < LOOP_RATIO
+def test_a_planted_bad_generator_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The base writes stories that end; the candidate, known by its mask, goes round in circles."""
+    path = chatting(tmp_path)
+    model = open_model(path)
+    plan = random_plan(model, 8)
 
-    def result(base: list, candidate: list) -> dict:
-        return side_by_side(
-            probes,
-            {"greedy": base},
-            {"greedy": candidate},
-            names=("a", "b"),
-            settings={},
-            modes={"greedy": Sampling()},
-        )
+    def planted(llama: LlamaModel, prompts: list, *, observers: list, **_: object) -> list:
+        story = [*STORY, llama.eos]
+        return [[5, 6, 7, 8] * 90 if observers and n % 2 else story for n, _ in enumerate(prompts)]
 
-    bad = result([fine, fine, loops], [fine, loops, loops])
-    assert bad["modes"]["greedy"]["loops_in_candidate_only"] == [probes[1].name]
-    (finding,) = verdict(probe=bad)
-    assert finding.gate == "loops" and probes[1].name in finding.text
-    assert not verdict(probe=result([fine, loops, fine], [fine, loops, fine]))
-    assert not verdict(probe=result([fine, loops, fine], [loops, fine, fine])), "as many as before"
+    monkeypatch.setattr(probe, "generate", planted)
+    found = short_probe(model, Candidate.of(plan), OPTIONS)
+    (mode,) = found["modes"].values()
+    assert mode["base"]["probes"] == 96
+    checks = mode["gate"]["checks"]
+    assert [checks[name]["verdict"] for name in ("loops", "endless")] == ["fail", "fail"]
+    assert (checks["loops"]["base"], checks["loops"]["candidate"]) == (0.0, 0.5)
+    assert [finding.gate for finding in verdict(probe=found)] == ["answers"]
+    # The same as what it is compared with: nothing is lost.
+    same = short_probe(model, Candidate.of(plan), OPTIONS, base=plan)
+    assert not verdict(probe=same)
+    assert "texts" not in without_texts(found)["modes"]["sampled"]
+    assert without_texts(found)["modes"]["sampled"]["gate"] == mode["gate"]
+
+
+@pytest.mark.llama
+def test_a_short_probe_takes_no_longer_than_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = chatting(tmp_path)
+    model = open_model(path)
+    candidate = Candidate.of(random_plan(model, 8))
+    monkeypatch.setattr(probing, "_speed", lambda *_: 64.0)  # Tokens a second: one answer.
+    found = short_probe(model, candidate, OPTIONS, seconds=9)
+    assert [p["id"] for p in found["modes"]["sampled"]["probes"]] == [
+        f"short-0{n}" for n in range(1, 10)
+    ]
+    caplog.set_level("INFO", "ggprune")
+    assert not short_probe(model, candidate, OPTIONS, seconds=7)
+    assert "writes too slowly" in caplog.text
+    mute = write_tiny(tmp_path / "mute.gguf", "qwen3moe")
+    assert not short_probe(open_model(mute), candidate, OPTIONS), "it has no chat template"
+
+
+@pytest.mark.llama
+def test_prune_counts_what_the_result_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = chatting(tmp_path)
+    save = tmp_path / "plan.json"
+    random_plan(open_model(path), 8).save(save)
+    written = [STORY, [5, 6, 7, 8] * 90]
+
+    def planted(llama: LlamaModel, prompts: list, **_: object) -> list:
+        return [written["-8e" in llama.path.name]] * len(prompts)
+
+    monkeypatch.setattr(probe, "generate", planted)
+    text = tmp_path / "text.txt"
+    text.write_text(TEXT * 3)
+    arguments = ["prune", str(path), "--plan", str(save), "--eval-text", f"x={text}", "-t", "1"]
+    arguments += ["--ctx", "64", "-o", str(tmp_path / "m-8e.gguf"), "--force"]
+    run = CliRunner().invoke(cli, arguments)
+    assert run.exit_code == 0, run.output
+    assert "BAD: What it writes is worse than the base model's (sampled): loops 0% -> 100%" in (
+        run.stdout
+    )
+    card = render(gather([tmp_path / "m-8e.gguf"]))
+    assert "loops 0% -> 100%" in card and "generated text side by side" not in card
+    report = json.loads(CliRunner().invoke(cli, [*arguments, "--json"]).stdout)
+    assert report["probe"]["modes"]["sampled"]["gate"]["verdict"] == "fail"
+    without = json.loads(CliRunner().invoke(cli, [*arguments, "--json", "--no-probe"]).stdout)
+    assert without["probe"] is None
 
 
 @pytest.mark.llama

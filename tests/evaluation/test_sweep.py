@@ -15,7 +15,8 @@ from ggprune.cli import cli
 from ggprune.errors import InputError, MismatchError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import MaskObserver, dropped_by
-from ggprune.evaluation.probe import Answer, Probe, measure, side_by_side
+from ggprune.evaluation.probe import Probe, measure, side_by_side
+from ggprune.evaluation.probe_gate import Answer
 from ggprune.evaluation.sweep import Tolerance, default_counts, find_cliff, sweep
 from ggprune.evaluation.verdict import cliff_of, scale, verdict
 from ggprune.llama.session import LlamaModel
@@ -286,4 +287,4 @@ def test_ruined_plan_loops_and_the_identity_does_not(trained: Path, ruin: dict[s
 
         base = answers()
         assert judged(ruin["identity"]) == []
-        assert judged(ruin["ruined"]) == ["loops"]
+        assert judged(ruin["ruined"]) == ["answers"]

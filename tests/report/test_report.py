@@ -352,14 +352,14 @@ def ruined() -> ReportInput:
     bad["domains"]["code"]["ppl_ratio"] = 4.0
     bad["domains"]["code"]["tokens"] = 5_000
     probe = report_data.probe()
-    probe["modes"]["greedy"]["loops_in_base_only"] = []
+    probe["modes"]["greedy"]["gate"]["checks"]["loops"]["verdict"] = "fail"
     return replace(given, evaluation=bad, probe=probe)
 
 
 def test_summary_is_short_and_says_bad() -> None:
     report = build(ruined())
     assert [each["gate"] for each in report["findings"]] == [
-        "perplexity", "cliff", "domain", "loops",
+        "perplexity", "cliff", "domain", "answers",
     ]  # fmt: skip
     lines = summary_lines(report)
     assert len(lines) < 25

@@ -104,11 +104,18 @@ def probe() -> dict[str, Any]:
         ]  # fmt: skip
         return {"sampling": sampling, "base": summary(182, 0), "kinds": {},
                 "candidate": summary(171, loops / 3), "probes": texts,
-                "loops_in_candidate_only": ["loop-dog"] if loops else [],
-                "loops_in_base_only": ["code-toposort"] if loops else []}  # fmt: skip
+                "gate": {"verdict": "undecided", "checks": checks(loops / 3)}}  # fmt: skip
+
+    def checks(loops: float) -> dict[str, Any]:
+        rate = {"base": 0.0, "candidate": loops, "value": loops, "low": loops - 0.4,
+                "high": loops + 0.4, "pairs": 3, "verdict": "undecided"}  # fmt: skip
+        length = {"base": 180.0, "candidate": 150.0, "value": 0.83, "low": 0.0, "high": None}
+        return dict.fromkeys(("loops", "endless", "format"), rate) | {
+            "length": {**length, "pairs": 3, "verdict": "undecided"}
+        }
 
     return {
-        "format": "ggprune-probe", "version": 1, "base": "a.gguf", "candidate": "b.gguf",
+        "format": "ggprune-probe", "version": 2, "base": "a.gguf", "candidate": "b.gguf",
         "settings": {}, "modes": {
             "greedy": mode({"temperature": 0.0}, True),
             "sampled": mode({"temperature": 0.7}, False),

@@ -19,6 +19,7 @@ PROBES = {
     "repetition": 3,
     "tools": 3,
     "language": 4,
+    "short": 96,
 }
 
 
@@ -151,9 +152,13 @@ def test_probe_counts():
 def test_probe_kinds_keep_their_promise():
     rows = load("probes")
     for row in rows:
-        assert row["expect_json"] is (row["kind"] == "tools")
         if row["kind"] == "tools":
-            assert "JSON" in said_by(row, "system")[0]
+            assert row["expect_json"] and "JSON" in said_by(row, "system")[0]
+        elif row["kind"] == "short":
+            assert row["expect_json"] is ("JSON" in said_by(row, "user")[0])
+            assert len(row["messages"]) == 1 and size(said_by(row, "user")[0]) <= 40
+        else:
+            assert not row["expect_json"]
         if row["kind"] == "long_context":
             assert size(said_by(row, "user")[0]) >= 750
     languages = {row["id"] for row in rows if row["kind"] == "language"}

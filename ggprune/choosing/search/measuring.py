@@ -15,8 +15,14 @@ from ggprune.choosing.request import QUALITY_RULES, Request, Resources
 from ggprune.choosing.search import search
 from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.errors import InputError
+from ggprune.evaluation.candidate import Candidate
+from ggprune.evaluation.probe import SAMPLED
+from ggprune.evaluation.probe_gate import confirms
+from ggprune.evaluation.probing import can_chat, short_probe
+from ggprune.evaluation.verdict import answers_in_a_line
+from ggprune.plan import LayerPlan, Plan
 from ggprune.text.builtin import SEARCH, builtin_texts
-from ggprune.types import Floats
+from ggprune.types import Floats, Ints
 
 log = logging.getLogger(__name__)
 
@@ -102,7 +108,15 @@ class Measuring:
         return keep, {"search_counts": {str(n): round(v, 6) for n, v in sorted(seen.items())}}
 
     def find_used(self, keep: int) -> dict[str, Any]:
-        """Let a token use fewer experts if that brings the plan closer to the model."""
+        """Let a token use other experts if that brings the plan closer to the model.
+
+        And if a short probe confirms that what it writes then is no worse. A model that cannot
+        chat keeps its number, unless another is asked for; then divergence alone decides.
+        """
+        model = self.meter.evaluator.description.prunable()
+        chats = can_chat(model)
+        if not chats and self.request.experts_used is None:
+            return _said("the model's own number: it has no chat template to try answers with")
         ranking, measure = self._trial(keep)
         before = self.meter.tokens
 
@@ -110,12 +124,45 @@ class Measuring:
             self.meter.use(experts_used)
             return measure()
 
-        used, kl = search.best_used(using, ranking.protection.counts.used)
-        self.meter.use(used)
+        own, most = model.experts_used, model.counts.most_used(keep)
+        used, kl = search.best_used(using, own, most)
+        self.meter.use(None)
         self.tokens_left -= self.meter.tokens - before
         numbers = ", ".join(f"{n}: {value:.4f}" for n, value in kl.items())
-        log.info("a token uses %d experts; mean KL by number: %s", used, numbers)
-        return {"experts_used_kl": {str(n): round(value, 6) for n, value in kl.items()}}
+        log.info("mean KL by number of experts a token uses: %s", numbers)
+        facts = {"experts_used_kl": {str(n): round(value, 6) for n, value in kl.items()}}
+        if used == own:
+            return facts | _said(f"{own}: no other number is surely closer to the whole model")
+        if not chats:
+            self.meter.use(used)
+            return facts | _said(f"{used}, by divergence alone: there is no chat template")
+        found = self._answers(ranking.kept(keep), used)
+        if not found:
+            return facts | _said(f"{own}: too slow to try answers with {used} in the time given")
+        mode = found["modes"][SAMPLED]
+        taken = confirms(mode["gate"])
+        if taken:
+            self.meter.use(used)
+        numbers = answers_in_a_line(mode)
+        why = f"{used}, which answers confirm" if taken else f"{own}: answers do not confirm {used}"
+        return facts | _said(f"{why}: {numbers}") | {"experts_used_probe": mode["gate"]}
+
+    def _answers(self, kept: Ints, used: int) -> dict[str, Any]:
+        """Compare answers of a plan with so many experts used with those of the plan itself."""
+        layers = {
+            layer: LayerPlan(tuple(row.tolist()))
+            for layer, row in zip(self.meter.layers, kept, strict=True)
+        }
+        plan = Plan(kept.shape[1], layers, zero_bias=self.meter.zero_bias)
+        evaluator, minutes = self.meter.evaluator, self.request.search_minutes
+        evaluator.unload()
+        return short_probe(
+            evaluator.description,
+            Candidate.of(replace(plan, experts_used=used)),
+            evaluator.options,
+            base=plan,
+            seconds=None if self.request.search_plans else 60 * minutes * _USED_SHARE,
+        )
 
     def find_bias(self, keep: int) -> dict[str, Any]:
         """Leave the router's bias out if that brings the plan closer to the model."""
@@ -225,6 +272,12 @@ def decide_measured(
             facts |= decision.facts
             used, zero = meter.experts_used, meter.zero_bias
             return replace(decision, facts=facts, experts_used=used, zero_bias=zero)
+
+
+def _said(reason: str) -> dict[str, Any]:
+    """Log why a token uses so many experts, and return it for the plan."""
+    log.info("experts used: %s", reason)
+    return {"experts_used_reason": reason}
 
 
 def _reason(request: Request) -> str:

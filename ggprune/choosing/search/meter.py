@@ -61,7 +61,7 @@ class MaskedMeter(Closing):
         cache: Path | None = None,
         journal: Path | None = None,
     ) -> None:
-        self._layers = tuple(layers)
+        self.layers = tuple(layers)
         self._journal = journal
         self._experts_used: int | None = None
         #: Whether what is measured from now on is without the router's bias.
@@ -153,7 +153,7 @@ class MaskedMeter(Closing):
     def routing(self) -> Iterator[Callable[[int], Shares]]:
         """Yield ``routing(chunk)``: experts used per scored token in the unpruned model."""
         model, options = self.evaluator.description, self.evaluator.options
-        recorder = RoutingRecorder(model.prunable().architecture, self._layers)
+        recorder = RoutingRecorder(model.prunable().architecture, self.layers)
         with (
             LlamaModel(model.gguf.path, options) as llama,
             LlamaContext(llama, n_ctx=CHUNK, observers=(recorder,)) as context,
@@ -198,7 +198,7 @@ class MaskedMeter(Closing):
         experts = range(self.evaluator.description.experts)
         dropped = {
             layer: sorted(set(experts) - set(row.tolist()))
-            for layer, row in zip(self._layers, kept, strict=True)
+            for layer, row in zip(self.layers, kept, strict=True)
         }
         return self.evaluator.score_mask(
             dropped,

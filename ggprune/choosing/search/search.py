@@ -144,15 +144,18 @@ def is_better(one: Floats, other: Floats) -> bool:
     return bool(gain + SIGNIFICANT * error < 0)
 
 
-def best_used(measure: Callable[[int], Floats], used: int) -> tuple[int, dict[int, float]]:
+def best_used(
+    measure: Callable[[int], Floats], used: int, most: int
+) -> tuple[int, dict[int, float]]:
     """How many experts a token should use in a plan.
 
     Where many experts are dropped, those that step in for them are none that the router wanted;
-    without the last of them a token is often closer to the whole model.
+    without the last of them a token is often closer to the whole model, or with some more.
 
     Args:
         measure: gives mean KL by chunk if a token uses so many.
-        used: of the model; fewer are tried one by one for as long as that helps.
+        used: of the model; fewer are tried one by one for as long as that helps, else more.
+        most: that can be used.
 
     Returns:
         The best number, which is the model's own unless the gain is significant, and mean KL by
@@ -160,12 +163,13 @@ def best_used(measure: Callable[[int], Floats], used: int) -> tuple[int, dict[in
     """
     base = best = measure(used)
     number, seen = used, {used: float(base.mean())}
-    for fewer in range(used - 1, 0, -1):
-        kl = measure(fewer)
-        seen[fewer] = float(kl.mean())
-        if kl.mean() >= best.mean():
-            break
-        number, best = fewer, kl
+    for tried in (range(used - 1, 0, -1), range(used + 1, most + 1)):
+        for other in tried if number == used else ():
+            kl = measure(other)
+            seen[other] = float(kl.mean())
+            if kl.mean() >= best.mean():
+                break
+            number, best = other, kl
     return (number if is_better(best, base) else used), seen
 
 

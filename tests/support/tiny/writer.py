@@ -140,7 +140,7 @@ def write_tiny(
         groups: groups of experts, and how many a token uses; None: as in ``SPECS``.
         seed: of the random weights.
         dtype: type of matrices with rows that are a multiple of 32; the others are F32.
-        keys: metadata to add or replace, without the architecture's prefix.
+        keys: metadata to add or replace, without the architecture's prefix; "tokenizer." stays.
         tensors: parts to add to every layer with experts, such as ``"scales"``.
     """
     spec = SPECS[architecture]
@@ -161,7 +161,8 @@ def write_tiny(
             array = [factor * value(layer, depth) for layer in range(depth + last)]
             _add_key(writer, f"{architecture}.{key}", array)
         else:
-            _add_key(writer, f"{architecture}.{key}", value)
+            whole = key if key.startswith("tokenizer.") else f"{architecture}.{key}"
+            _add_key(writer, whole, value)
     _vocabulary(writer, sizes["vocab"])
     random = np.random.default_rng(seed)
     kind = gguf.GGMLQuantizationType[dtype]
