@@ -19,7 +19,7 @@ from ggprune.choosing.check import check_request
 from ggprune.choosing.choose import choose_plan, is_measured
 from ggprune.choosing.count import known_count, notes_on
 from ggprune.choosing.request import DEFAULT, Request, Resources
-from ggprune.errors import InputError, Interrupted, MismatchError, OutputError
+from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError, OutputError
 from ggprune.evaluation.candidate import Candidate
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.probe import without_texts
@@ -248,13 +248,7 @@ def prune(
                 held_out = reading.held_out
                 found = _measure(source, files[0], held_out, contexts, most, options, progress)
                 if probe:
-                    answers = short_probe(
-                        source,
-                        Candidate.load(files[0]),
-                        options,
-                        seconds=PROBE_SECONDS,
-                        progress=progress,
-                    )
+                    answers = _probe(source, files[0], options, progress)
         except KeyboardInterrupt:
             if pruned is None:
                 raise
@@ -588,6 +582,19 @@ def _measure(
             return measured.measure_file(result, advance=advance).as_json()
     log.info("not measured: %s", reason)
     return None
+
+
+def _probe(
+    model: MoeModel, result: Path, options: RunOptions, progress: Progress
+) -> Mapping[str, Any]:
+    """Compare what the result and its source write; nothing where that cannot be done."""
+    try:
+        candidate = Candidate.load(result)
+        return short_probe(model, candidate, options, seconds=PROBE_SECONDS, progress=progress)
+    except GgpruneError as error:
+        # A chat template that fails, for instance, is no reason to lose what was measured.
+        log.info("answers are not compared: %s", error.message)
+        return {}
 
 
 def _described(

@@ -10,6 +10,7 @@ import gguf
 import pytest
 from click.testing import CliRunner
 
+import ggprune
 from ggprune.calibration.generate import Sampling
 from ggprune.cli import cli
 from ggprune.errors import UnsupportedModelError
@@ -170,9 +171,10 @@ def test_command(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert run.exit_code != 0, "the output exists"
 
 
-def chatting(folder: Path) -> Path:
+def chatting(
+    folder: Path, template: str = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
+) -> Path:
     """A model with a chat template."""
-    template = "{% for m in messages %}{{ m.content }}\n{% endfor %}"
     return write_tiny(folder / "chat.gguf", "qwen3moe", keys={"tokenizer.chat_template": template})
 
 
@@ -249,6 +251,25 @@ def test_prune_counts_what_the_result_writes(
     assert report["probe"]["modes"]["sampled"]["gate"]["verdict"] == "fail"
     without = json.loads(CliRunner().invoke(cli, [*arguments, "--json", "--no-probe"]).stdout)
     assert without["probe"] is None
+
+
+@pytest.mark.llama
+def test_a_chat_template_that_fails_costs_no_measurement(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = chatting(tmp_path, "{{ raise_exception('only on Sundays') }}")
+    (tmp_path / "text.txt").write_text(TEXT * 3)
+    caplog.set_level("INFO", "ggprune")
+    pruned = ggprune.prune(
+        model,
+        tmp_path / "o.gguf",
+        plan=random_plan(open_model(model), 8),
+        eval_text={"x": tmp_path / "text.txt"},
+        settings=ggprune.Settings(ctx=64),
+        options=OPTIONS,
+    )
+    assert pruned.evaluation is not None and pruned.probe is None
+    assert "answers are not compared" in caplog.text and "only on Sundays" in caplog.text
 
 
 @pytest.mark.llama
