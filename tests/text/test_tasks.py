@@ -40,6 +40,8 @@ def tasks_of(folder: Path, *rows: Any, command: Command | None = None) -> list[T
         ("10-7", "-7", False),
         ("Losses of -$5.", "-5", True),
         ("about 30%", "30", True),
+        ("It is 42", "$42.", True),
+        ("30", "30%", True),
         ("The answer is 8, since 3 of 11 are gone.", "8", True),
         ("The answer is 8, since 3 of 11 are gone.", "11", False),
         ("**Answer:** 1,250 apples, 3 each", "1250", True),
@@ -156,7 +158,7 @@ def test_what_is_no_task(tmp_path: Path, row: Any, said: str) -> None:
 SCHEMA = {"type": "object", "required": ["year"], "properties": {"year": {"type": "integer"}}}
 
 
-def test_a_schema(tmp_path: Path) -> None:
+def test_a_schema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("jsonschema")
     for given in (SCHEMA, json.dumps(SCHEMA)):
         (task,) = tasks_of(tmp_path, {"prompt": "a year as JSON?", "schema": given})
@@ -165,8 +167,11 @@ def test_a_schema(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="line 1: its JSON schema cannot be used: 'x' is not"):
         tasks_of(tmp_path, {"prompt": "?", "schema": {"type": "x"}})
     (task,) = tasks_of(tmp_path, {"prompt": "?", "schema": {"$ref": "http://127.0.0.1:9/s"}})
+    fetched: list[object] = []
+    monkeypatch.setattr("urllib.request.urlopen", fetched.append)
     with pytest.raises(InputError, match="cannot be used: Unresolvable"):
         task.check("{}")
+    assert fetched == []
 
 
 def test_a_schema_without_jsonschema(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
