@@ -16,10 +16,10 @@ from typing import Any
 from ggprune.calibration.settings import Settings
 from ggprune.cli.terminal import progress_bar
 from ggprune.fitting import chart
-from ggprune.fitting.fit import Fit, fit
+from ggprune.fitting.fit import Fit, best_file
 from ggprune.fitting.frontier import Point, frontier, marked
 from ggprune.fitting.job import Job
-from ggprune.fitting.study import Study
+from ggprune.fitting.study import Study, open_study
 from ggprune.gguf_file import write_text
 
 ROOT = Path(__file__).parent.parent
@@ -50,11 +50,11 @@ def main() -> None:
         progress=progress_bar,
     )
     began, cpu = time.monotonic(), time.process_time()
-    with job.study() as study:
+    with open_study(job) as study:
         fits = []
         for size in SIZES:
             before = study.passes
-            answer = fit(study, size)
+            answer = best_file(study, size)
             fits.append((answer, study.passes - before))
         grid = frontier(study, KEEPS, TYPES)
         cost = {"seconds": time.monotonic() - began, "cpu_seconds": time.process_time() - cpu}

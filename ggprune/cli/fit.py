@@ -17,7 +17,8 @@ from ggprune.fitting.options import FitOptions
 from ggprune.llama.options import RunOptions
 
 if TYPE_CHECKING:
-    from ggprune.fitting.job import Fitted, Job
+    from ggprune.api.fit import Fitted
+    from ggprune.fitting.job import Job
 
 CALIBRATING = ("max_tokens", "generate")
 LIMITS = ("target_size", "fit_vram", "context", "kv_type", "parallel")
@@ -94,9 +95,9 @@ def command(
     ggprune fit Model-Q8_0.gguf --target-size 14G
     ggprune fit Model-BF16.gguf --reference Model-Q8_0.gguf --fit-vram 24G --context 32k
     """
-    from ggprune.fitting.job import fit_model
+    from ggprune.api.fit import fit
 
-    fitted = fit_model(
+    fitted = fit(
         job_from(model, arguments),
         output,
         **{name: arguments[name] for name in (*LIMITS, "beside")},
@@ -108,7 +109,7 @@ def command(
 
 def show(fitted: Fitted, as_json: bool) -> None:
     """Print what came of it."""
-    from ggprune.fitting.job import words_on
+    from ggprune.api.fit import words_on
 
     if as_json:
         print_json(fitted.numbers)

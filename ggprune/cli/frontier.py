@@ -47,6 +47,7 @@ def command(model: Path, output: Path | None, force: bool, as_json: bool, **argu
     """
     from ggprune.fitting import chart
     from ggprune.fitting.frontier import HEADER, frontier, rows_of
+    from ggprune.fitting.study import open_study
     from ggprune.gguf_file import check_targets, write_text
     from ggprune.model import open_model
     from ggprune.quantization.names import file_type
@@ -59,7 +60,7 @@ def command(model: Path, output: Path | None, force: bool, as_json: bool, **argu
     with open_model(model) as source:
         for keep in arguments["keeps"]:
             source.counts.check(keep)
-    with job_from(model, arguments).study() as study:
+    with open_study(job_from(model, arguments)) as study:
         points = frontier(study, arguments["keeps"], types, vram=arguments["vram"])
         numbers: dict[str, Any] = {
             "format": "ggprune-frontier",

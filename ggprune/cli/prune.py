@@ -107,8 +107,9 @@ def _fit(
     model: Path, plan: Path | None, dry_run: bool, as_json: bool, arguments: dict[str, Any]
 ) -> None:
     """Do what ``ggprune fit`` does, for its limits and texts."""
+    from ggprune.api.fit import fit
     from ggprune.cli.fit import LIMITS, show
-    from ggprune.fitting.job import Job, fit_model
+    from ggprune.fitting.job import Job
 
     if plan is not None:
         raise InputError(
@@ -124,7 +125,7 @@ def _fit(
         **{name: given[name] for name in (*texts, "settings", "run")},
         progress=progress_bar,
     )
-    show(fit_model(job, dry_run=dry_run, **limits), as_json)
+    show(fit(job, dry_run=dry_run, **limits), as_json)
 
 
 def _otherwise(model: Path, pruned: Pruned) -> str:

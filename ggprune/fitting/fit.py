@@ -23,7 +23,7 @@ from ggprune.llama.options import QuantizeOptions
 from ggprune.model import MoeModel, open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.quantization.quantize import Quantizer
-from ggprune.quantization.source import pruned_source
+from ggprune.quantization.source import pruned_source, temporary_folder
 from ggprune.rewrite import plan_rewrite, verify_bytes
 from ggprune.util import human_size
 
@@ -118,7 +118,7 @@ class Fit:
         }
 
 
-def fit(study: Study, limit: int, beside: int | None = None) -> Fit:
+def best_file(study: Study, limit: int, beside: int | None = None) -> Fit:
     """Find the best file of at most so many bytes.
 
     Args:
@@ -293,8 +293,11 @@ def write(study: Study, mix: Mix, output: Path, *, force: bool = False) -> Writt
         study.shards.clear()
         candidate = None
     check_targets([output], size, source=study.source.gguf, force=force)
-    folder = output.with_name(f".{output.name}.fit")
-    with _folder(folder), _prepared(study, mix, folder) as (path, imatrix), GgufModel(path) as gguf:
+    with (
+        temporary_folder(output.parent, f".{output.name}.fit") as folder,
+        _prepared(study, mix, folder) as (path, imatrix),
+        GgufModel(path) as gguf,
+    ):
         options = QuantizeOptions(
             imatrix=imatrix, tensor_types=study.space.patterns(mix), allow_requantize=True
         )
@@ -324,16 +327,6 @@ def _compared(study: Study, mix: Mix, candidate: Path, result: Path) -> int:
                 name = tensor_type_name(tensor.type)
                 raise VerificationError(f"{result}: {tensor.name} is {name}, which was not asked")
         return verify_bytes(shards, plan_rewrite(shards, plan, result), written)
-
-
-@contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    shutil.rmtree(path, ignore_errors=True)
-    path.mkdir(parents=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,11 @@ from ggprune.errors import OutputError, UnsupportedModelError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.logcache import fingerprint
 from ggprune.evaluation.masking import Dropped, dropped_by
+from ggprune.fitting import kinds
 from ggprune.fitting.calibrated import calibrated
+from ggprune.fitting.hint import work_folder
+from ggprune.fitting.job import Job, Texts
 from ggprune.fitting.measure import Journal, Meter, Score, check_text
-from ggprune.fitting.options import FitOptions
 from ggprune.fitting.predict import POWER, Prediction
 from ggprune.fitting.requantize import Requantizer
 from ggprune.fitting.rounding import Errors
@@ -31,19 +33,24 @@ from ggprune.fitting.shards import Shards
 from ggprune.fitting.solve import choose
 from ggprune.fitting.space import AS_IS, Mix, Option, Space
 from ggprune.gguf_file import Tensor
-from ggprune.llama.options import QuantizeOptions, RunOptions
-from ggprune.model import MoeModel
+from ggprune.llama.devices import physical_memory
+from ggprune.llama.options import QuantizeOptions
+from ggprune.model import MoeModel, open_model
 from ggprune.model.architectures import Kind
 from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.importance import ImatrixObserver
 from ggprune.quantization.quantize import Quantizer
 from ggprune.text.documents import Source
-from ggprune.types import Progress, no_progress
+from ggprune.types import Progress
 from ggprune.util import Closing, human_size
 
 log = logging.getLogger(__name__)
 
+#: A source whose tensors are quantized to fewer bits than this has lost something already.
+_LOW_BITS = 7.0
+#: A file that takes more of the memory than this is not run if it need not be.
+_SHARE_OF_MEMORY = 0.7
 #: Shares of the experts that are masked to learn what missing ones cost.
 _COUNTS = (15 / 16, 3 / 4, 1 / 2, 1 / 4)
 #: Counts that are tried for a file, at most.
@@ -52,15 +59,6 @@ _TRIED = 33
 _FIRST_BITS = 4.5
 _CTX = 512
 _SCORED_FROM = 64
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Three texts that share nothing: to calibrate on, to choose on, and to judge on."""
-
-    calibration: Sequence[Source]
-    search: Sequence[Source]
-    held_out: Sequence[Source]
 
 
 def check_predicts(source: MoeModel) -> None:
@@ -75,12 +73,10 @@ class Study(Closing):
     """One model, its texts, and what was measured; a context manager.
 
     Args:
-        source: the model to make files of; it is only read by the quantizer unless it is the
-            reference too.
-        work: folder for all that is kept between runs.
-        options: what the user decided.
+        job: what to fit, and on what.
+        source: ``job.model``, open; it is only read by the quantizer unless it is the reference
+            too.
         reference: what divergence is measured from, and what is calibrated; None for the source.
-        statistics, imatrix: files to use instead of calibrating.
 
     Raises:
         UnsupportedModelError: it predicts no next token.
@@ -89,52 +85,26 @@ class Study(Closing):
     """
 
     def __init__(
-        self,
-        source: MoeModel,
-        texts: Texts,
-        work: Path,
-        *,
-        options: FitOptions | None = None,
-        run: RunOptions | None = None,
-        reference: MoeModel | None = None,
-        statistics: Path | None = None,
-        imatrix: Path | None = None,
-        settings: Settings | None = None,
-        progress: Progress = no_progress,
+        self, job: Job, source: MoeModel, texts: Texts, work: Path, reference: MoeModel | None
     ) -> None:
         check_predicts(source)
         self.source, self.reference = source, reference or source
-        self.options, self.run = options or FitOptions(), run or RunOptions()
-        self.work, self.progress = work, progress
+        self.options, self.run, self.progress = job.options, job.run, job.progress
+        self.work, self._texts = work, texts
         self._plans: dict[int, Plan] = {}
-        self._texts = texts
         if self.reference is not source:
             source.identity().check_same(
                 self.reference.identity(), str(source.gguf.path), str(self.reference.gguf.path)
             )
         work.mkdir(parents=True, exist_ok=True)
-        self.statistics, self.imatrix = calibrated(
-            Run(
-                self.reference,
-                texts.calibration,
-                settings or Settings(ctx=_CTX),
-                self.run,
-                progress,
-                observers=[ImatrixObserver()],
-            ),
-            work,
-            statistics,
-            imatrix,
-        )
+        settings, observers = job.settings or Settings(ctx=_CTX), [ImatrixObserver()]
+        model, text = self.reference, texts.calibration
+        run = Run(model, text, settings, self.run, self.progress, observers=observers)
+        self.statistics, self.imatrix = calibrated(run, work, job.statistics, job.imatrix)
         matrix = Imatrix.load(self.imatrix)
-        self.quantizer = Quantizer(
-            source.gguf,
-            QuantizeOptions(imatrix=self.imatrix, allow_requantize=True),
-            work,
-            imatrix_name=self.imatrix.name,
-        )
         means = {name: entry.means() for name, entry in matrix.entries.items()}
         self._requantizer = Requantizer(source.gguf, means, self.run.n_threads)
+        quantizing = QuantizeOptions(imatrix=self.imatrix, allow_requantize=True)
         self.space = Space(
             source,
             work,
@@ -142,14 +112,14 @@ class Study(Closing):
             wanted=[kind.upper() for kind in self.options.types] or None,
             covered=means,
             imatrix=self.imatrix,
-            notes=self.quantizer.notes,
+            notes=Quantizer(source.gguf, quantizing, work).notes,
             method=self.plan(source.counts.least).method,
         )
         self._say_beforehand()
         self.shards = Shards(self.space, self._requantizer, work, self.options.room)
         facts: dict[str, Any] = {
             "source": fingerprint(source.gguf),
-            "imatrix": _digest(self.imatrix),
+            "imatrix": hashlib.sha256(self.imatrix.read_bytes()).hexdigest(),
         }
         self.errors = Errors(self._requantizer, work / "errors.json", json.dumps(facts))
         self._search, search = self._evaluator(texts.search, self.options.search_tokens, "search")
@@ -160,8 +130,8 @@ class Study(Closing):
         facts |= {"statistics": [plan.hash for plan in self._plans.values()]}
         facts |= {"groups": [group.name for group in self.space.groups]}
         journal = Journal(work, facts)
-        self.search = Meter(self._search, journal, "search", progress)
-        self.judge = Meter(self._judge, journal, "held-out", progress)
+        self.search = Meter(self._search, journal, "search", self.progress)
+        self.judge = Meter(self._judge, journal, "held-out", self.progress)
         self._groups: dict[tuple[int, tuple[str, ...]], float] = {}
 
     def close(self) -> None:
@@ -211,7 +181,7 @@ class Study(Closing):
         space, base = self.space, self.space.base
         self._recall()
         self.errors.estimate(self._wanted_errors(), self.progress)
-        if self.reference is not self.source or any(map(_is_made, base.options)):
+        if self.reference is not self.source or any(o.kind != AS_IS for o in base.options):
             self.measure(base, "all in the best type")
         for share in _COUNTS:
             keep = self.source.counts.rounded(round(self.source.experts * share), "up")
@@ -376,9 +346,50 @@ def _cost(found: tuple[float, Mix]) -> float:
     return found[0]
 
 
-def _is_made(option: Option) -> bool:
-    return option.kind != AS_IS
+@contextmanager
+def open_study(job: Job) -> Iterator[Study]:
+    """Open everything that a job names; shards of candidates are removed at the end.
+
+    Raises:
+        GgpruneError: a file or a text cannot be used.
+    """
+    texts = job.texts()
+    with ExitStack() as stack:
+        source = stack.enter_context(open_model(job.model))
+        work = job.work or work_folder(job.model)
+        path = job.reference or _made_reference(source, work, job.progress)
+        reference = stack.enter_context(open_model(path)) if path else None
+        _warn_of_low_bits(source)
+        study = Study(job, source, texts, work, reference)
+        stack.callback(study.shards.clear)
+        yield stack.enter_context(study)
 
 
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+def _made_reference(source: MoeModel, work: Path, progress: Progress) -> Path | None:
+    """Name a Q8_0 to run in place of an unquantized source that does not fit into memory."""
+    memory = physical_memory()
+    unquantized = all(kinds.is_unquantized(tensor) for tensor in source.gguf.tensors)
+    if not (unquantized and memory and source.gguf.size > _SHARE_OF_MEMORY * memory):
+        return None
+    log.info("%s is not run: a Q8_0 made of it is the reference", source.gguf.path)
+    quantizer = Quantizer(source.gguf, QuantizeOptions(), work, stem="reference")
+    path = quantizer.paths("Q8_0")[0]
+    if not path.exists():
+        with progress(quantizer.source_bytes, "quantizing the reference", "B") as advance:
+            quantizer.run("Q8_0", progress=advance)
+    return path
+
+
+def _warn_of_low_bits(source: MoeModel) -> None:
+    tensors = source.gguf.tensors
+    low = [t for t in tensors if 0 < kinds.bits_of(t) < _LOW_BITS]
+    share = sum(t.nbytes for t in low) / max(sum(t.nbytes for t in tensors), 1)
+    if share > 0.5:
+        log.warning(
+            "%s: %.0f %% of it has fewer than %.0f bits a weight already: what that rounded away "
+            "stays lost, the divergence below is from this file, and quantizing again rounds the "
+            "rounded values. Start from BF16, F16 or Q8_0 where you can",
+            source.gguf.path,
+            100 * share,
+            _LOW_BITS,
+        )

@@ -61,7 +61,7 @@ def pruned_source(
     with contextlib.closing(description.gguf):
         plan = Plan.load(plan_path)
         stem = f"{result_stem(description.gguf.stem)}-{plan.keep}e"
-        with _temporary_folder(folder, f".{stem}.pruned") as inside:
+        with temporary_folder(folder, f".{stem}.pruned") as inside:
             rewrite = plan_rewrite(
                 description, plan, inside / f"{stem}.gguf", mtp=mtp, plan_name=str(plan_path)
             )
@@ -86,7 +86,7 @@ def _sliced_beside(path: Path, source: MoeModel, plan: Plan, folder: Path) -> Pa
 
 
 @contextlib.contextmanager
-def _temporary_folder(folder: Path, name: str) -> Iterator[Path]:
+def temporary_folder(folder: Path, name: str) -> Iterator[Path]:
     """Make a folder, for one run at a time; what a killed run left in it is removed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

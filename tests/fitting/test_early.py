@@ -23,7 +23,9 @@ from tests.support.tiny import write_tiny
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("ggprune.fitting.job.Job.study", lambda _: pytest.fail("it calibrates"))
+    monkeypatch.setattr(
+        "ggprune.fitting.study.Study.__init__", lambda *_: pytest.fail("it calibrates")
+    )
     return write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
 
 

@@ -11,15 +11,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ggprune.api.fit import Fitted, fit, words_on
 from ggprune.calibration.settings import Settings
 from ggprune.cli.fit import command
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting.fit import write
 from ggprune.fitting.frontier import frontier
-from ggprune.fitting.job import Fitted, Job, fit_model, words_on
+from ggprune.fitting.job import Job
 from ggprune.fitting.options import FitOptions
 from ggprune.fitting.space import Mix
-from ggprune.fitting.study import Study
+from ggprune.fitting.study import Study, open_study
 from ggprune.model import open_model
 
 pytestmark = pytest.mark.llama
@@ -55,12 +56,12 @@ TYPES = ("Q8_0", "Q6_K", "Q4_K", "Q3_K", "Q2_K", "Q5_0")
 
 @pytest.fixture(scope="module")
 def fitted(job: Job, folder: Path) -> Fitted:
-    return fit_model(job, folder / "result.gguf", target_size=LIMIT)
+    return fit(job, folder / "result.gguf", target_size=LIMIT)
 
 
 @pytest.fixture
 def study(job: Job, fitted: Fitted) -> Iterator[Study]:
-    with job.study() as study:
+    with open_study(job) as study:
         yield study
 
 
@@ -117,37 +118,37 @@ def test_masked_links_measure_what_the_pruned_file_does(study: Study, tmp_path: 
 
 
 def test_nothing_is_measured_twice(job: Job, fitted: Fitted, folder: Path) -> None:
-    again = fit_model(job, target_size=LIMIT, dry_run=True)
+    again = fit(job, target_size=LIMIT, dry_run=True)
     assert again.numbers["passes"] == 0
     assert again.answer.best.mix == fitted.answer.best.mix
     assert not (folder / "work" / "shards").exists()
 
 
 def test_another_size_takes_few_passes(job: Job, fitted: Fitted) -> None:
-    assert fit_model(job, target_size=15_000_000, dry_run=True).numbers["passes"] <= 6
+    assert fit(job, target_size=15_000_000, dry_run=True).numbers["passes"] <= 6
 
 
 def test_what_is_too_small_says_what_is_not(job: Job, fitted: Fitted) -> None:
     """The smallest file's cost is said once it is known, and not measured to refuse another."""
     smaller = r"target_size=1000000: the smallest file has (\d+) bytes"
     with pytest.raises(InputError, match=smaller) as e:
-        fit_model(job, target_size=1_000_000)
+        fit(job, target_size=1_000_000)
     found = re.search(smaller, str(e.value))
     assert found and f"--target-size {found[1]}" in e.value.remedy
     assert "KL divergence" not in str(e.value)
-    smallest = fit_model(job, target_size=int(found[1]), dry_run=True)
+    smallest = fit(job, target_size=int(found[1]), dry_run=True)
     assert 0.99 * int(found[1]) < smallest.numbers["size_bytes"] <= int(found[1])
     with pytest.raises(InputError, match="KL divergence") as e:
-        fit_model(job, target_size=1_000_000)
+        fit(job, target_size=1_000_000)
     assert not e.value.remedy.count("ggprune fit")
 
 
 def test_limits(job: Job, fitted: Fitted) -> None:
     with pytest.raises(InputError, match="one of them"):
-        fit_model(job)
+        fit(job)
     assert fitted.path is not None
     with pytest.raises(OutputError, match="exists"):
-        fit_model(job, fitted.path, target_size=LIMIT)
+        fit(job, fitted.path, target_size=LIMIT)
 
 
 def test_a_cut_journal_is_read_as_far_as_it_goes(job: Job, fitted: Fitted, folder: Path) -> None:
@@ -157,7 +158,7 @@ def test_a_cut_journal_is_read_as_far_as_it_goes(job: Job, fitted: Fitted, folde
     path.write_text(path.read_text(encoding="utf-8")[:-20], encoding="utf-8")
     from dataclasses import replace
 
-    again = fit_model(replace(job, work=copy), target_size=LIMIT, dry_run=True)
+    again = fit(replace(job, work=copy), target_size=LIMIT, dry_run=True)
     assert again.numbers["passes"] <= 1
     assert again.answer.best.mix == fitted.answer.best.mix
 

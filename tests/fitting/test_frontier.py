@@ -77,7 +77,9 @@ def test_the_report_shows_the_frontier(tmp_path: Path) -> None:
 def test_counts_and_types_are_checked_before_calibration(
     trained: Path, monkeypatch: pytest.MonkeyPatch, asked: list[str], message: str
 ) -> None:
-    monkeypatch.setattr("ggprune.fitting.job.Job.study", lambda _: pytest.fail("it calibrates"))
+    monkeypatch.setattr(
+        "ggprune.fitting.study.Study.__init__", lambda *_: pytest.fail("it calibrates")
+    )
     result = CliRunner().invoke(command, [str(trained), *asked])
     assert isinstance(result.exception, InputError)
     assert message in str(result.exception)

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from ggprune.api.fit import fit
 from ggprune.calibration.settings import Settings
 from ggprune.cli.prune import command as prune
 from ggprune.errors import MismatchError, UnsupportedModelError
-from ggprune.fitting.job import Job, fit_model
+from ggprune.fitting.job import Job
 from ggprune.fitting.options import FitOptions
 from ggprune.gguf_file import GgufModel
 from ggprune.llama.options import QuantizeOptions, RunOptions
@@ -50,7 +51,7 @@ def job_of(model: Path, folder: Path) -> Job:
 def test_the_result_fits_and_loads(architecture: str, share: float, tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", architecture, seed=1, dtype="F16")
     limit = int(source.stat().st_size * share)
-    fitted = fit_model(job_of(source, tmp_path), tmp_path / "result.gguf", target_size=limit)
+    fitted = fit(job_of(source, tmp_path), tmp_path / "result.gguf", target_size=limit)
     assert fitted.path is not None and fitted.written is not None
     size = fitted.path.stat().st_size
     assert size == fitted.numbers["size_bytes"] <= limit
@@ -72,13 +73,13 @@ def test_another_quantization_is_run_in_its_place(
     caplog.set_level(logging.INFO)
     source = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
     job = replace(job_of(source, tmp_path), reference=quantized(source, tmp_path, "Q8_0"))
-    fitted = fit_model(job, target_size=source.stat().st_size // 4, dry_run=True)
+    fitted = fit(job, target_size=source.stat().st_size // 4, dry_run=True)
     assert "Other-Q8_0.gguf" in caplog.text
     assert "Tiny.gguf" in caplog.text and "only quantized" in caplog.text
     assert fitted.numbers["kld_mean"] > 0
     other = write_tiny(tmp_path / "Stranger.gguf", "qwen3moe", seed=2)
     with pytest.raises(MismatchError):
-        fit_model(replace(job, reference=other), target_size=100_000, dry_run=True)
+        fit(replace(job, reference=other), target_size=100_000, dry_run=True)
 
 
 @pytest.mark.process
@@ -86,7 +87,7 @@ def test_few_bits_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture
     whole = write_tiny(tmp_path / "Tiny.gguf", "qwen3moe", seed=1)
     source = quantized(whole, tmp_path, "Q5_0")
     job = job_of(source, tmp_path)
-    fitted = fit_model(job, target_size=int(source.stat().st_size * 0.95), dry_run=True)
+    fitted = fit(job, target_size=int(source.stat().st_size * 0.95), dry_run=True)
     assert "fewer than 7 bits" in caplog.text
     assert fitted.numbers["size_bytes"] <= source.stat().st_size
 
@@ -95,7 +96,7 @@ def test_few_bits_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture
 def test_what_predicts_no_token_is_refused(tmp_path: Path) -> None:
     source = write_tiny(tmp_path / "Tiny.gguf", "llada-moe", seed=1)
     with pytest.raises(UnsupportedModelError, match="no next token"):
-        fit_model(job_of(source, tmp_path), target_size=100_000)
+        fit(job_of(source, tmp_path), target_size=100_000)
 
 
 @pytest.mark.llama
