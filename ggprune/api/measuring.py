@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from ggprune.api.inputs import Text, pairs_of, statistics_of
 from ggprune.calibration.statistics import Statistics
@@ -24,7 +24,20 @@ from ggprune.text.builtin import HELD_OUT
 from ggprune.text.load import load_or_builtin
 from ggprune.types import Progress, log_progress
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 log = logging.getLogger(__name__)
+
+
+class Measuring(TypedDict, total=False):
+    """What is measured on, and how; see :func:`evaluator`."""
+
+    text: Text
+    ctx: int
+    max_tokens: int | None
+    cache: Path | None
+    options: RunOptions | None
 
 
 def evaluator(
@@ -67,29 +80,24 @@ def evaluate(
     model: str | Path,
     candidate: Candidate | Plan | str | Path,
     *,
-    text: Text = (),
-    ctx: int = 2048,
-    max_tokens: int | None = None,
-    cache: Path | None = None,
-    options: RunOptions | None = None,
     progress: Progress = log_progress,
+    **on: Unpack[Measuring],
 ) -> Evaluation:
     """Measure what a plan or a pruned model costs against the original.
 
     A plan is measured by masking: no file is written.
 
     Args:
-        model, text, ctx, max_tokens, cache, options: see :func:`evaluator`.
+        model: the original: the GGUF file, or any shard.
         candidate: a plan, or the path of a plan or of a GGUF file.
         progress: shows how far it is.
+        on: ``text``, ``ctx``, ``max_tokens``, ``cache``, ``options``: see :func:`evaluator`.
 
     Raises:
         GgpruneError: the candidate is not of this model, or the text is too short.
     """
     candidate = Candidate.of(candidate)
-    with evaluator(
-        model, text=text, ctx=ctx, max_tokens=max_tokens, cache=cache, options=options
-    ) as measured:
+    with evaluator(model, **on) as measured:
         name = str(candidate.path)
         _warn_of_calibration_text(candidate.calibration, measured, name)
         passes = 1 if measured.base_is_known else 2
@@ -107,23 +115,20 @@ def sweep(
     methods: Sequence[str] = (),
     seed: int = 0,
     tolerance: Tolerance | None = None,
-    text: Text = (),
-    ctx: int = 2048,
-    max_tokens: int | None = None,
-    cache: Path | None = None,
-    options: RunOptions | None = None,
     progress: Progress = log_progress,
+    **on: Unpack[Measuring],
 ) -> Sweep:
     """Measure how the damage grows the fewer experts stay, by masking: no file is written.
 
     Args:
-        model, text, ctx, max_tokens, cache, options: see :func:`evaluator`.
+        model: the original: the GGUF file, or any shard.
         statistics: what calibration gathered, or its file.
         keeps: numbers of experts; none for seven.
         methods: ways of choosing; none for the one that ``choose`` takes by default.
         seed: for methods that draw.
         tolerance: divergence or perplexity ratio that is accepted.
         progress: shows how far it is.
+        on: see :func:`evaluate`.
 
     Raises:
         GgpruneError: the statistics are of another model, or a count or a method is impossible.
@@ -141,9 +146,7 @@ def sweep(
         asked = Request(budget=Budget(keep=keep), method=method, seed=seed)
         return choose_plan(known, asked, Resources(model=measured.description.prunable()))
 
-    with evaluator(
-        model, text=text, ctx=ctx, max_tokens=max_tokens, cache=cache, options=options
-    ) as measured:
+    with evaluator(model, **on) as measured:
         hashes = {part for domain in known.domains for part in domain.sha256.split("+")}
         _warn_of_calibration_text(hashes, measured, where)
         usual = default_method(known, Request(budget=Budget(keep=1)))

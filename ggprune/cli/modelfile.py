@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ggprune.cli import options
-from ggprune.cli.values import FILE, MODEL
+from ggprune.cli.values import FILE, MODEL, parameter
 
 
 @click.command("modelfile")
@@ -24,6 +24,7 @@ from ggprune.cli.values import FILE, MODEL
 @click.option(
     "--parameter",
     "parameters",
+    type=parameter,
     multiple=True,
     metavar="NAME=VALUE",
     help="Sampling setting, for instance temperature=0.7; repeatable.",
@@ -41,7 +42,7 @@ from ggprune.cli.values import FILE, MODEL
 def command(
     model: Path,
     output: Path | None,
-    parameters: tuple[str, ...],
+    parameters: tuple[tuple[str, float | int | str], ...],
     create: str | None,
     **choices: Any,
 ) -> None:
@@ -51,10 +52,9 @@ def command(
     the model's own chat template.
     """
     from ggprune.publish import ollama
-    from ggprune.publish.ollama.modelfile import parse_parameters
 
     target = output or model.with_name("Modelfile")
-    path = ollama.write_modelfile(model, target, parameters=parse_parameters(parameters), **choices)
+    path = ollama.write_modelfile(model, target, parameters=dict(parameters), **choices)
     click.echo(str(path))
     if create and not ollama.create(create, path):
         click.echo("\nOllama is not installed here; where it is, run:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import shlex
@@ -130,6 +131,18 @@ def more_options(value: str) -> tuple[str, tuple[str, ...]]:
     """Split COMMAND OPTION… as a shell would."""
     command, *rest = shlex.split(value) or [""]
     return command, tuple(rest)
+
+
+@reader
+def parameter(value: str) -> tuple[str, float | int | str]:
+    """Read NAME=VALUE, a number as one."""
+    name, _, text = value.partition("=")
+    if not name or name == value:
+        raise click.BadParameter(f"{value!r} is not NAME=VALUE, for instance temperature=0.7")
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return name, kind(text)
+    return name, text
 
 
 @reader

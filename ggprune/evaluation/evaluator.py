@@ -262,7 +262,7 @@ class Evaluator(Closing):
     def _scores(
         self, context: LlamaContext, base: BaseLog, chosen: Sequence[int], advance: Advance
     ) -> TokenScores:
-        rows = np.concatenate([np.arange(*self._span(index)) for index in chosen])
+        rows = np.concatenate([self._rows(index) for index in chosen])
         chunks = [self.chunks[index] for index in chosen]
         out = TokenScores.empty(len(rows))
         # Held back: threads work on the context's memory, which an exception would free.
@@ -272,8 +272,8 @@ class Evaluator(Closing):
                 compare(logits, targets, base, rows[part], out.part(part), self._pool)
         return out
 
-    def _span(self, chunk: int) -> tuple[int, int]:
-        return self._offsets[chunk], self._offsets[chunk + 1]
+    def _rows(self, chunk: int) -> npt.NDArray[np.intp]:
+        return np.arange(self._offsets[chunk], self._offsets[chunk + 1])
 
     def _evaluation(self, scores: TokenScores, name: str) -> Evaluation:
         nll = np.asarray(self.base().nll)
@@ -285,7 +285,7 @@ class Evaluator(Closing):
     def _by_domain(self) -> dict[str, npt.NDArray[np.intp]]:
         found: dict[str, list[npt.NDArray[np.intp]]] = {}
         for index, chunk in enumerate(self.chunks):
-            found.setdefault(chunk.domain, []).append(np.arange(*self._span(index)))
+            found.setdefault(chunk.domain, []).append(self._rows(index))
         return {domain: np.concatenate(parts) for domain, parts in found.items()}
 
     def _header(self) -> dict[str, Any]:

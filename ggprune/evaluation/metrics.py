@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,8 @@ from ggprune.types import Floats
 class Perplexity:
     """exp of the mean negative log-likelihood, and its standard error."""
 
-    value: float
-    error: float
+    ppl: float
+    ppl_se: float
 
     @classmethod
     def of(cls, nll: Floats) -> Perplexity:
@@ -26,10 +26,6 @@ class Perplexity:
         mean, error = mean_and_error(nll)
         value = _exp(mean)
         return cls(value, value * error)
-
-    def as_json(self) -> dict[str, float]:
-        """Return the keys used in the JSON output."""
-        return {"ppl": self.value, "ppl_se": self.error}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +86,7 @@ class Metrics:
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``ggprune evaluate --json`` prints."""
-        values = {name: getattr(self, name) for name in self.__slots__}
-        values["base"], values["candidate"] = self.base.as_json(), self.candidate.as_json()
-        return values
+        return asdict(self)
 
 
 def mean_and_error(values: npt.NDArray[Any]) -> tuple[float, float]:

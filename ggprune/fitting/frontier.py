@@ -68,7 +68,6 @@ def frontier(
     types: Sequence[str] = (),
     *,
     vram: int | None = None,
-    speed: bool = True,
 ) -> tuple[Point, ...]:
     """Measure counts times types on the held-out text; all experts are always among them.
 
@@ -103,7 +102,7 @@ def frontier(
                 log.warning("%s: left out: the importance matrix does not cover all", type_name)
                 break
             point = measured(study, mix, type_name, room)
-            if speed and keep == experts:
+            if keep == experts:
                 rate = decode_speed(study.shards.candidate(mix.options), study.run)
             points.append(replace(point, speed=rate))
     return marked(points)

@@ -6,7 +6,13 @@ import math
 from collections.abc import Iterable
 
 from ggprune.errors import InputError
-from ggprune.gguf_file import TENSOR_TYPES, Tensor
+from ggprune.gguf_file import (
+    FLOAT_TYPES,
+    TENSOR_TYPES,
+    TYPE_NUMBERS,
+    Tensor,
+    tensor_type_name,
+)
 from ggprune.util import did_you_mean
 
 #: From many bits to few; rows must be a multiple of 256.
@@ -26,8 +32,6 @@ FILE_TYPE_OF = {
     "Q3_K": "Q3_K_M",
     "IQ2_S": "IQ2_M",
 }
-_UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64"})
-_NUMBERS = {known.name: number for number, known in TENSOR_TYPES.items()}
 #: src/llama-quant.cpp, tensor_type_fallback.
 _FALLBACKS = {
     **dict.fromkeys(("IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S"), "IQ4_NL"),
@@ -44,40 +48,20 @@ def check(names: Iterable[str]) -> None:
     known = dict.fromkeys((*WIDE, *NARROW))
     for name in names:
         if name.upper() not in known:
-            problem = "fit does not choose it" if is_kind(name.upper()) else "there is no such type"
+            exists = name.upper() in TYPE_NUMBERS
+            problem = "fit does not choose it" if exists else "there is no such type"
             raise InputError(
                 f"types={name}: {problem}",
                 remedy=f"Known: {', '.join(known)}.{did_you_mean(name, known)}",
             )
 
 
-def number_of(kind: str) -> int:
-    """Return the number of a tensor type in ``enum ggml_type``."""
-    return _NUMBERS[kind]
-
-
-def is_kind(name: str) -> bool:
-    """Whether this is the name of a tensor type, not of a file type or AS_IS."""
-    return name in _NUMBERS
-
-
 def resolved(row: int, kind: str) -> str:
     """Return the type llama-quantize gives a tensor with rows of this length when asked for one."""
-    if row % TENSOR_TYPES[_NUMBERS[kind]].block == 0:
+    if row % TENSOR_TYPES[TYPE_NUMBERS[kind]].block == 0:
         return kind
     other = _FALLBACKS.get(kind, kind)
-    return "F16" if row % TENSOR_TYPES[_NUMBERS[other]].block else other
-
-
-def row_bytes(row: int, kind: str) -> int:
-    """Bytes of one row."""
-    known = TENSOR_TYPES[_NUMBERS[kind]]
-    return row // known.block * known.size
-
-
-def tensor_bytes(shape: tuple[int, ...], kind: str) -> int:
-    """Bytes of a tensor's data, without padding."""
-    return row_bytes(shape[0], kind) * math.prod(shape[1:])
+    return "F16" if row % TENSOR_TYPES[TYPE_NUMBERS[other]].block else other
 
 
 def bits_of(tensor: Tensor) -> float:
@@ -87,4 +71,4 @@ def bits_of(tensor: Tensor) -> float:
 
 def is_unquantized(tensor: Tensor) -> bool:
     """Whether a tensor holds floating-point numbers."""
-    return TENSOR_TYPES[tensor.type].name in _UNQUANTIZED
+    return tensor_type_name(tensor.type) in FLOAT_TYPES

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ggprune.errors import LlamaError
 from ggprune.fitting import kinds
-from ggprune.gguf_file import TENSOR_TYPES, GgufModel, Tensor
+from ggprune.gguf_file import TYPE_NUMBERS, GgufModel, Tensor, bytes_in, tensor_type_name
 from ggprune.llama.library import library
 from ggprune.types import Floats32
 from ggprune.util import Closing
@@ -60,7 +60,7 @@ class Requantizer(Closing):
         Raises:
             LlamaError: the values are not finite.
         """
-        if kinds.number_of(kind) == tensor.type:
+        if TYPE_NUMBERS[kind] == tensor.type:
             for start in range(0, tensor.nbytes, _SLAB):
                 write(self._read(tensor, start, min(_SLAB, tensor.nbytes - start)))
             return
@@ -79,10 +79,11 @@ class Requantizer(Closing):
         chosen = np.unique(np.linspace(0, rows - 1, count).astype(np.int64))
         values = np.concatenate([self._floats(tensor, int(index), 1) for index in chosen])
         weights = self._importance(tensor, chosen)
+        parts = [(i, 1, None if weights is None else weights[i]) for i in range(len(chosen))]
         totals = {}
         for kind in wanted:
-            data = self._each_row(tensor, kind, chosen, values)
-            difference = _floats(kinds.number_of(kind), data, values.size) - values
+            data = self._in_parts(kind, row, values, parts)
+            difference = _floats(TYPE_NUMBERS[kind], data, values.size) - values
             squares = np.square(difference, dtype=np.float64).reshape(len(chosen), row)
             if weights is not None:
                 squares *= weights
@@ -93,7 +94,7 @@ class Requantizer(Closing):
         if not self.knows_importance(tensor):
             return None
         means = self._means[tensor.name].reshape(_matrices(tensor), tensor.shape[0])
-        weights: Floats32 = means[rows // tensor.shape[1]]
+        weights: Floats32 = np.ascontiguousarray(means[rows // tensor.shape[1]])
         return weights
 
     def _slabs(self, tensor: Tensor) -> Iterator[tuple[int, Floats32]]:
@@ -118,39 +119,33 @@ class Requantizer(Closing):
     ) -> npt.NDArray[np.uint8]:
         """Quantize consecutive rows; parts never cross from one expert to the next."""
         row, within = tensor.shape[0], tensor.shape[1] if len(tensor.shape) > 1 else 1
-        rows, size = values.size // row, kinds.row_bytes(row, kind)
-        out = np.empty(rows * size, np.uint8)
+        rows = values.size // row
+        means = self._means[tensor.name] if self.knows_importance(tensor) else None
         parts, at = [], 0
         while at < rows:
             count = min(rows - at, max(1, _PART // row), within - (first + at) % within)
-            parts.append((at, count))
+            start = (first + at) // within * row
+            parts.append((at, count, None if means is None else means[start : start + row]))
             at += count
-        means = self._means[tensor.name] if self.knows_importance(tensor) else None
+        return self._in_parts(kind, row, values, parts)
 
-        def convert(part: tuple[int, int]) -> None:
-            start, count = part
-            matrix = (first + start) // within
+    def _in_parts(
+        self,
+        kind: str,
+        row: int,
+        values: Floats32,
+        parts: Sequence[tuple[int, int, Floats32 | None]],
+    ) -> npt.NDArray[np.uint8]:
+        """Quantize rows, given as first one, count, and importance of their columns."""
+        size = bytes_in(kind, row)
+        out = np.empty(values.size // row * size, np.uint8)
+
+        def convert(part: tuple[int, int, Floats32 | None]) -> None:
+            start, count, columns = part
             data = out[start * size : (start + count) * size]
-            floats = values[start * row : (start + count) * row]
-            columns = means[matrix * row : (matrix + 1) * row] if means is not None else None
-            _quantize(kind, floats, data, count, row, columns)
+            _quantize(kind, values[start * row : (start + count) * row], data, count, row, columns)
 
         list(self._pool.map(convert, parts))
-        return out
-
-    def _each_row(
-        self, tensor: Tensor, kind: str, rows: npt.NDArray[np.int64], values: Floats32
-    ) -> npt.NDArray[np.uint8]:
-        row, size = tensor.shape[0], kinds.row_bytes(tensor.shape[0], kind)
-        out = np.empty(len(rows) * size, np.uint8)
-        weights = self._importance(tensor, rows)
-
-        def convert(index: int) -> None:
-            columns = np.ascontiguousarray(weights[index]) if weights is not None else None
-            data = out[index * size : (index + 1) * size]
-            _quantize(kind, values[index * row : (index + 1) * row], data, 1, row, columns)
-
-        list(self._pool.map(convert, range(len(rows))))
         return out
 
 
@@ -166,7 +161,6 @@ def _quantize(
     row: int,
     columns: Floats32 | None,
 ) -> None:
-    number = kinds.number_of(kind)
     if kind == "F32":
         out[:] = values.view(np.uint8)
         return
@@ -174,17 +168,17 @@ def _quantize(
         raise LlamaError(f"{kind}: is made only of tensors that the importance matrix covers")
     importance = columns.ctypes.data if columns is not None else None
     library().ggml["ggml_quantize_chunk"](
-        number, values.ctypes.data, out.ctypes.data, 0, rows, row, importance
+        TYPE_NUMBERS[kind], values.ctypes.data, out.ctypes.data, 0, rows, row, importance
     )
 
 
 def _floats(number: int, data: npt.NDArray[np.uint8], count: int) -> Floats32:
-    if TENSOR_TYPES[number].name == "F32":
+    if tensor_type_name(number) == "F32":
         return data.view(np.float32)
     out = np.empty(count, np.float32)
     traits = library().ggml["ggml_get_type_traits"](number)
     address = ctypes.c_void_p.from_address(traits + _TO_FLOAT).value
     if not address:
-        raise LlamaError(f"llama.cpp cannot read the tensor type {TENSOR_TYPES[number].name}")
+        raise LlamaError(f"llama.cpp cannot read the tensor type {tensor_type_name(number)}")
     _Convert(address)(data.ctypes.data, out.ctypes.data, count)
     return out

@@ -13,13 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ggprune.errors import OutputError
-from ggprune.fitting import kinds
 from ggprune.fitting.requantize import Requantizer
 from ggprune.fitting.space import Option, Space
 from ggprune.gguf_file import (
+    TYPE_NUMBERS,
     ByteRange,
     OutputTensor,
     Tensor,
+    bytes_in,
     padded,
     replacing,
     shard_head,
@@ -93,7 +94,7 @@ class Shards:
     def _write(
         self,
         path: Path,
-        number: int,
+        index: int,
         contents: Sequence[tuple[Tensor, str]],
         wanted: Sequence[Path],
         progress: Advance,
@@ -103,11 +104,11 @@ class Shards:
         tensors = []
         for tensor, kind in contents:
             same = kind == tensor_type_name(tensor.type)
-            size = tensor.nbytes if same else kinds.tensor_bytes(tensor.shape, kind)
-            type_number = tensor.type if same else kinds.number_of(kind)
+            size = tensor.nbytes if same else bytes_in(kind, *tensor.shape)
+            number = tensor.type if same else TYPE_NUMBERS[kind]
             data = (ByteRange(tensor.shard, 0, size),)
-            tensors.append(OutputTensor(tensor.name, tensor.shape, type_number, data))
-        head = shard_head(source, number, len(wanted), tensors, len(source.tensors))
+            tensors.append(OutputTensor(tensor.name, tensor.shape, number, data))
+        head = shard_head(source, index, len(wanted), tensors, len(source.tensors))
         self._make_room(sum(padded(t.nbytes, alignment) for t in tensors), wanted)
         with replacing(path) as part, open(part, "wb") as stream:
 

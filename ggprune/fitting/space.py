@@ -12,7 +12,15 @@ from pathlib import Path
 from ggprune.errors import InputError
 from ggprune.fitting import kinds
 from ggprune.fitting.groups import Group, exactly, groups_of
-from ggprune.gguf_file import GgufModel, OutputFile, Tensor, padded, tensor_type_name
+from ggprune.gguf_file import (
+    TYPE_NUMBERS,
+    GgufModel,
+    OutputFile,
+    Tensor,
+    bytes_in,
+    padded,
+    tensor_type_name,
+)
 from ggprune.llama.options import QuantizeOptions
 from ggprune.model import MoeModel
 from ggprune.quantization.quantize import Quantizer
@@ -118,7 +126,7 @@ class Space:
         """Bytes of a group's data, padding included."""
         tensors = self.groups[index].tensors
         return sum(
-            padded(kinds.tensor_bytes(self._shape(tensor, keep), kind), _ALIGNMENT)
+            padded(bytes_in(kind, *self._shape(tensor, keep)), _ALIGNMENT)
             for tensor, kind in zip(tensors, option.types, strict=True)
         )
 
@@ -141,7 +149,7 @@ class Space:
         """Return what to give llama-quantize as ``--tensor-type``."""
         found: list[tuple[str, str]] = []
         for group, option in zip(self.groups, mix.options, strict=True):
-            if kinds.is_kind(option.kind):
+            if option.kind in TYPE_NUMBERS:
                 found.append((group.pattern, option.kind))
                 continue
             # As in the source, or a mixture of llama-quantize: by the types that come out.
@@ -233,7 +241,7 @@ def _options(
 
     def size(option: Option) -> int:
         pairs = zip(group.tensors, option.types, strict=True)
-        return sum(kinds.tensor_bytes(tensor.shape, kind) for tensor, kind in pairs)
+        return sum(bytes_in(kind, *tensor.shape) for tensor, kind in pairs)
 
     if not found:
         raise InputError(f"types={','.join(wanted or ())}: none fits {group.name}")

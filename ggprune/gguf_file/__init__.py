@@ -15,11 +15,21 @@ from ggprune.gguf_file.layout import (
 from ggprune.gguf_file.parts import part_path, reserved
 from ggprune.gguf_file.shards import GgufModel, shard_name, split_shard_name, stem_of
 from ggprune.gguf_file.strangers import instead_of_a_model
-from ggprune.gguf_file.types import TENSOR_TYPES, TensorType, ValueType, tensor_type_name
+from ggprune.gguf_file.types import (
+    FLOAT_TYPES,
+    TENSOR_TYPES,
+    TYPE_NUMBERS,
+    TensorType,
+    ValueType,
+    bytes_in,
+    tensor_type_name,
+)
 from ggprune.gguf_file.writing import check_targets, replacing, write_files, write_text
 
 __all__ = [
+    "FLOAT_TYPES",
     "TENSOR_TYPES",
+    "TYPE_NUMBERS",
     "ByteRange",
     "GgufFile",
     "GgufModel",
@@ -31,6 +41,7 @@ __all__ = [
     "TensorType",
     "TypedValue",
     "ValueType",
+    "bytes_in",
     "check_targets",
     "instead_of_a_model",
     "joined",

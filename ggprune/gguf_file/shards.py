@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,18 +66,14 @@ class GgufModel(Closing):
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        first = GgufFile(path)
-        try:
-            self.files = self._open_shards(first)
-        except BaseException:
-            first.close()
-            raise
-        self.tensors: tuple[Tensor, ...] = tuple(t for file in self.files for t in file.tensors)
-        try:
+        with ExitStack() as opened:
+            first = opened.enter_context(GgufFile(path))
+            self.files = self._open_shards(first, opened)
+            self.tensors: tuple[Tensor, ...] = tuple(t for file in self.files for t in file.tensors)
             self._check_tensors()
-        except BaseException:
-            self.close()
-            raise
+            opened.pop_all()
+        if first not in self.files:
+            first.close()
 
     def close(self) -> None:
         """Close all files."""
@@ -115,7 +112,7 @@ class GgufModel(Closing):
         """Read a tensor's bytes (of small ones: routers, biases)."""
         return self.files[tensor.shard].read(tensor.offset, tensor.nbytes)
 
-    def _open_shards(self, given: GgufFile) -> tuple[GgufFile, ...]:
+    def _open_shards(self, given: GgufFile, opened: ExitStack) -> tuple[GgufFile, ...]:
         count = _number(given, SPLIT_COUNT) or 1
         if count <= 1:
             return (given,)
@@ -125,16 +122,10 @@ class GgufModel(Closing):
                 f"{given.path}: is one of {count} shards, but is not named like one",
                 remedy=f"Name the files {shard_name('NAME', 0, count)} and so on, as downloaded.",
             )
-        files: list[GgufFile] = []
-        try:
-            for number, name in enumerate(shard.all):
-                files.append(_open_shard(given.path.with_name(name), number, count))
-        except BaseException:
-            for file in files:
-                file.close()
-            raise
-        given.close()
-        return tuple(files)
+        return tuple(
+            opened.enter_context(_open_shard(given.path.with_name(name), number, count))
+            for number, name in enumerate(shard.all)
+        )
 
     def _check_tensors(self) -> None:
         """No tensor twice, none missing: what tells that all shards are of one model."""
@@ -165,17 +156,15 @@ def _open_shard(path: Path, number: int, count: int) -> GgufFile:
             f"{path}: shard {number + 1} of {count} is missing",
             remedy="Put all shards into one folder.",
         )
-    file = GgufFile(path, shard=number)
-    try:
+    with ExitStack() as opened:
+        file = opened.enter_context(GgufFile(path, shard=number))
         found = (_number(file, SPLIT_NO), _number(file, SPLIT_COUNT))
         if found != (number, count):
             raise FormatError(
                 f"{path}: {_stated(*found)}, its name says shard {number + 1} of {count}",
                 remedy="Download this shard again: it is a copy of another, or of another model.",
             )
-    except BaseException:
-        file.close()
-        raise
+        opened.pop_all()
     return file
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import math
 import struct
 from typing import NamedTuple
 
@@ -88,6 +89,18 @@ TENSOR_TYPES: dict[int, TensorType] = {
     41: TensorType("Q1_0", 128, 18),
     42: TensorType("Q2_0", 64, 18),
 }
+
+
+#: Their numbers by name.
+TYPE_NUMBERS = {known.name: number for number, known in TENSOR_TYPES.items()}
+#: Those of floating-point numbers.
+FLOAT_TYPES = frozenset({"F32", "F16", "BF16", "F64"})
+
+
+def bytes_in(kind: str, *shape: int) -> int:
+    """Bytes of a tensor's data in a type, without padding; rows are whole blocks."""
+    known = TENSOR_TYPES[TYPE_NUMBERS[kind]]
+    return math.prod(shape) // known.block * known.size
 
 
 def tensor_type_name(type_id: int) -> str:

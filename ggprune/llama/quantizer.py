@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from ggprune.errors import InputError, LlamaError
-from ggprune.gguf_file import TENSOR_TYPES
+from ggprune.gguf_file import TYPE_NUMBERS
 from ggprune.llama.options import QuantizeOptions
 from ggprune.llama.overrides import kv_overrides
 from ggprune.system import was_killed
@@ -50,11 +50,11 @@ def tensor_type(name: str) -> int:
     Raises:
         InputError: there is none of this name.
     """
-    for number, known in TENSOR_TYPES.items():
-        if known.name == name.upper():
-            return number
-    names = ", ".join(known.name for known in TENSOR_TYPES.values())
-    raise InputError(f"{name}: is not a tensor type", remedy=f"Known: {names}.")
+    number = TYPE_NUMBERS.get(name.upper())
+    if number is None:
+        known = ", ".join(TYPE_NUMBERS)
+        raise InputError(f"{name}: is not a tensor type", remedy=f"Known: {known}.")
+    return number
 
 
 def quantize(

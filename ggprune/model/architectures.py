@@ -184,7 +184,8 @@ class Architecture:
         return next((refusal for refusal in self.refusals if refusal.applies(metadata)), None)
 
 
-def _number(metadata: Metadata, key: str) -> int:
+def number(metadata: Metadata, key: str) -> int:
+    """Return a whole number of the metadata; 0 where there is none."""
     value = metadata.get(key, 0)
     return value if isinstance(value, int) else 0
 
@@ -198,7 +199,7 @@ def gating_of(architecture: Architecture, metadata: Metadata) -> Gating:
     """
     if architecture.gating is not Gating.BY_KEY:
         return architecture.gating
-    value = _number(metadata, GATING_KEY)
+    value = number(metadata, GATING_KEY)
     if not value and architecture.sigmoid_models and architecture.sigmoid_models(metadata):
         return Gating.SIGMOID
     gating = GATING_VALUES.get(value) if value else architecture.default_gating
@@ -223,7 +224,7 @@ def is_normalised(architecture: Architecture, metadata: Metadata) -> bool:
 
 def statistics_note(architecture: Architecture, metadata: Metadata) -> str:
     """Say what is unusual in the measured norms of a file, or nothing."""
-    if architecture.latent_key and not _number(metadata, architecture.latent_key):
+    if architecture.latent_key and not number(metadata, architecture.latent_key):
         return ""
     return _NOTES.get(architecture.space, "")
 
@@ -238,8 +239,8 @@ def mtp_layers(metadata: Metadata, tensor_names: Iterable[str]) -> tuple[int, ..
     and leave out the tensors: then there is nothing to prune, and for ``deepseek4`` (which counts
     differently without them) those layers are ordinary ones.
     """
-    count = _number(metadata, BLOCK_COUNT_KEY)
-    nextn = _number(metadata, NEXTN_KEY)
+    count = number(metadata, BLOCK_COUNT_KEY)
+    nextn = number(metadata, NEXTN_KEY)
     # From the tensors, not from the count: a damaged file may claim billions of layers.
     found = (_MTP_TENSOR.fullmatch(name) for name in tensor_names)
     layers = {int(match[1]) for match in found if match}
@@ -257,7 +258,7 @@ def keys_without_mtp(metadata: Metadata, layers: Sequence[int]) -> dict[str, obj
     """
     if not layers:
         return {}
-    count, kept = _number(metadata, BLOCK_COUNT_KEY), min(layers)
+    count, kept = number(metadata, BLOCK_COUNT_KEY), min(layers)
     changed: dict[str, object] = {BLOCK_COUNT_KEY: kept, NEXTN_KEY: 0}
     for key in PER_LAYER_KEYS:
         value = metadata.get(key)
@@ -288,8 +289,8 @@ def _always(_metadata: Metadata) -> bool:
 
 def _glm_flash(metadata: Metadata) -> bool:
     """GLM-4.7-Flash, whose files of before 2026-01-21 have no key (src/models/deepseek2.cpp)."""
-    layers = _number(metadata, BLOCK_COUNT_KEY) - _number(metadata, NEXTN_KEY)
-    return layers in (47, 48) and _number(metadata, VOCABULARY_KEY) == 154880
+    layers = number(metadata, BLOCK_COUNT_KEY) - number(metadata, NEXTN_KEY)
+    return layers in (47, 48) and number(metadata, VOCABULARY_KEY) == 154880
 
 
 _GROVE = Refusal(
@@ -311,7 +312,7 @@ _MAVERICK = Refusal(
         "does it for another number, so it would compute another function"
     ),
     condition="with 128 experts",
-    applies=lambda metadata: _number(metadata, EXPERT_COUNT_KEY) == 128,
+    applies=lambda metadata: number(metadata, EXPERT_COUNT_KEY) == 128,
 )
 
 _S, _K = Gating.SOFTMAX, Gating.BY_KEY
@@ -451,8 +452,3 @@ _TABLE = (
 ARCHITECTURES: Final[Mapping[str, Architecture]] = MappingProxyType(
     {architecture.name: architecture for architecture in _TABLE}
 )
-
-
-def find(name: str) -> Architecture | None:
-    """Return what is known of an architecture, or None if llama.cpp runs no experts in it."""
-    return ARCHITECTURES.get(name)

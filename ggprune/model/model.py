@@ -255,17 +255,17 @@ def describe(source: GgufModel | str | os.PathLike[str]) -> Model:
     layers = {found.layer for found in tensors.values()}
     model = Model(
         gguf=gguf,
-        architecture=architectures.find(name),
+        architecture=architectures.ARCHITECTURES.get(name),
         metadata=metadata,
-        layers=_number(metadata, architectures.BLOCK_COUNT_KEY),
+        layers=architectures.number(metadata, architectures.BLOCK_COUNT_KEY),
         moe_layers=tuple(sorted(layers - set(mtp))),
         mtp_layers=mtp,
         mtp_tensors=frozenset(t.name for t in gguf.tensors if mtp and layer_of(t.name) in mtp),
         counts=ExpertCounts(
-            _number(metadata, architectures.EXPERT_COUNT_KEY),
+            architectures.number(metadata, architectures.EXPERT_COUNT_KEY),
             _largest(metadata, architectures.EXPERT_USED_KEY),
-            _number(metadata, architectures.EXPERT_GROUP_KEY) or 1,
-            _number(metadata, architectures.EXPERT_GROUP_USED_KEY) or 1,
+            architectures.number(metadata, architectures.EXPERT_GROUP_KEY) or 1,
+            architectures.number(metadata, architectures.EXPERT_GROUP_USED_KEY) or 1,
         ),
         expert_tensors=tensors,
         hash_tables={
@@ -390,13 +390,8 @@ def _inconsistency(model: Model) -> str:
     return ""
 
 
-def _number(metadata: Mapping[str, Any], key: str) -> int:
-    value = metadata.get(key, 0)
-    return value if isinstance(value, int) else 0
-
-
 def _largest(metadata: Mapping[str, Any], key: str) -> int:
     value = metadata.get(key, 0)
     if isinstance(value, list):
         return max((item for item in value if isinstance(item, int)), default=0)
-    return value if isinstance(value, int) else 0
+    return architectures.number(metadata, key)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import re
 
 from ggprune.errors import InputError
-from ggprune.gguf_file import TENSOR_TYPES, GgufModel, tensor_type_name
+from ggprune.gguf_file import FLOAT_TYPES, GgufModel, tensor_type_name
 from ggprune.llama.quantizer import ALIASES, FILE_TYPES
 from ggprune.util import did_you_mean
 
-_UNQUANTIZED = frozenset({"F32", "F16", "BF16", "F64", "I8", "I16", "I32", "I64"})
+_UNQUANTIZED = FLOAT_TYPES | {"I8", "I16", "I32", "I64"}
 _QUANT = r"(?:UD-)?I?Q\d_(?:K(?:_[A-Z]{1,2})?|[01]|NL|XXS|XS|S|M)|TQ\d_0|MXFP4(?:_MOE)?|B?F16|F32"
 _SUFFIX = re.compile(rf"[-.](?:{_QUANT}|FP16)(?=$|-\d+e$)", re.IGNORECASE)
 
@@ -44,11 +43,3 @@ def quantized_share(model: GgufModel) -> tuple[float, str]:
     if not quantized:
         return 0.0, ""
     return sum(quantized.values()) / sum(sizes.values()), max(quantized, key=quantized.__getitem__)
-
-
-def tensor_bytes(shape: tuple[int, ...], type_name: str) -> int:
-    """Bytes of a tensor of this shape and type; 0 for an unknown type."""
-    known = next((each for each in TENSOR_TYPES.values() if each.name == type_name), None)
-    if known is None:
-        return 0
-    return math.prod(shape) // known.block * known.size

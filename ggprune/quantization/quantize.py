@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ggprune.errors import InputError, UnsupportedModelError, VerificationError
 from ggprune.gguf_file import (
+    TYPE_NUMBERS,
     ByteRange,
     GgufModel,
     KeyEdits,
@@ -20,6 +21,7 @@ from ggprune.gguf_file import (
     Tensor,
     TypedValue,
     ValueType,
+    bytes_in,
     check_targets,
     lay_out,
     padded,
@@ -34,12 +36,7 @@ from ggprune.llama import quantizer as llama_quantizer
 from ggprune.llama.options import QuantizeOptions
 from ggprune.quantization.forecast import Forecast, Log, Reading
 from ggprune.quantization.imatrix import Imatrix
-from ggprune.quantization.names import (
-    file_type,
-    quantized_share,
-    result_stem,
-    tensor_bytes,
-)
+from ggprune.quantization.names import file_type, quantized_share, result_stem
 from ggprune.rewrite import PROVENANCE
 
 log = logging.getLogger(__name__)
@@ -360,7 +357,7 @@ def _check_types(options: QuantizeOptions) -> None:
 
 
 def _bytes_as(tensor: Tensor, kind: str) -> int:
-    return tensor_bytes(tensor.shape, kind) or tensor.nbytes
+    return bytes_in(kind, *tensor.shape) if kind in TYPE_NUMBERS else tensor.nbytes
 
 
 def _as_type(tensor: Tensor, kind: str) -> OutputTensor:

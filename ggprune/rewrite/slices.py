@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from ggprune.errors import InputError
 from ggprune.gguf_file import ByteRange, OutputFile, OutputTensor, Tensor, joined, lay_out, whole
@@ -118,25 +119,9 @@ def result_files(
     return _lay_out(model, kept, changes, target, split_max_size, sliced)
 
 
-def result_size(
-    model: MoeModel,
-    keep: int,
-    *,
-    method: str = "",
-    experts_used: int | None = None,
-    mtp: str = "prune",
-    split_max_size: int | None = None,
-) -> int:
+def result_size(model: MoeModel, keep: int, **asked: Any) -> int:
     """Bytes of the result with ``keep`` experts a layer, all shards, exactly; see result_files."""
-    files = result_files(
-        model,
-        keep,
-        method=method,
-        experts_used=experts_used,
-        mtp=mtp,
-        split_max_size=split_max_size,
-    )
-    return sum(file.size for file in files)
+    return sum(file.size for file in result_files(model, keep, **asked))
 
 
 def sliced(

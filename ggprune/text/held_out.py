@@ -27,7 +27,6 @@ def choose_text(
     named: Sequence[tuple[str, str]],
     held_out: Sequence[tuple[str, str]] = (),
     *,
-    share: float = 0.1,
     search_share: float = 0.0,
 ) -> TextChoice:
     """Choose the built-in text, or the user's with a part held out.
@@ -39,7 +38,7 @@ def choose_text(
     Args:
         named: what to calibrate on, as (domain, path); none for the built-in prompts.
         held_out: what to measure on; none for the built-in answers, or a part of ``named``.
-        share, search_share: of the text to hold out, and of the rest for comparing plans.
+        search_share: of what is left of the text, for comparing plans.
 
     Raises:
         InputError: a text cannot be used, or there is nothing to hold out.
@@ -48,7 +47,7 @@ def choose_text(
     if held_out or not named:
         choice = TextChoice(sources, load_or_builtin(held_out, HELD_OUT))
     else:
-        choice = hold_out(sources, share)
+        choice = hold_out(sources)
     if not named or not search_share:
         return choice
     parts = hold_out(choice.calibration, search_share)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
-from ggprune.errors import InputError
+from ggprune.cli.values import parameter
 from ggprune.publish.ollama import write_modelfile
-from ggprune.publish.ollama.modelfile import parse_parameters
 from tests.support.command import ggprune
 from tests.support.modelfile_reader import read
 from tests.support.tiny import write_tiny
@@ -30,9 +30,12 @@ def test_written_beside_the_model(tmp_path: Path) -> None:
 
 
 def test_parameters() -> None:
-    assert parse_parameters(["a=1", "b=0.5", "stop=<x>"]) == {"a": 1, "b": 0.5, "stop": "<x>"}
-    with pytest.raises(InputError, match="NAME=VALUE"):
-        parse_parameters(["temperature"])
+    assert [parameter(text) for text in ("a=1", "b=0.5", "stop=<x>", "stop==")] == [
+        *(("a", 1), ("b", 0.5), ("stop", "<x>"), ("stop", "="))
+    ]
+    for text in ("temperature", "=1"):
+        with pytest.raises(click.BadParameter, match="NAME=VALUE"):
+            parameter(text)
 
 
 def test_a_model_with_an_mtp_block_is_warned_of(

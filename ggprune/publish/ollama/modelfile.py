@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import shlex
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -171,24 +170,6 @@ def write_modelfile(model: Path, output: Path, *, force: bool = False, **choices
     for warning in made.warnings:
         log.warning("%s: %s", output, warning)
     return output
-
-
-def parse_parameters(given: Iterable[str]) -> dict[str, float | int | str]:
-    """Read NAME=VALUE pairs, numbers as numbers; InputError for what is no such pair."""
-    found: dict[str, float | int | str] = {}
-    for pair in given:
-        name, equals, value = pair.partition("=")
-        if not equals or not name:
-            raise InputError(f"parameters={pair}: expected NAME=VALUE")
-        found[name] = _number(value)
-    return found
-
-
-def _number(value: str) -> float | int | str:
-    for kind in (int, float):
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return value
 
 
 def _check_files(
