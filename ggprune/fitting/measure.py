@@ -1,22 +1,19 @@
-"""Measuring candidates: a pass over short text each, and a journal so that none is run twice."""
+"""Measuring candidates: a pass over short text each, none of them twice."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ggprune.errors import InputError
 from ggprune.evaluation.evaluator import Evaluation, Evaluator
+from ggprune.evaluation.journal import Journal
 from ggprune.evaluation.masking import Dropped
-from ggprune.gguf_file import replacing
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.types import Floats32, Progress, no_progress
@@ -55,52 +52,11 @@ class Score:
         )
 
 
-class Journal:
-    """Measurements in a folder, one line of JSON each.
-
-    Args:
-        facts: what the measurements are of; those of anything else lie in files of their own.
-    """
-
-    def __init__(self, folder: Path, facts: Mapping[str, Any]) -> None:
-        first = json.dumps({"of": dict(facts)}, sort_keys=True)
-        self._of = hashlib.sha256(first.encode()).hexdigest()[:12]
-        self._folder, self._path = folder, folder / f"measured-{self._of}.jsonl"
-        self._scores: dict[str, Score] = {}
-        lines = self._path.read_text(encoding="utf-8").splitlines() if self._path.exists() else []
-        if lines[:1] == [first]:
-            for line in lines[1:]:
-                try:
-                    entry = json.loads(line)
-                    self._scores[entry["key"]] = Score(**entry["score"])
-                except (ValueError, KeyError, TypeError):  # The run was killed while writing it.
-                    continue
-            log.info("using %d measurements in %s", len(self._scores), self._path)
-        with replacing(self._path) as part:
-            kept = [json.dumps({"key": k, "score": asdict(s)}) for k, s in self._scores.items()]
-            part.write_text("\n".join([first, *kept]) + "\n", encoding="utf-8")
-
-    def get(self, key: str) -> Score | None:
-        """Return a measurement, if there is one."""
-        return self._scores.get(key)
-
-    def put(self, key: str, score: Score) -> None:
-        """Keep a measurement."""
-        self._scores[key] = score
-        with open(self._path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"key": key, "score": asdict(score)}) + "\n")
-
-    def tokens_of(self, key: str) -> Path:
-        """Where the divergence of every token is, for differences with an error."""
-        name = hashlib.sha256(f"{self._of} {key}".encode()).hexdigest()[:16]
-        return self._folder / f"kld-{name}.npy"
-
-
 class Meter:
     """Measures on one text, counting passes.
 
     Args:
-        journal: keeps what is measured.
+        journal: keeps what is measured, in ``folder`` as the divergences of all tokens.
         text: name of the text, ``search`` or ``held out``.
 
     Attributes:
@@ -111,16 +67,18 @@ class Meter:
         self,
         evaluator: Evaluator,
         journal: Journal,
+        folder: Path,
         text: str,
         progress: Progress = no_progress,
     ) -> None:
         self._evaluator, self._journal, self._text = evaluator, journal, text
-        self._progress = progress
+        self._folder, self._progress = folder, progress
         self.passes = 0
 
     def known(self, key: str) -> Score | None:
         """Return what was measured, now or in an earlier run."""
-        return self._journal.get(f"{self._text} {key}")
+        score = self._journal.known.get(f"{self._text} {key}")
+        return score and Score(**score)
 
     def measure(self, key: str, path: Path, what: str, dropped: Dropped | None = None) -> Score:
         """Measure a candidate, unless that was done before.
@@ -136,10 +94,9 @@ class Meter:
         with self._progress(self._evaluator.tokens, f"measuring {what}", "tok") as advance:
             evaluation = self._evaluator.measure_file(path, dropped, advance=advance)
         self.passes += 1
-        key = f"{self._text} {key}"
-        np.save(self._journal.tokens_of(key), evaluation.scores.kld.astype(np.float32))
+        np.save(self._tokens_of(key), evaluation.scores.kld.astype(np.float32))
         score = Score.of(evaluation)
-        self._journal.put(key, score)
+        self._journal.put(f"{self._text} {key}", asdict(score))
         log.info("%s: %.5f ± %.5f on the %s text", what, score.kld_mean, score.kld_se, self._text)
         return score
 
@@ -163,9 +120,14 @@ class Meter:
         each = a.astype(np.float64) - b
         return float(each.mean()), float(each.std() / max(len(each) - 1, 1) ** 0.5)
 
+    def _tokens_of(self, key: str) -> Path:
+        """Where the divergence of every token is, for differences with an error."""
+        name = hashlib.sha256(f"{self._journal.of} {self._text} {key}".encode()).hexdigest()[:16]
+        return self._folder / f"kld-{name}.npy"
+
     def _klds(self, key: str) -> Floats32 | None:
         try:
-            values: Floats32 = np.load(self._journal.tokens_of(f"{self._text} {key}"))
+            values: Floats32 = np.load(self._tokens_of(key))
         except (OSError, ValueError):
             return None
         return values

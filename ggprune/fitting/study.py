@@ -19,13 +19,14 @@ from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.request import Budget, Request, Resources
 from ggprune.errors import OutputError, UnsupportedModelError
 from ggprune.evaluation.evaluator import Evaluator
+from ggprune.evaluation.journal import Journal
 from ggprune.evaluation.logcache import fingerprint
 from ggprune.evaluation.masking import Dropped, dropped_by
 from ggprune.fitting import kinds
 from ggprune.fitting.calibrated import calibrated
 from ggprune.fitting.hint import work_folder
 from ggprune.fitting.job import Job, Texts
-from ggprune.fitting.measure import Journal, Meter, Score, check_text
+from ggprune.fitting.measure import Meter, Score, check_text
 from ggprune.fitting.predict import POWER, Prediction
 from ggprune.fitting.requantize import Requantizer
 from ggprune.fitting.rounding import Errors
@@ -121,7 +122,7 @@ class Study(Closing):
             "source": fingerprint(source.gguf),
             "imatrix": hashlib.sha256(self.imatrix.read_bytes()).hexdigest(),
         }
-        self.errors = Errors(self._requantizer, work / "errors.json", json.dumps(facts))
+        self.errors = Errors(self._requantizer, Journal(work / "errors.jsonl", facts))
         self._search, search = self._evaluator(texts.search, self.options.search_tokens, "search")
         self._judge, held_out = self._evaluator(
             texts.held_out, self.options.held_out_tokens, "held-out"
@@ -129,9 +130,12 @@ class Study(Closing):
         facts |= {"reference": fingerprint(self.reference.gguf), "texts": [search, held_out]}
         facts |= {"statistics": [plan.hash for plan in self._plans.values()]}
         facts |= {"groups": [group.name for group in self.space.groups]}
-        journal = Journal(work, facts)
-        self.search = Meter(self._search, journal, "search", self.progress)
-        self.judge = Meter(self._judge, journal, "held-out", self.progress)
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        journal = Journal(work / f"measured-{digest}.jsonl", facts)
+        if journal.known:
+            log.info("using %d measurements in %s", len(journal.known), work)
+        self.search = Meter(self._search, journal, work, "search", self.progress)
+        self.judge = Meter(self._judge, journal, work, "held-out", self.progress)
         self._groups: dict[tuple[int, tuple[str, ...]], float] = {}
 
     def close(self) -> None:

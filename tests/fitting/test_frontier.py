@@ -13,7 +13,7 @@ from ggprune.errors import InputError
 from ggprune.fitting import chart
 from ggprune.fitting.frontier import Point, marked
 from ggprune.fitting.hint import otherwise, remember
-from ggprune.fitting.measure import Journal, Score
+from ggprune.fitting.measure import Score
 
 
 def point(size: int, kld: float, keep: int = 64, types: str = "Q4_K_M") -> Point:
@@ -43,20 +43,6 @@ def test_what_the_same_bytes_buy(trained: Path, tmp_path: Path) -> None:
     assert "measured" in known and "0.00050" in known
     assert "predicted" in otherwise(trained, 2 * size, work=tmp_path)
     assert "No type is low enough" in otherwise(trained, 1_000_000, work=tmp_path)
-
-
-def test_a_journal_is_of_one_thing(tmp_path: Path) -> None:
-    score = point(1, 0.5).score
-    journal = Journal(tmp_path, {"source": "a"})
-    journal.put("search 64:Q8_0", score)
-    assert Journal(tmp_path, {"source": "a"}).get("search 64:Q8_0") == score
-    (path,) = tmp_path.glob("measured-*.jsonl")
-    with open(path, "a", encoding="utf-8") as stream:
-        stream.write('{"key": "cut sh')
-    assert Journal(tmp_path, {"source": "a"}).get("search 64:Q8_0") == score
-    assert Journal(tmp_path, {"source": "b"}).get("search 64:Q8_0") is None
-    assert Journal(tmp_path, {"source": "a"}).get("search 64:Q8_0") == score
-    assert len(path.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_the_report_shows_the_frontier(tmp_path: Path) -> None:
