@@ -242,7 +242,7 @@ def test_dry_run_writes_nothing(tmp_path: Path, model: Path) -> None:
             2,
             "--keep 16: the model has 16 experts, so there is nothing",
         ),
-        (["{model}", "--keep", "8", "--experts-used", "5"], 2, "the model uses 4"),
+        (["{model}", "--keep", "8", "--experts-used", "9"], 2, "the model uses 4"),
         (["{model}"], 2, "how many experts"),
         (["{text}", "--keep", "8"], 3, "not a GGUF file"),
         (["{model}", "--keep", "8", "-o", "{model}"], 5, "is the source itself"),
