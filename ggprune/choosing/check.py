@@ -30,7 +30,9 @@ def check_request(
             options that exclude each other.
     """
     if request.router_bias != "keep":
-        check_zero_bias(architectures.ARCHITECTURES.get(architecture), f"router_bias={request.router_bias}")
+        check_zero_bias(
+            architectures.ARCHITECTURES.get(architecture), f"router_bias={request.router_bias}"
+        )
     method = find(request.method) if request.method else None
     forced = parse_always_keep(request.always_keep, layers, counts.experts)
     parse_domains(request.protect_domains, domains)

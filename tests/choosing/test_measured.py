@@ -23,7 +23,7 @@ from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import dropped_by
 from ggprune.evaluation.probe_gate import Answer, gate
 from ggprune.llama.options import RunOptions
-from ggprune.model import Model, open_model
+from ggprune.model import Model, MoeModel, open_model
 from ggprune.plan import Plan
 from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
@@ -214,11 +214,24 @@ def test_a_model_that_cannot_chat_keeps_its_number(
     monkeypatch.setattr(search, "best_used", lambda *_: (3, {4: 0.2, 3: 0.1}))
     plan = choose_plan(statistics, replace(asked("search", keep=8), search_plans=3), resources)
     assert plan.experts_used is None
-    assert "no chat template" in plan.settings["experts_used_reason"]
+    assert plan.settings["experts_used_reason"].startswith("4: there is no chat template")
     request = replace(asked("contribution", keep=8), experts_used="auto")
     plan = choose_plan(statistics, request, resources)
     assert plan.experts_used == 3
     assert plan.settings["experts_used_reason"].startswith("3, by divergence alone")
+
+
+def test_a_number_that_cannot_be_changed_stays(
+    resources: Resources, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "can_chat", lambda _: True)
+
+    def refused(*_: object) -> None:
+        raise InputError("it has a number for every layer")
+
+    monkeypatch.setattr(MoeModel, "check_used", refused)
+    plan = choose_plan(statistics, replace(asked("search", keep=8), search_plans=3), resources)
+    assert plan.settings["experts_used_reason"] == "4: it has a number for every layer"
 
 
 def test_a_limit_is_kept_with_fewer_experts_used(

@@ -115,8 +115,15 @@ class Measuring:
         """
         model = self.meter.evaluator.description.prunable()
         chats = can_chat(model)
-        if not chats and self.request.experts_used is None:
-            return _said("the model's own number: it has no chat template to try answers with")
+        own, most = model.experts_used, model.counts.most_used(keep)
+        if self.request.experts_used is None:
+            if not chats:
+                return _said(f"{own}: there is no chat template to try answers of others with")
+            try:
+                model.check_used(1, keep)
+                model.overrides(1)
+            except InputError as error:
+                return _said(f"{own}: {error.message}")
         ranking, measure = self._trial(keep)
         before = self.meter.tokens
 
@@ -124,7 +131,6 @@ class Measuring:
             self.meter.use(experts_used)
             return measure()
 
-        own, most = model.experts_used, model.counts.most_used(keep)
         used, kl = search.best_used(using, own, most)
         self.meter.use(None)
         self.tokens_left -= self.meter.tokens - before
@@ -136,19 +142,22 @@ class Measuring:
         if not chats:
             self.meter.use(used)
             return facts | _said(f"{used}, by divergence alone: there is no chat template")
-        found = self._answers(ranking.kept(keep), used)
+        return facts | self._confirm(ranking.kept(keep), own, used)
+
+    def _confirm(self, kept: Ints, own: int, used: int) -> dict[str, Any]:
+        """Let a token use so many experts if the plan's answers are no worse with them."""
+        found = self._answers(kept, used)
         if not found:
-            return facts | _said(f"{own}: too slow to try answers with {used} in the time given")
+            return _said(f"{own}: too slow to try answers with {used} in the time given")
         mode = found["modes"][SAMPLED]
-        taken = confirms(mode["gate"])
-        if taken:
+        why = f"{own}: answers do not confirm {used}"
+        if confirms(mode["gate"]):
             self.meter.use(used)
-        numbers = answers_in_a_line(mode)
-        why = f"{used}, which answers confirm" if taken else f"{own}: answers do not confirm {used}"
-        return facts | _said(f"{why}: {numbers}") | {"experts_used_probe": mode["gate"]}
+            why = f"{used}, which answers confirm"
+        return _said(f"{why}: {answers_in_a_line(mode)}") | {"experts_used_probe": mode["gate"]}
 
     def _answers(self, kept: Ints, used: int) -> dict[str, Any]:
-        """Compare answers of a plan with so many experts used with those of the plan itself."""
+        """Compare a plan's answers with so many experts used with those it gives anyway."""
         layers = {
             layer: LayerPlan(tuple(row.tolist()))
             for layer, row in zip(self.meter.layers, kept, strict=True)
@@ -156,12 +165,13 @@ class Measuring:
         plan = Plan(kept.shape[1], layers, zero_bias=self.meter.zero_bias)
         evaluator, minutes = self.meter.evaluator, self.request.search_minutes
         evaluator.unload()
+        self.tokens_left *= 1 - _USED_SHARE  # What both sides may take.
         return short_probe(
             evaluator.description,
             Candidate.of(replace(plan, experts_used=used)),
             evaluator.options,
             base=plan,
-            seconds=None if self.request.search_plans else 60 * minutes * _USED_SHARE,
+            seconds=None if self.request.search_plans else 30 * minutes * _USED_SHARE,
         )
 
     def find_bias(self, keep: int) -> dict[str, Any]:
