@@ -24,7 +24,6 @@ from ggprune.model import Model
 from ggprune.system import cores
 from ggprune.text import chat
 from ggprune.text.answers import final_answer, opened_thinking
-from ggprune.text.documents import Document
 from ggprune.text.tasks import Command, Task
 from ggprune.types import Progress
 from ggprune.util import read_json
@@ -100,10 +99,7 @@ def gather(
             template = chat.template_of(llama, model.gguf.get("tokenizer.chat_template"))
             for at in range(len(answers), len(tasks), size):
                 part = tasks[at : at + size]
-                prompts = [
-                    chat.tokenize(llama, template, Document(messages=task.messages))
-                    for task in part
-                ]
+                prompts = [chat.tokenize(llama, template, task.document) for task in part]
                 answers += _answers(
                     llama,
                     part,
@@ -184,9 +180,12 @@ def _summary(tasks: Sequence[Task], answers: Sequence[Mapping[str, Any]]) -> dic
     traces = []
     for task, answer in pairs:
         if answer["verdict"] == PASSED:
-            turns = [{"role": turn.role, "content": turn.content} for turn in task.messages]
+            turns = [
+                {"role": turn.role, "content": turn.content} for turn in task.document.messages
+            ]
             turns.append({"role": "assistant", "content": answer["text"]})
-            traces.append({"domain": task.domain, "messages": turns})
+            tools = {"tools": json.loads(task.document.tools)} if task.document.tools else {}
+            traces.append({"domain": task.domain, **tools, "messages": turns})
     if not traces:
         counts = Counter(str(answer["verdict"]) for answer in answers)
         listed = ", ".join(f"{count:,} {verdict}" for verdict, count in counts.items())

@@ -37,20 +37,25 @@ class ChatTemplate:
         except Exception as error:  # Templates are programs: they may fail in any way.
             raise self._failed(error) from error
 
-    def render(self, messages: Sequence[Message]) -> str:
+    def render(self, messages: Sequence[Message], tools: str = "") -> str:
         """Write a conversation as text, ready to be continued if the user spoke last.
 
-        A template that knows no tools, or no system message, gets these as messages of the user.
+        A template that knows no turns of tools, or no system message, gets these as messages of
+        the user; one that does not write which tools there are (Document.tools), as a system
+        message.
 
         Raises:
             InputError: the template fails, with its own words.
         """
+        given = json.loads(tools) if tools else None
+        if given and not self._writes(given):
+            messages, given = [Message("system", tools), *messages], None
         failure: Exception | None = None
         incomplete: str | None = None
         plain = _renamed(messages, {"tool": "user", "developer": "system"})
         for attempt in (messages, plain, _renamed(plain, {"system": "user"})):
             try:
-                text = self._render(attempt)
+                text = self._render(attempt, given)
             except Exception as error:
                 failure = failure or error
             else:
@@ -61,13 +66,20 @@ class ChatTemplate:
             raise self._failed(failure or ValueError("it writes nothing")) from failure
         return incomplete
 
-    def _render(self, messages: Sequence[Message]) -> str:
+    def _writes(self, tools: Sequence[Any]) -> bool:
+        try:
+            text = self._render([Message("user", "?")], tools)
+        except Exception:
+            return False
+        return all(tool["function"]["name"] in text for tool in tools)
+
+    def _render(self, messages: Sequence[Message], tools: Sequence[Any] | None) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]
         text: str = self._template.render(
             messages=turns,
             add_generation_prompt=messages[-1].role != "assistant",
             enable_thinking=True,
-            tools=None,
+            tools=tools,
             **self._tokens,
         )
         return text
@@ -100,8 +112,9 @@ def tokenize(model: LlamaModel, template: ChatTemplate | None, document: Documen
     if not document.messages:
         return model.tokenize(document.text)
     if template is None:
-        return model.tokenize("\n\n".join(message.content for message in document.messages))
-    tokens = model.tokenize(template.render(document.messages), parse_special=True)
+        contents = (document.tools, *(message.content for message in document.messages))
+        return model.tokenize("\n\n".join(filter(None, contents)))
+    tokens = model.tokenize(template.render(document.messages, document.tools), parse_special=True)
     if tokens[:2] == [model.bos, model.bos]:
         # The template wrote it, and the tokenizer too.
         del tokens[0]

@@ -19,12 +19,14 @@ class Message:
 class Document:
     """A plain text, or a conversation; one of the two is empty.
 
-    ``where`` names it in messages: a file, and a line of it.
+    ``where`` names it in messages: a file, and a line of it. ``tools`` are those that the
+    assistant may call, as JSON: a list of objects with ``type`` and ``function``.
     """
 
     text: str = ""
     messages: tuple[Message, ...] = ()
     where: str = ""
+    tools: str = ""
 
     @property
     def awaits_answer(self) -> bool:
@@ -45,5 +47,6 @@ class Source:
         digest = hashlib.sha256()
         for document in self.documents:
             turns = [[message.role, message.content] for message in document.messages]
-            digest.update(json.dumps([document.text, turns]).encode())
+            said = [document.text, turns, *filter(None, [document.tools])]
+            digest.update(json.dumps(said).encode())
         return digest.hexdigest()

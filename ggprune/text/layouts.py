@@ -37,12 +37,14 @@ _PAIRS = (
     ("instruction", ("output", "response", "completion", "answer")),
     ("question", ("answer", "response", "completion", "output")),
     ("problem", ("solution", "answer")),
-    ("query", ("response", "answer", "completion", "output")),
+    ("query", ("response", "answer", "answers", "completion", "output")),
 )
 #: Keys that are read as a pair only if both are there, and no other question.
 _ONLY_TOGETHER = ("input", ("output",))
 _SYSTEM = ("system", "system_prompt")
 _CONTEXT = ("input", "context")
+#: The tools that the assistant of a conversation may call.
+_TOOLS = "tools"
 _ROLES = {
     **{role: role for role in ("system", "user", "assistant", "tool", "developer")},
     "human": "user",
@@ -52,7 +54,14 @@ _ROLES = {
 _KEYS = ("text", *_TURNS, *(question for question, _ in _PAIRS))
 #: All keys that a layout of a row may read.
 READ = frozenset(
-    (*_KEYS, *_SYSTEM, *_CONTEXT, *_ONLY_TOGETHER[1], *(key for _, keys in _PAIRS for key in keys))
+    (
+        *_KEYS,
+        *_SYSTEM,
+        *_CONTEXT,
+        _TOOLS,
+        *_ONLY_TOGETHER[1],
+        *(key for _, keys in _PAIRS for key in keys),
+    )
 )
 _SAID = ("content", "value", "tool_calls", "function_call")
 _MEDIA = re.compile("image|audio|video|sound|picture|file", re.IGNORECASE)
@@ -140,7 +149,9 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
     unused = {} if unused is None else unused
     turns, used = _conversation(row, where, unused)
     if used:
-        document = Document(messages=turns, where=where) if turns else None
+        tools = _tools(row.get(_TOOLS))
+        document = Document(messages=turns, where=where, tools=tools) if turns else None
+        used = (*used, _TOOLS) if tools else used
     elif isinstance(row.get("text"), str) and row["text"].strip():
         document, used = Document(text=row["text"], where=where), ("text",)
     elif _is_empty(row, where):
@@ -159,6 +170,20 @@ def read_row(row: Any, where: str, unused: dict[str, None] | None = None) -> Doc
         )
     unused.update(dict.fromkeys(more))
     return document
+
+
+def _tools(given: Any) -> str:
+    """Read a list of functions with names, or the same as JSON; nothing of what is none."""
+    tools = json_or_none(given) if isinstance(given, str) else given
+    functions = [
+        tool.get("function", tool) if isinstance(tool, dict) else None
+        for tool in (tools if isinstance(tools, list) else [])
+    ]
+    names = [each.get("name") if isinstance(each, dict) else None for each in functions]
+    if not names or not all(isinstance(name, str) for name in names):
+        return ""
+    wrapped = [{"type": "function", "function": each} for each in functions]
+    return json.dumps(wrapped, ensure_ascii=False)
 
 
 def _is_empty(row: Row, where: str) -> bool:

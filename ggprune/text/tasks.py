@@ -16,7 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from typing import Any
 from ggprune.errors import InputError
 from ggprune.system import end_group
 from ggprune.text.answers import calls_of, json_of
-from ggprune.text.documents import Message
+from ggprune.text.documents import Document, Message
 from ggprune.text.layouts import READ, json_or_none, read_row
 from ggprune.text.load import rows_of
 
@@ -52,7 +52,7 @@ class Task:
 
     row: Mapping[str, Any]
     domain: str
-    messages: tuple[Message, ...]
+    document: Document
     check: Check
 
 
@@ -112,16 +112,16 @@ def read_tasks(path: str, command: Command | None = None) -> list[Task]:
         if not isinstance(row, Mapping):
             raise InputError(f"{where}: is not an object")
         unused.update(dict.fromkeys(key for key in row if key not in _USED))
-        messages, reference = _conversation(row, where)
+        document, reference = _conversation(row, where)
         check = _by_command(command, row) if command else _check(row, reference, where)
         named = (row[key] for key in _CLASS if isinstance(row.get(key), str) and row[key].strip())
-        found.append(Task(row, next(named, stem), messages, check))
+        found.append(Task(row, next(named, stem), document, check))
     if unused:
         log.info("%s: not used for questions: %s", path, ", ".join(map(repr, unused)))
     return found
 
 
-def _conversation(row: Mapping[str, Any], where: str) -> tuple[tuple[Message, ...], str]:
+def _conversation(row: Mapping[str, Any], where: str) -> tuple[Document, str]:
     """Split a row's conversation before the answer that is compared with."""
     for key in _CHOICES:
         if row.get(key):
@@ -134,9 +134,9 @@ def _conversation(row: Mapping[str, Any], where: str) -> tuple[tuple[Message, ..
     read = {key: value for key, value in row.items() if key in READ}
     if plain:
         del read[_ANSWER]
-    document = read_row(read or row, where)
-    messages = document.messages if document else ()
-    if document and document.text:
+    document = read_row(read or row, where) or Document()
+    messages = document.messages
+    if document.text:
         messages = (Message("user", document.text),)
     said = [at for at, message in enumerate(messages) if message.role == "assistant"]
     # Of a conversation with tools, the last call: what is said after it depends on its result.
@@ -147,7 +147,7 @@ def _conversation(row: Mapping[str, Any], where: str) -> tuple[tuple[Message, ..
         messages, reference = messages[:at], reference or messages[at].content
     if not messages:
         raise InputError(f"{where}: has no question")
-    return messages, reference
+    return replace(document, text="", messages=messages), reference
 
 
 def _check(row: Mapping[str, Any], reference: str, where: str) -> Check:

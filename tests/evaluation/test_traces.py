@@ -144,8 +144,11 @@ def test_thinking_that_the_prompt_began_is_kept_and_not_checked(
         return [[*ids, llama.eos]]
 
     monkeypatch.setattr("ggprune.evaluation.traces.generate", said)
-    (tmp_path / "t.jsonl").write_text(json.dumps({"question": "<think>\n", "pattern": "^42$"}))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    row = {"question": "<think>\n", "pattern": "^42$", "tools": tools}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
     (trace,) = ggprune.traces(path, tmp_path / "t.jsonl", **HOW)["traces"]
+    assert trace["tools"] == tools
     assert trace["messages"][-1]["content"] == "<think>\n 41?</think>\n\n42"
 
 

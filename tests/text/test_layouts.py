@@ -340,3 +340,15 @@ def test_parquet_in_a_folder(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet")
     (document,) = load(tmp_path)
     assert turns(document) == HI
+
+
+@pytest.mark.parametrize("as_text", [False, True])
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_tools_of_a_conversation(tmp_path: Path, wrapped: bool, as_text: bool) -> None:
+    function = {"name": "weather", "description": "of a city", "parameters": {}}
+    tools: Any = [{"type": "function", "function": function} if wrapped else function]
+    calls = '[{"name": "weather", "arguments": {"city": "Oslo"}}]'
+    row = {"query": "Oslo?", "tools": json.dumps(tools) if as_text else tools, "answers": calls}
+    (document,) = read(tmp_path, row)
+    assert turns(document) == [("user", "Oslo?"), ("assistant", calls)]
+    assert json.loads(document.tools) == [{"type": "function", "function": function}]

@@ -75,7 +75,7 @@ def test_same(answer: str, reference: str, same: bool) -> None:
 )
 def test_rows(tmp_path: Path, row: dict[str, Any], right: str, wrong: str) -> None:
     (task,) = tasks_of(tmp_path, row)
-    assert [message.role for message in task.messages] == ["user"]
+    assert [message.role for message in task.document.messages] == ["user"]
     assert (task.check(right), task.check(wrong)) == (True, False)
 
 
@@ -95,7 +95,7 @@ def test_a_conversation_with_tools_is_asked_for_its_last_call(tmp_path: Path) ->
         {"role": "assistant", "content": "It will rain."},
     ]
     (task,) = tasks_of(tmp_path, {"messages": turns})
-    assert task.messages == (
+    assert task.document.messages == (
         Message("system", "Call weather(city, days)."),
         Message("user", "Oslo, two days?"),
     )
@@ -193,7 +193,7 @@ def test_a_command_gets_the_answer_and_the_task(tmp_path: Path) -> None:
     )
     rows = [{"prompt": "def f():", "canonical_solution": "pass é", "test": "f()"}]
     (task,) = tasks_of(tmp_path, *rows, command=python(code))
-    assert task.messages == (Message("user", "def f():"),)
+    assert task.document.messages == (Message("user", "def f():"),)
     assert task.check("pass é") and not task.check("return")
 
 

@@ -10,7 +10,7 @@ import pytest
 from ggprune.errors import InputError
 from ggprune.text.builtin import HELD_OUT, builtin_texts
 from ggprune.text.chat import ChatTemplate
-from ggprune.text.documents import Message
+from ggprune.text.documents import Document, Message, Source
 from ggprune.text.load import load_texts
 
 GEMMA = (
@@ -195,3 +195,31 @@ def test_tools_a_template_knows_stay_tools() -> None:
     source = "{% for m in messages %}<{{ m.role }}>{{ m.content | tojson }}{% endfor %}"
     text = ChatTemplate(source, bos="", eos="", name="m").render(TOOLS)
     assert '<tool>"sun \\"7\\""' in text
+
+
+WEATHER = '[{"type": "function", "function": {"name": "weather", "parameters": {}}}]'
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        (
+            "{% for t in tools or [] %}[{{ t.function.name }}]{% endfor %}"
+            "{% for m in messages %}{{ m.content }}{% endfor %}",
+            "[weather]Hi",
+        ),
+        ("{% for m in messages %}{{ m.role }}: {{ m.content }} {% endfor %}",
+         f"system: {WEATHER} user: Hi "),
+        ("{% if tools %}{{ raise_exception('none') }}{% endif %}{{ messages[0].content }}",
+         WEATHER),
+    ],
+)  # fmt: skip
+def test_which_tools_there_are_is_said(source: str, wanted: str) -> None:
+    template = ChatTemplate(source, bos="", eos="", name="m")
+    assert template.render([Message("user", "Hi")], WEATHER) == wanted
+
+
+def test_tools_belong_to_a_text() -> None:
+    messages = (Message("user", "Hi"),)
+    hashes = {Source("a", (Document(messages=messages, tools=t),)).sha256 for t in ("", WEATHER)}
+    assert len(hashes) == 2 and Source("a", (Document(messages=messages),)).sha256 in hashes
