@@ -14,8 +14,8 @@ from ggprune.evaluation.probe_gate import Answer, gate
 from ggprune.gguf_file import GgufModel
 from ggprune.llama.callback import Observer
 from ggprune.llama.session import LlamaModel
-from ggprune.model.architectures import ARCHITECTURES
 from ggprune.text import chat
+from ggprune.text.answers import final_answer, json_of
 from ggprune.text.builtin import PROBES, builtin_file
 from ggprune.text.documents import Document, Message
 from ggprune.types import Advance, no_advance
@@ -35,8 +35,6 @@ _REPEATS = 4
 _REPEATED_TOKENS = 24
 #: Used where a model states no settings of its own.
 DEFAULT_SAMPLING = Sampling(temperature=0.7, top_p=0.9)
-_THOUGHT = re.compile("|".join({row.thoughts: None for row in ARCHITECTURES.values()}), re.DOTALL)
-_FENCE = re.compile(r"```(?:json)?\s*(.*?)```", re.DOTALL)
 _SPECIAL = re.compile(r"<\|?[a-z_]+\|?>")
 
 
@@ -166,12 +164,7 @@ def ends_in_repetition(ids: Sequence[int]) -> bool:
 
 def is_json(text: str) -> bool:
     """Whether an answer, without thoughts and code fences, is one JSON object."""
-    rest = _THOUGHT.sub("", text)
-    fenced = _FENCE.search(rest)
-    try:
-        return isinstance(json.loads(fenced[1] if fenced else rest), dict)
-    except ValueError:
-        return False
+    return isinstance(json_of(final_answer(text)), dict)
 
 
 def summary(answers: Sequence[Answer]) -> dict[str, float | int | None]:
