@@ -26,7 +26,7 @@ from ggprune.text import chat
 from ggprune.text.answers import final_answer, opened_thinking
 from ggprune.text.tasks import Command, Task
 from ggprune.types import Progress
-from ggprune.util import read_json
+from ggprune.util import check_shape, read_json
 from ggprune.version import VERSION
 
 VERDICTS = PASSED, WRONG, UNFINISHED, TIMED_OUT, TOO_LONG = (
@@ -35,7 +35,7 @@ VERDICTS = PASSED, WRONG, UNFINISHED, TIMED_OUT, TOO_LONG = (
 )
 #: Prompts that are generated together are so many times those answered at the same time, so that
 #: a short answer makes room for the next prompt.
-_ROUNDS = 4
+_ROUNDS = 2
 #: Tokens at the end of a prompt in which it may begin the thinking.
 _TAIL = 64
 
@@ -90,10 +90,10 @@ def gather(
         "ggprune": VERSION,
     }
     answers = _resumed(partial, run)
-    size = _ROUNDS * parallel
+    size, most, done = _ROUNDS * parallel, len(tasks) * max_tokens, len(answers) * max_tokens
     try:
         with (
-            progress(len(tasks), "answering", "task", initial=len(answers)) as advance,
+            progress(most, "answering at most", "tok", initial=done) as advance,
             LlamaModel(model.gguf.path, options) as llama,
         ):
             template = chat.template_of(llama, model.gguf.get("tokenizer.chat_template"))
@@ -109,12 +109,12 @@ def gather(
                     parallel=parallel,
                     sampling=sampling,
                     streams=range(at, at + size),
+                    advance=advance,
                 )
                 with interrupts:
                     if partial is not None:
                         kept = {"run": run, "answers": answers}
                         write_text(partial, json.dumps(kept, ensure_ascii=False))
-                advance(len(part))
     except KeyboardInterrupt:
         where = f"{len(answers):,} of {len(tasks):,} answers are kept in {partial}"
         raise Interrupted(
@@ -166,6 +166,8 @@ def _resumed(partial: Path | None, run: Mapping[str, Any]) -> list[dict[str, Any
     if partial is None or not partial.exists():
         return []
     kept = read_json(partial, "what an interrupted run left")
+    answer = {"verdict": str, "tokens": int, "text": str}
+    check_shape(kept, {"run": {str: Any}, "answers": [answer]}, str(partial))
     for key, value in run.items():
         if kept["run"].get(key) != value:
             raise MismatchError(

@@ -54,14 +54,14 @@ def answers_of(path: Path) -> list[tuple[str, bool]]:
     """Text of each answer, generated in the same groups, and whether it ended."""
     found = []
     with GgufModel(path) as gguf, LlamaModel(path, OPTIONS) as llama:
-        for at in range(0, len(QUESTIONS), 8):
+        for at in range(0, len(QUESTIONS), 4):
             ids = generate(
                 llama,
-                [llama.tokenize(question) for question in QUESTIONS[at : at + 8]],
+                [llama.tokenize(question) for question in QUESTIONS[at : at + 4]],
                 max_tokens=HOW["max_tokens"],
                 parallel=HOW["parallel"],
                 sampling=own_sampling(gguf),
-                streams=range(at, at + 8),
+                streams=range(at, at + 4),
             )
             answers = [measure(llama, each) for each in ids]
             found += [(answer.text, answer.ended) for answer in answers]
@@ -110,8 +110,8 @@ def test_broken_off_and_continued(path: Path, tasks: Path, tmp_path: Path) -> No
     whole = ggprune.traces(path, tasks, **HOW)
     output = tmp_path / "t.jsonl"
     with pytest.raises(Interrupted) as caught:
-        ggprune.traces(path, tasks, output, **HOW, progress=Breaking(1))
-    assert caught.value.remedy.startswith(f"16 of 20 answers are kept in {output}.partial")
+        ggprune.traces(path, tasks, output, **HOW, progress=Breaking(1000))
+    assert caught.value.remedy.startswith(f"8 of 20 answers are kept in {output}.partial")
     assert not output.exists()
     with pytest.raises(MismatchError, match=r"t\.jsonl\.partial: was made with other sampling"):
         ggprune.traces(path, tasks, output, **HOW, seed=1)
