@@ -74,6 +74,15 @@ SCENARIOS = (
         partial=True,
     ),
     Scenario(
+        "traces",
+        lambda model: [
+            *("traces", str(model), "../given/chat.jsonl", "-o", "t.jsonl", "--check", "true"),
+            *("--max-tokens", "150", "--parallel", "1", *_RUN),
+        ],
+        ("t.jsonl",),
+        partial=True,
+    ),
+    Scenario(
         "prune",
         lambda model: [
             *("prune", str(model), "--keep", "half", "-o", "p.gguf", *_TEXT),
