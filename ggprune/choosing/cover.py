@@ -4,11 +4,12 @@ s_tj is the share that expert j has in what all experts of a layer do for token 
 x_t = mean over layers of Σ s_tj over dropped j from token t. The divergence of a token grows with
 x_t about as exp(β x_t) (docs/methods.md), so the plan sought is the one with the smallest
 
-    Σ_t exp(β Σ_lj d_lj w_lj s_tlj / layers),
+    Σ_t u_t exp(β Σ_lj d_lj w_lj s_tlj / layers),
 
-d_lj = 1 for dropped experts, and w_lj what a share of the expert is worth, 1 unless measured (see
-credit). Scores that are sums over tokens are the case β -> 0. A token that has lost much counts
-more than one that has lost little, and so does the domain that is served worst.
+u_t the token's weight (Shares.weight), d_lj = 1 for dropped experts, and w_lj what a share of the
+expert is worth, 1 unless measured (see credit). Scores that are sums over tokens are the case
+β -> 0. A token that has lost much counts more than one that has lost little, and so does the domain
+that is served worst.
 """
 
 from __future__ import annotations
