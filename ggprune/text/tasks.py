@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -62,10 +63,20 @@ class Command:
 
     The answer is its standard input; ``GGPRUNE_TASK`` names a JSON file, the task's row. It is
     started without a shell, and ended with all that it started after ``seconds``.
+
+    Raises:
+        InputError: there is no such program.
     """
 
     words: Sequence[str]
     seconds: float = 10.0
+
+    def __post_init__(self) -> None:
+        if shutil.which(self.words[0]) is None:
+            raise InputError(
+                f"check={self.words[0]}: there is no such program",
+                remedy="Give its path, or one that is on the PATH.",
+            )
 
     def passes(self, row: Mapping[str, Any], answer: str) -> bool:
         """Run it.
