@@ -46,7 +46,7 @@ def choose_plan(
 
     Raises:
         InputError: an impossible budget, an unknown method or domain, a rule that needs the
-            model and has none, or counts by layer from a method that measures or in rounds.
+            model and has none, or a promise that counts by layer cannot keep.
     """
     resources = resources or Resources()
     method = find(request.method or default_method(statistics, request))
@@ -54,10 +54,11 @@ def choose_plan(
     domains = [domain.name for domain in statistics.domains]
     identity = statistics.identity
     check_request(request, identity.architecture, statistics.layers, identity.counts, domains)
-    if by_layer and (is_measured(request) or request.rounds > 1):
+    promises = request.rounds > 1 or request.protect_domains or is_measured(request)
+    if by_layer and (promises or request.budget.rule not in ("keep", "ratio")):
         raise InputError(
-            "by_layer=True: counts by layer come from scores alone",
-            remedy="Take another method or budget, and no rounds.",
+            "by_layer=True: counts by layer come from scores and one total",
+            remedy="Give keep=N or ratio=R, a method of scores, no rounds and no protect_domains.",
         )
     rankings = rank(method, statistics, request, resources)
     if is_measured(request):

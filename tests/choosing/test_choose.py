@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -231,7 +232,17 @@ def test_counts_by_layer_share_one_total(groups: int, keep: int) -> None:
         assert part == uniform.layers[layer], "within a layer the same experts stay"
 
 
-def test_counts_by_layer_come_from_scores() -> None:
-    request = Request(budget=Budget(keep=8), method="search")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"method": "search"},
+        {"rounds": 2},
+        {"protect_domains": ("d0",)},
+        {"budget": Budget(retain=0.9)},
+        {"budget": Budget(max_kld=0.1)},
+    ],
+)
+def test_counts_by_layer_come_from_scores(asked: dict[str, Any]) -> None:
+    request = Request(**{"budget": Budget(keep=8), "method": "contribution", **asked})
     with pytest.raises(InputError, match="by_layer=True: counts by layer come from scores"):
         choose_plan(statistics_of(), request, by_layer=True)

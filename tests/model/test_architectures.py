@@ -246,6 +246,8 @@ def test_expert_tensors(tmp_path: Path, name: str) -> None:
         if found:
             assert tensors[tensor].shape[-1] == EXPERTS
             assert ROLES[tensor.removeprefix(f"blk.{layer_of(tensor)}.")] is found
+    biased = any(tensor.endswith("ffn_gate_inp.bias") for tensor in tensors)
+    assert ARCHITECTURES[name].router_bias == biased
 
 
 def test_roles() -> None:
