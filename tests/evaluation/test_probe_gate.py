@@ -85,6 +85,17 @@ def test_what_is_worse_fails(answer: Answer, count: int, failing: set[str]) -> N
     assert found["all"] == ("fail" if failing else "pass")
 
 
+def test_worse_for_certain_fails_even_if_perhaps_by_little() -> None:
+    """Of 8 in 100 the interval begins above no difference and below the limit."""
+    found = gate([GOOD] * 100, [replace(GOOD, loop=True)] * 8 + [GOOD] * 92)["checks"]["loops"]
+    assert 0 < found["low"] < 0.05 < found["high"] and found["verdict"] == "fail"
+
+
+def test_longer_or_shorter_is_undecided() -> None:
+    candidate = [replace(GOOD, tokens=30)] * 50 + [replace(GOOD, tokens=60)] * 50
+    assert checks([GOOD] * 100, candidate)["length"] == "undecided"
+
+
 def test_numbers_by_hand() -> None:
     """Four of ten loop, then three; ratios where one ends: 0.5, 1, 1, 1, 2, 2 and 48 / 96."""
     base = [GOOD] * 6 + [LOOPING] * 4
