@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 OUT ?= out
 FIXTURE := $(ROOT)fixtures/gemma4-moe-tiny-Q8_0.gguf
 
-.PHONY: help demo chatty test quick lint types docs bench evidence frontier fuzz interrupts clean
+.PHONY: help demo chatty test quick lint types docs bench evidence frontier fuzz interrupts runtimes clean
 
 help:
 	@echo "make demo      install, prune the model in fixtures/ from 64 to 48 experts, show the cost"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench     measure speed beside cp, llama.cpp and the gguf package"
 	@echo "make evidence  compare the ways to choose experts on unseen text"
 	@echo "make interrupts        send every command Ctrl-C at a hundred random moments"
+	@echo "make runtimes RELEASES=0.3.37  run the tests with other releases of llama-cpp-python"
 	@echo "make frontier  the best file of five sizes beside a grid of counts and types"
 	@echo "make fuzz      feed the header reader 100,000 damaged headers"
 	@echo "make prune requant release   batch work on models of yours: see the end of the Makefile"
@@ -91,6 +92,11 @@ quick: $(BIN)/ggprune
 interrupts: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m tests.support.interrupts 100 0 qwen3moe
 	cd $(ROOT) && $(BIN)/python -m tests.support.interrupts 100 0 trained
+
+# Releases of llama-cpp-python, each compiled into an environment of its own in OUT.
+runtimes: $(BIN)/ggprune
+	$(if $(RELEASES),,$(error RELEASES is missing: make runtimes RELEASES="0.3.36 0.3.37"))
+	cd $(ROOT) && $(abspath $(BIN))/python -m tests.support.runtimes $(abspath $(OUT))/runtimes $(RELEASES)
 
 lint: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/ruff check .

@@ -36,7 +36,8 @@ _AGAIN = (
 _REMEDIES = (
     (
         "(unknown|unsupported) model architecture|unknown pre-tokenizer",
-        "This llama-cpp-python does not know it yet: see whether a newer ggprune does.",
+        f"This llama-cpp-python does not know it: install {runtime.NEWEST}, the newest that was "
+        "tested, or see whether a newer ggprune does.",
     ),
     (
         "alloc|out of memory|could not reserve",
