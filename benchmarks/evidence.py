@@ -2,11 +2,11 @@
 
 Calibrates on one set of texts, lets `auto` and `search` measure on a second, and evaluates every
 plan on a third, by masking. Results are kept as they come, so a run that was stopped continues.
-By default it runs on the model and texts in fixtures/; any model and texts can be named:
+By default it runs on the models in fixtures/ that are there; any model and texts can be named:
 
     python benchmarks/evidence.py MODEL.gguf --texts FOLDER --keep 96 --keep 64 --out results/
 
-FOLDER holds calibration/, search/ and heldout/ with one NAME.txt for each domain.
+FOLDER holds calibration/, search/ and heldout/ with one NAME.txt (or .jsonl) for each domain.
 """
 
 from __future__ import annotations
@@ -44,6 +44,12 @@ from ggprune.types import no_progress
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 512
 SCORED_FROM = 64
+#: Models and texts in fixtures/; the last one is made by `make chatty`.
+MODELS = (
+    ("fixtures/gemma4-moe-tiny-Q8_0.gguf", "fixtures"),
+    ("fixtures/glm4-moe-tiny-Q8_0.gguf", "fixtures/glm4-moe"),
+    ("out/chatty-24x64-Q8_0.gguf", "fixtures"),
+)
 #: Method and blend; the first ones are what auto usually chooses from.
 ONE_SHOT = (
     *(("contribution", ""), ("gate", ""), ("reap", ""), ("contribution", "maxmin")),
@@ -55,23 +61,21 @@ OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
 TOLD = (("cover", ""), ("contribution", ""), ("gate", "maxmin"), ("reap", ""))
 SEEDS = 5
 ROUNDS = 2
-AUTO_MINUTES = 3.0
 
 
 class Evidence:
     """One run: what is measured, and where it is kept."""
 
-    def __init__(self, arguments: argparse.Namespace) -> None:
-        self.arguments = arguments
+    def __init__(self, arguments: argparse.Namespace, model: Path, texts: Path) -> None:
+        self.arguments, self.texts = arguments, texts
         self.out: Path = arguments.out
-        self.work = self.out / "evidence-work"
+        self.model = open_model(model)
+        self.work = self.out / "evidence-work" / model.stem
         self.work.mkdir(parents=True, exist_ok=True)
         self.path = self.out / "evidence.json"
-        self.results: dict[str, Any] = {}
-        if self.path.exists():
-            self.results = json.loads(self.path.read_text("utf-8"))
+        self.all = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
+        self.results: dict[str, Any] = self.all.setdefault(self.model.name, {})
         self.options = RunOptions(threads=arguments.threads)
-        self.model = open_model(arguments.model)
         self.statistics = self._statistics()
         self._rankings: dict[str, Ranking] = {}
 
@@ -90,7 +94,7 @@ class Evidence:
         }
         self.results["search_plans"] = self.arguments.search_plans
         with Evaluator(
-            self.arguments.model,
+            self.model.gguf.path,
             self.options,
             self._texts("heldout"),
             n_ctx=CONTEXT,
@@ -100,15 +104,14 @@ class Evidence:
         ) as evaluator:
             evaluator.base()
             self.results["heldout"] = {"tokens": evaluator.scored, "chunks": len(evaluator.chunks)}
-            stages = (
-                *(self._one_shot, self._measured, self._fewer_used),
-                *(self._others, self._more_passes),
-            )
+            stages = [self._one_shot, self._measured, self._others]
+            if self.arguments.search_plans:
+                stages += [self._fewer_used, self._more_passes]
             for stage in stages:
                 for keep in keeps:
                     for name, plan in stage(keep):
                         self._evaluate(evaluator, keep, name, plan)
-        write_report(self.results, self.out)
+        write_report(self.all, self.out)
 
     def _statistics(self) -> Statistics:
         path = self.work / "stats.gguf"
@@ -121,7 +124,7 @@ class Evidence:
         return Statistics.load(path)
 
     def _texts(self, part: str) -> tuple[Source, ...]:
-        found = sorted((self.arguments.texts / part).glob("*.txt"))
+        found = sorted((self.texts / part).glob("*.[tj]*"))
         return load_texts((path.stem, str(path)) for path in found)
 
     def _one_shot(self, keep: int) -> Iterator[tuple[str, Plan]]:
@@ -133,7 +136,7 @@ class Evidence:
         return name, self._plan(keep, name, method, blend=blend or None)
 
     def _measured(self, keep: int) -> Iterator[tuple[str, Plan]]:
-        yield "auto", self._plan(keep, "auto", "auto", search_minutes=AUTO_MINUTES)
+        yield "auto", self._plan(keep, "auto", "auto")
         if self.arguments.search_plans:
             yield "search", self._searched(keep)
 
@@ -143,8 +146,6 @@ class Evidence:
 
     def _fewer_used(self, keep: int) -> Iterator[tuple[str, Plan]]:
         """What search gains by its experts, and what by how many of them a token uses."""
-        if not self.arguments.search_plans:
-            return
         found = self._searched(keep)
         used = found.experts_used
         if not used:
@@ -215,7 +216,7 @@ class Evidence:
         same = next((row for row in rows.values() if row["hash"] == plan.hash), None)
         rows[name] = {**(same or self._measure(evaluator, plan)), "settings": dict(plan.settings)}
         rows[name]["method"], rows[name]["hash"] = plan.method, plan.hash
-        write_text(self.path, json.dumps(self.results, indent=1) + "\n")
+        write_text(self.path, json.dumps(self.all) + "\n")
         kl = rows[name]["kld_mean"]
         print(f"keep {keep}  {name:24} KL {kl:.4f}", file=sys.stderr, flush=True)
 
@@ -237,17 +238,28 @@ def _numbers(metrics: Any) -> dict[str, Any]:
 def main() -> None:
     """Read the options and run."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument(
-        "model", nargs="?", type=Path, default=ROOT / "fixtures/gemma4-moe-tiny-Q8_0.gguf"
-    )
+    parser.add_argument("model", nargs="?", type=Path, help="default: all in fixtures/")
     parser.add_argument("--texts", type=Path, default=ROOT / "fixtures")
     parser.add_argument("--keep", type=int, action="append", help="default: 50, 25 and 75 %%")
-    parser.add_argument("--search-plans", type=int, default=1500, help="that search draws; 0: none")
+    parser.add_argument(
+        "--search-plans",
+        type=int,
+        default=1500,
+        help="that search draws; 0: no search, no method that calibrates again",
+    )
     parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     logging.basicConfig(level=logging.INFO, format="  %(message)s")
-    Evidence(parser.parse_args()).run()
+    arguments = parser.parse_args()
+    models = [(ROOT / model, ROOT / texts) for model, texts in MODELS]
+    if arguments.model:
+        models = [(arguments.model, arguments.texts)]
+    for model, texts in models:
+        if model.exists():
+            Evidence(arguments, model, texts).run()
+        else:
+            print(f"{model}: not there, left out", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -1,269 +1,160 @@
-"""docs/evidence.md and its plot, from the numbers that benchmarks/evidence.py measured."""
+"""docs/evidence.md, from the numbers that benchmarks/evidence.py measured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ggprune.choosing.request import MEASURED
 from ggprune.choosing.search.search import paired
 from ggprune.gguf_file import write_text
 
 Row = Mapping[str, Any]
-MEASURED = ("auto", "search")
-#: Of ggprune; all other one-shot methods are published ones.
-OWN = "cover"
-PLOTTED = ("random", "reap", "contribution", "gate, maxmin", "cover", "search")
-COLOURS = ("#999999", "#d1495b", "#2e86ab", "#3a7d44", "#e0a030", "#6a3d9a")
+Plans = Mapping[str, Row]
+SEARCHES = (MEASURED, "search")
+#: Shown in the table of regrets, if they were measured.
+REGRETTED = (MEASURED, "cover", "cover-sum", "contribution", "gate", "reap", "search", "random")
 
-HEAD = """# Evidence: how to choose experts
+HEAD = f"""# Evidence: how to choose experts
 
-Written by `make evidence` (`benchmarks/evidence.py`), which runs on any model:
-`python benchmarks/evidence.py MODEL.gguf --texts FOLDER`. Every plan is measured by masking
-against the whole model on text that neither calibration nor search saw. All numbers hold for
-this model and these texts; what they say of another model is a guess, which is why
-`--method auto` measures on yours.
+Written by `make evidence` (`benchmarks/evidence.py`), on the models in `fixtures/`; `make evidence
+MODEL=model.gguf TEXTS=folder` writes the same of any model. Every plan is measured by masking
+against the whole model, on text that neither calibration nor search saw.
 
-- **KL**: mean KL divergence from the whole model, nats a token, with its standard error over
-  tokens. **Against the best**: relative difference to the best one-shot method of that size,
-  from pairs of chunks, with its standard error. **PPL ratio**: perplexity over the whole model's.
-- `random` is the mean of its seeds; its ± is their standard deviation.
-- **N used**: the same experts, but a token uses N of them (`--experts-used`). `search` tries this;
-  the rows tell what it gains by that and what by its choice of experts. One-shot methods use the
-  model's number.
+## Regret
+
+Mean KL divergence from the whole model over that of the best one-shot method of that model and size
+(below 1: better than all of them). `{MEASURED}` is the default where there is text to measure on.
+The last column: the domain in which `{MEASURED}` comes nearest to `random`, KL over `random`'s.
+"""
+
+COLUMNS = """**KL**: nats a token, with its standard error over tokens. **Against the best**:
+relative difference to the best one-shot method, from pairs of chunks, with its standard error.
+**PPL**: perplexity over the whole model's. `random` is the mean of its seeds, ± their standard
+deviation. **N used**: the same experts, but a token uses N of them (`--experts-used`), which `search`
+tries.
 """
 
 
-def write_report(results: dict[str, Any], out: Path) -> None:
-    """Write evidence.md and evidence.svg beside the numbers.
-
-    Args:
-        results: evidence.json.
-        out: folder.
-    """
-    model = results["model"]
-    sizes = [keep for keep in model["keeps"] if str(keep) in results["plans"]]
-    tables = {keep: summary(results["plans"][str(keep)]) for keep in sizes}
-    parts = [HEAD, _setting(results), "## What it says\n", _verdicts(results, sizes)]
-    for keep in sizes:
-        share = keep / model["experts"]
-        parts += [f"## {keep} of {model['experts']} experts kept ({share:.0%})\n"]
-        parts += [_table(tables[keep]), _domains(results["plans"][str(keep)])]
-    parts += ["![KL by method and size](evidence.svg)\n"]
-    parts += ["## Coverage by blend\n", _coverage(results, sizes)]
-    parts += ["## What it costs\n", _costs(results, sizes)]
+def write_report(models: Mapping[str, Mapping[str, Any]], out: Path) -> None:
+    """Write evidence.md beside the numbers; ``models`` is what evidence.json holds, by name."""
+    parts = [HEAD, _regrets(models), COLUMNS]
+    for name, results in models.items():
+        parts += [f"## {name}\n", _setting(results)]
+        for keep in _sizes(results):
+            parts.append(_table(keep, results))
     write_text(out / "evidence.md", "\n".join(parts))
-    write_text(out / "evidence.svg", _plot(tables, model["experts"]))
 
 
-def one_shot(plans: Mapping[str, Row]) -> dict[str, Row]:
+def one_shot(plans: Plans) -> dict[str, Row]:
     """Plans that nothing was measured for, without random ones."""
     return {
         name: row
         for name, row in plans.items()
-        if name not in MEASURED and not name.startswith("random") and not name.endswith(" used")
+        if name not in SEARCHES and not name.startswith("random") and not name.endswith(" used")
     }
 
 
-def summary(plans: Mapping[str, Row]) -> dict[str, dict[str, float]]:
-    """Numbers by method, best first; random seeds joined."""
+def _sizes(results: Mapping[str, Any]) -> list[int]:
+    return sorted(map(int, results["plans"]), reverse=True)
+
+
+def _best(plans: Plans) -> str:
     known = one_shot(plans)
-    best = min(known, key=lambda name: float(known[name]["kld_mean"]))
-    rows: dict[str, dict[str, float]] = {}
-    random = [row for name, row in plans.items() if name.startswith("random")]
-    for name, row in plans.items():
-        if name.startswith("random"):
-            continue
-        change, error = _against(plans, best, name)
-        rows[name] = {
-            **{key: row[key] for key in ("kld_mean", "kld_se", "ppl_ratio", "ppl_ratio_se")},
-            "top1": row["top1_agreement"],
-            "worst": max(d["kld_mean"] for d in row["domains"].values()),
-            "change": change,
-            "error": error,
+    return min(known, key=lambda name: float(known[name]["kld_mean"]))
+
+
+def _joined(plans: Plans) -> dict[str, Row]:
+    """Join the seeds of random to one row; best first."""
+    seeds = [row for name, row in plans.items() if name.startswith("random")]
+    rows = {name: row for name, row in plans.items() if not name.startswith("random")}
+    if seeds:
+        numbers = ("kld_mean", "ppl_ratio", "top1_agreement")
+        mean: dict[str, Any] = {n: float(np.mean([s[n] for s in seeds])) for n in numbers}
+        mean["kld_se"] = float(np.std([s["kld_mean"] for s in seeds]))
+        mean["chunks"] = np.mean([s["chunks"] for s in seeds], axis=0).tolist()
+        mean["domains"] = {
+            d: {"kld_mean": float(np.mean([s["domains"][d]["kld_mean"] for s in seeds]))}
+            for d in seeds[0]["domains"]
         }
-    if random:
-        kl = [row["kld_mean"] for row in random]
-        base = known[best]["kld_mean"]
-        rows["random"] = {
-            "kld_mean": float(np.mean(kl)),
-            "kld_se": float(np.std(kl, ddof=1)) if len(kl) > 1 else 0.0,
-            "ppl_ratio": float(np.mean([row["ppl_ratio"] for row in random])),
-            "ppl_ratio_se": float(np.std([row["ppl_ratio"] for row in random])),
-            "top1": float(np.mean([row["top1_agreement"] for row in random])),
-            "worst": float(
-                np.mean([max(d["kld_mean"] for d in row["domains"].values()) for row in random])
-            ),
-            "change": float(np.mean(kl)) / base - 1,
-            "error": float(np.std(kl)) / base,
-        }
-    return dict(sorted(rows.items(), key=lambda item: item[1]["kld_mean"]))
+        rows["random"] = mean
+    return dict(sorted(rows.items(), key=lambda item: float(item[1]["kld_mean"])))
+
+
+def _regrets(models: Mapping[str, Mapping[str, Any]]) -> str:
+    lines = [
+        "| model | kept | best one-shot | KL | " + " | ".join(REGRETTED) + " | domain |",
+        "|---" * (len(REGRETTED) + 5) + "|",
+    ]
+    worst: dict[str, float] = {}
+    for model, results in models.items():
+        for keep in _sizes(results):
+            plans = results["plans"][str(keep)]
+            rows, best = _joined(plans), _best(plans)
+            least = float(plans[best]["kld_mean"])
+            cells = []
+            for name in REGRETTED:
+                regret = float(rows[name]["kld_mean"]) / least if name in rows else None
+                worst[name] = max(worst.get(name, 0.0), regret or 0.0)
+                cells.append("" if regret is None else f"{regret:.2f}")
+            experts = results["model"]["experts"]
+            cells.append(_nearest_to_random(rows))
+            head = f"| {model} | {keep} of {experts} | {best} | {least:.4f} | "
+            lines.append(head + " | ".join(cells) + " |")
+    cells = [f"**{worst[name]:.2f}**" if worst[name] else "" for name in REGRETTED]
+    return "\n".join([*lines, "| worst | | | | " + " | ".join(cells) + " | |"]) + "\n"
+
+
+def _nearest_to_random(rows: Plans) -> str:
+    if MEASURED not in rows or "random" not in rows:
+        return ""
+    mine, control = (rows[name]["domains"] for name in (MEASURED, "random"))
+    ratios = {d: mine[d]["kld_mean"] / control[d]["kld_mean"] for d in mine}
+    nearest = max(ratios, key=ratios.__getitem__)
+    return f"{nearest} {ratios[nearest]:.2f}"
 
 
 def _setting(results: Mapping[str, Any]) -> str:
     model, held = results["model"], results["heldout"]
     tokens = ", ".join(f"{name} {count:,}" for name, count in model["tokens"].items())
-    search = (
-        f"`search` draws {results['search_plans']} plans of one chunk (512 tokens) each, and "
-        "decides on the validation part of the search text."
-        if results["search_plans"]
-        else "`search` was left out of this run (`--search-plans 0`)."
-    )
     return (
-        f"Model: {model['name']}, {model['layers']} layers of {model['experts']} experts, "
-        f"{model['used']} used. Calibration tokens: {tokens}. Measured on {held['tokens']:,} "
-        f"tokens in {held['chunks']} chunks. {search}\n"
+        f"{model['layers']} layers of {model['experts']} experts, {model['used']} used. "
+        f"Calibration tokens: {tokens}. Measured on {held['tokens']:,} tokens in "
+        f"{held['chunks']} chunks.\n"
     )
 
 
-def _verdicts(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
-    lines = []
-    for keep in sizes:
-        plans = results["plans"][str(keep)]
-        rows, known = summary(plans), one_shot(plans)
-        best = min(known, key=lambda name: float(known[name]["kld_mean"]))
-        said = [f"best one-shot is {best} (KL {rows[best]['kld_mean']:.4f})"]
-        for name in MEASURED:
-            if name in rows:
-                row = rows[name]
-                said.append(f"{name} {row['change']:+.1%} ± {row['error']:.1%} against it")
-        others = min((n for n in known if n != OWN), key=lambda n: float(known[n]["kld_mean"]))
-        for name in (OWN, "search"):
-            if name in plans:
-                change, error = _against(plans, others, name)
-                said.append(f"{name} {change:+.1%} ± {error:.1%} against {others}")
-        if "reap" in rows:
-            said.append(f"reap {rows['reap']['change']:+.1%}")
-        if "random" in rows:
-            last = list(rows)[-1]
-            said.append("random is worst" if last == "random" else f"{last} is worse than random")
-        if "contribution, maxmin" in rows and "contribution" in rows:
-            pooled, maxmin = rows["contribution"]["worst"], rows["contribution, maxmin"]["worst"]
-            said.append(
-                f"KL of the worst domain: contribution pooled {pooled:.4f}, max-min {maxmin:.4f}"
-            )
-        lines.append(f"- **{keep} kept**: " + "; ".join(said) + ".")
-    return "\n".join(lines) + "\n"
-
-
-def _against(plans: Mapping[str, Row], base: str, name: str) -> tuple[float, float]:
-    return paired(np.array(plans[base]["chunks"]), np.array(plans[name]["chunks"]))
-
-
-def _table(rows: Mapping[str, Mapping[str, float]]) -> str:
+def _table(keep: int, results: Mapping[str, Any]) -> str:
+    plans = results["plans"][str(keep)]
+    best, domains = _best(plans), sorted(plans[_best(plans)]["domains"])
+    experts = results["model"]["experts"]
     lines = [
-        "| method | KL | against the best | PPL ratio | top-1 | KL, worst domain |",
-        "|---|---|---|---|---|---|",
+        f"### {keep} of {experts} kept\n\n{_took(plans)}\n",
+        "| method | KL | against the best | PPL | top-1 | " + " | ".join(domains) + " |",
+        "|---" * (len(domains) + 5) + "|",
     ]
-    for name, row in rows.items():
+    for name, row in _joined(plans).items():
+        change, error = paired(np.array(plans[best]["chunks"]), np.array(row["chunks"]))
+        cells = [f"{row['domains'][domain]['kld_mean']:.4f}" for domain in domains]
         lines.append(
-            f"| {name} | {row['kld_mean']:.4f} ± {row['kld_se']:.4f} "
-            f"| {row['change']:+.1%} ± {row['error']:.1%} "
-            f"| {row['ppl_ratio']:.4f} ± {row['ppl_ratio_se']:.4f} "
-            f"| {row['top1']:.1%} | {row['worst']:.4f} |"
+            f"| {name} | {row['kld_mean']:.4f} ± {row['kld_se']:.4f} | {change:+.1%} ± {error:.1%} "
+            f"| {row['ppl_ratio']:.4f} | {row['top1_agreement']:.1%} | " + " | ".join(cells) + " |"
         )
     return "\n".join(lines) + "\n"
 
 
-def _domains(plans: Mapping[str, Row]) -> str:
-    """KL by domain."""
-    names = sorted(next(iter(plans.values()))["domains"])
-    lines = ["| KL by domain | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
-    for method, row in sorted(plans.items(), key=lambda item: float(item[1]["kld_mean"])):
-        if method.startswith("random") and method != "random 0":
-            continue
-        cells = [f"{row['domains'][name]['kld_mean']:.4f}" for name in names]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def _coverage(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
-    text = (
-        "Share of each domain's Σ g‖f‖ that is kept, of the most that many experts could hold, "
-        "on the calibration text.\n\n"
-    )
-    names = sorted(results["model"]["tokens"])
-    text += "| kept, blend | worst | " + " | ".join(names) + " |\n"
-    text += "|---" * (len(names) + 2) + "|\n"
-    for keep in sizes:
-        plans = results["plans"][str(keep)]
-        for method in ("contribution", "contribution, uniform", "contribution, maxmin"):
-            if method in plans:
-                covered = plans[method]["settings"]["coverage"]
-                cells = [f"{covered[name]:.3f}" for name in names]
-                label = method.partition(", ")[2] or "pooled"
-                text += f"| {keep}, {label} | {min(covered.values()):.3f} | "
-                text += " | ".join(cells) + " |\n"
-    return text
-
-
-def _costs(results: Mapping[str, Any], sizes: Sequence[int]) -> str:
-    lines = [
-        "One-shot methods cost one calibration (`weights` none; `easy-ep`, `shape` and every "
-        "further round run the text once more); scoring takes well under a second, `cover` some "
-        "seconds. `auto` and `search` run the model over the search text, "
-        "masked; what counts is the number of tokens:\n",
-        "| kept | method | tokens run | took |",
-        "|---|---|---|---|",
-    ]
-    for keep in sizes:
-        for name in MEASURED:
-            row = results["plans"][str(keep)].get(name)
-            if row:
-                told = row["settings"]
-                tokens = told.get("search_tokens", "")
-                taken = row["method"] if name == "auto" else told.get("search_base", "")
-                won = "" if name == "auto" else (", won" if told.get("search_won") else ", stayed")
-                shown = f"{tokens:,}" if tokens else ""
-                lines.append(f"| {keep} | {name} | {shown} | {taken}{won} |")
-    return "\n".join(lines) + "\n"
-
-
-def _plot(tables: Mapping[int, Mapping[str, Mapping[str, float]]], experts: int) -> str:
-    """KL over the share kept, on a logarithmic scale, as SVG."""
-    width, height, left, bottom = 640, 400, 70, 50
-    values = [row["kld_mean"] for rows in tables.values() for row in rows.values()]
-    low, high = np.log(min(values) * 0.8), np.log(max(values) * 1.2)
-    keeps = sorted(tables)
-
-    def x(keep: int) -> float:
-        span = max(keeps[-1] - keeps[0], 1)
-        return left + 30 + (keep - keeps[0]) / span * (width - left - 200)
-
-    def y(value: float) -> float:
-        return height - bottom - (np.log(value) - low) / (high - low) * (height - bottom - 20)
-
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
-        'font-family="sans-serif" font-size="12">',
-        f'<rect width="{width}" height="{height}" fill="white"/>',
-    ]
-    for tick in (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0):
-        if low < np.log(tick) < high:
-            parts.append(
-                f'<line x1="{left}" x2="{width - 150}" y1="{y(tick):.1f}" y2="{y(tick):.1f}" '
-                f'stroke="#ddd"/><text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">'
-                f"{tick:g}</text>"
+def _took(plans: Plans) -> str:
+    """Say what methods that measure plans took, and what that cost."""
+    said = []
+    for name in SEARCHES:
+        if name in plans:
+            told = plans[name]["settings"]
+            taken = told.get("search_base") or plans[name]["method"]
+            won = ", and found a better plan" if told.get("search_won") else ""
+            said.append(
+                f"`{name}` ran {told.get('search_tokens', 0):,} tokens and took {taken}{won}."
             )
-    for keep in keeps:
-        parts.append(
-            f'<text x="{x(keep):.1f}" y="{height - 28}" text-anchor="middle">{keep} of {experts}'
-            "</text>"
-        )
-    parts.append(f'<text x="{left}" y="{height - 8}">experts kept; mean KL, log scale</text>')
-    for index, (name, colour) in enumerate(zip(PLOTTED, COLOURS, strict=True)):
-        points = [(x(k), y(tables[k][name]["kld_mean"])) for k in keeps if name in tables[k]]
-        if not points:
-            continue
-        path = " ".join(f"{px:.1f},{py:.1f}" for px, py in points)
-        parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        for px, py in points:
-            parts.append(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="3" fill="{colour}"/>')
-        at = 40 + 20 * index
-        parts.append(
-            f'<rect x="{width - 140}" y="{at - 9}" width="12" height="4" fill="{colour}"/>'
-            f'<text x="{width - 122}" y="{at - 2}">{name}</text>'
-        )
-    return "\n".join([*parts, "</svg>", ""])
+    return " ".join(said)

@@ -16,12 +16,13 @@ from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.check import check_request
-from ggprune.choosing.choose import choose_plan, is_measured
+from ggprune.choosing.choose import choose_plan, is_measured, may_be_measured
 from ggprune.choosing.count import known_count, notes_on
 from ggprune.choosing.request import DEFAULT, Request, Resources
 from ggprune.errors import GgpruneError, InputError, Interrupted, MismatchError, OutputError
 from ggprune.evaluation.candidate import Candidate
 from ggprune.evaluation.evaluator import Evaluator
+from ggprune.evaluation.logcache import LOG_BYTES
 from ggprune.evaluation.probe import without_texts
 from ggprune.evaluation.probing import short_probe
 from ggprune.fields import check_fields
@@ -53,6 +54,7 @@ from ggprune.rewrite import (
     verify_bytes,
     write_result,
 )
+from ggprune.text.builtin import SEARCH, builtin_texts
 from ggprune.text.documents import Source
 from ggprune.text.held_out import choose_text
 from ggprune.text.load import load_texts
@@ -61,9 +63,6 @@ from ggprune.util import read_json
 
 log = logging.getLogger(__name__)
 
-#: Room for log-probabilities while measuring: 2 bytes for each token in the vocabulary, for each
-#: token of text (4,000 tokens of text for a vocabulary of 262,144).
-LOG_BYTES = 2 << 30
 #: Tokens of context to measure with where a text is shorter than the calibration's context.
 SHORT_CTX = 512
 #: Seconds of writing for each side when their answers are compared.
@@ -173,8 +172,8 @@ def prune(
         recalibrate: gather statistics again, though an earlier run has left some beside the result.
         text: what to calibrate on; none for the built-in prompts.
         eval_text: what to measure on; none for a part held out of ``text``.
-        search_text: what methods that measure plans measure them on; none for a part of ``text``
-            that is set aside, or the built-in text.
+        search_text: what plans are measured on; none for a part of ``text`` that is set aside, or
+            the built-in text.
         settings: how to calibrate.
         eval_ctx: tokens of context to measure with; None for that of calibration.
         options: how llama.cpp runs the model.
@@ -206,7 +205,8 @@ def prune(
         (first, *_) = _check(source, given or wanted, writing, continues=is_chosen_soon)
         stack.enter_context(reserved(first.path))
         search_sources = load_texts(pairs_of(search_text, "search_text"))
-        sets_aside = wanted is not None and is_measured(wanted) and not search_sources
+        measured = wanted is not None and (is_measured(wanted) or may_be_measured(wanted, source))
+        sets_aside = measured and not search_sources
         reading = choose_text(
             pairs_of(text),
             pairs_of(eval_text, "eval_text"),
@@ -227,7 +227,7 @@ def prune(
                 model=source,
                 options=options,
                 sources=reading.calibration,
-                search_sources=search_sources or reading.search,
+                search_sources=search_sources or reading.search or builtin_texts(SEARCH),
                 progress=progress,
             )
             given = choose_plan(known, wanted, resources)

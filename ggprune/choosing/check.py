@@ -38,6 +38,12 @@ def check_request(
     parse_domains(request.protect_domains, domains)
     if method is not None:
         _check_combination(request, method)
+        if request.budget.rule == "retain" and method.decide is not None:
+            raise InputError(
+                f"{request.budget.asked}: is a share by one score, and method={method.name} "
+                "chooses among many",
+                remedy="Use max_kld or max_ppl_ratio, or another method.",
+            )
     if request.blend and request.blend not in blend.NAMED:
         blend.parse_weights(request.blend, domains)
     if request.budget.rule not in ("keep", "ratio"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,18 +16,23 @@ from ggprune.choosing.ranking import Decision, Ranking
 from ggprune.choosing.request import (
     DEFAULT,
     DEFAULT_OF_SUMS,
+    MEASURED,
     QUALITY_RULES,
     Request,
     Resources,
 )
 from ggprune.choosing.rounds import decide_in_rounds
 from ggprune.choosing.scores import additive, choose_all, retained
-from ggprune.choosing.search.measuring import compare, decide_measured
+from ggprune.choosing.search.contest import contest
+from ggprune.choosing.search.measuring import best, decide_measured
 from ggprune.choosing.trust import find_trust
 from ggprune.choosing.weights import MTP_RULE, weight_scores
 from ggprune.errors import InputError
 from ggprune.model import MoeModel
+from ggprune.model.architectures import Kind
 from ggprune.plan import LayerPlan, Plan
+
+log = logging.getLogger(__name__)
 
 
 def choose_plan(
@@ -49,7 +55,8 @@ def choose_plan(
             model and has none, or a promise that counts by layer cannot keep.
     """
     resources = resources or Resources()
-    method = find(request.method or default_method(statistics, request))
+    asked = request.method
+    method = find(asked or default_method(statistics, request, None if by_layer else resources))
     request = replace(request, method=method.name)
     domains = [domain.name for domain in statistics.domains]
     identity = statistics.identity
@@ -61,19 +68,28 @@ def choose_plan(
             remedy="Give keep=N or ratio=R, a method of scores, no rounds and no protect_domains.",
         )
     rankings = rank(method, statistics, request, resources)
-    if is_measured(request):
+    keep = known_count(request.budget, statistics.identity.counts, resources.model)
+    is_contest = method.decide is best and keep is not None and not _finds_settings(request)
+    if is_measured(request) and not is_contest:
         decision = decide_measured(
-            method.decide or compare,
+            method.decide or best,
             rankings,
             statistics,
             request,
             resources,
-            finalists=_finalists(statistics, request),
+            default=default_method(statistics, request),
             find_used=_finds_used(request),
         )
+    elif is_contest and keep is not None:
+        try:
+            decision = contest(rankings, statistics, request, resources, keep)
+        except InputError as error:
+            if asked:
+                raise
+            log.info("methods are not compared: %s", error.message)
+            decision = next(iter(rankings.values())).decided(keep)
     else:
         (ranking,) = rankings.values()
-        keep = known_count(request.budget, statistics.identity.counts, resources.model)
         if keep is None:
             keep = count_retaining(request.budget, ranking, statistics.total)
         if request.rounds > 1:
@@ -83,17 +99,28 @@ def choose_plan(
     return plan_of(decision, statistics, request, resources.model)
 
 
-def default_method(statistics: Statistics, request: Request) -> str:
-    """Return the best method that the statistics and the request allow (docs/evidence.md)."""
+def default_method(
+    statistics: Statistics, request: Request, resources: Resources | None = None
+) -> str:
+    """Return the best method that statistics, request and resources allow (docs/evidence.md)."""
+    if resources and resources.search_sources and may_be_measured(request, resources.model):
+        return MEASURED
     by_sums = request.blend or request.rounds > 1 or not statistics.tells_routing
     return DEFAULT_OF_SUMS if by_sums else DEFAULT
+
+
+def may_be_measured(request: Request, model: MoeModel | None) -> bool:
+    """Whether methods are compared on the search text, if there is one."""
+    causal = model is not None and model.architecture.kind is Kind.CAUSAL
+    asked = request.method or request.rounds > 1 or request.budget.rule == "retain"
+    return causal and not asked
 
 
 def is_measured(request: Request) -> bool:
     """Whether choosing measures plans on the search text."""
     limited = request.budget.rule in QUALITY_RULES
     named = request.method is not None and find(request.method).decide is not None
-    return named or limited or _finds_used(request) or request.router_bias == "auto"
+    return named or limited or _finds_settings(request)
 
 
 def rank(
@@ -125,30 +152,32 @@ def rank(
 def _candidates(
     method: Method, statistics: Statistics, request: Request
 ) -> dict[str, tuple[Method, str | None]]:
-    """Methods to rank by, each with its blend."""
+    """Methods to rank by, each with its blend; of several, the default first."""
     if method.decide is None:
         return {method.name: (method, request.blend)}
-    tried = [m for m in METHODS.values() if m.candidate]
+    usual = default_method(statistics, request)
+    tried = sorted((m for m in METHODS.values() if m.candidate), key=lambda m: m.name != usual)
     if not statistics.tells_routing:
         tried = [m for m in tried if m.needs != "routing"]
     if request.blend:
         return {f"{m.name}, {request.blend}": (m, request.blend) for m in tried if m.additive}
-    found: dict[str, tuple[Method, str | None]] = {m.name: (m, None) for m in tried}
-    if len(statistics.domains) > 1:
-        found |= {f"{m.name}, {b}": (m, b) for m in tried for b in m.blends}
+    blends = len(statistics.domains) > 1
+    found: dict[str, tuple[Method, str | None]] = {}
+    for each in tried:
+        found[each.name] = each, None
+        found |= {f"{each.name}, {b}": (each, b) for b in each.blends if blends}
     return found
-
-
-def _finalists(statistics: Statistics, request: Request) -> list[str]:
-    """Name what is measured to the end: the default, and what others compare with."""
-    default = default_method(statistics, request)
-    return [default, *(m.name for m in METHODS.values() if m.baseline and m.name != default)]
 
 
 def _finds_used(request: Request) -> bool:
     """Whether the number of experts a token uses is to be found."""
     by_itself = request.method is not None and find(request.method).finds_used
     return request.experts_used == "auto" or (request.experts_used is None and by_itself)
+
+
+def _finds_settings(request: Request) -> bool:
+    """Whether more than who stays is to be found."""
+    return _finds_used(request) or request.router_bias == "auto"
 
 
 def plan_of(

@@ -88,6 +88,8 @@ class Ranking:
     def decided(self, keep: int, *, by_layer: bool = False) -> Decision:
         """Decide for the best-ranked experts of each layer, or of all layers together."""
         facts = dict(self.scored(keep)[1])
+        if self.blend:
+            facts["blend"] = self.blend
         forced = {str(n): sorted(experts) for n, experts in self.protection.forced.items()}
         if forced:
             facts["protected_experts"] = forced

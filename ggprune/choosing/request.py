@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from ggprune.model import MoeModel
     from ggprune.text.documents import Source
 
-#: Methods by default: the best on trained models (docs/evidence.md), and the best of the sums.
+#: Methods by default (docs/evidence.md): where plans can be measured; otherwise, that which loses
+#: least where it loses; the same of sums.
+MEASURED = "auto"
 DEFAULT = "cover"
 DEFAULT_OF_SUMS = "contribution"
 #: The fields of Budget that say how many experts stay.
@@ -105,7 +107,7 @@ class Request:
 
     Attributes:
         budget: how many.
-        method: name in METHODS; None for the default (see methods.default_method).
+        method: name in METHODS; None for the default (see choose.default_method).
         search_minutes: limit for whatever measures plans.
         search_plans: number of plans that ``search`` draws, whatever the time: repeats exactly.
         experts_used: experts per token in the result; ``auto`` measures which number is best on
@@ -117,7 +119,8 @@ class Request:
     method: str | None = option(
         None,
         "How experts are chosen.",
-        default_help=f"{DEFAULT}; {DEFAULT_OF_SUMS} with `blend`, `rounds` or sums alone",
+        default_help=f"{MEASURED}; without text to measure on {DEFAULT}, or {DEFAULT_OF_SUMS} with "
+        "`blend`, `rounds` or sums alone",
     )
     seed: int = option(0, "For what is drawn at random.")
     blend: str | None = option(

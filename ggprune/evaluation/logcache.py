@@ -16,6 +16,9 @@ from ggprune.gguf_file import GgufModel, replacing
 from ggprune.llama.library import library
 from ggprune.util import cache_folder
 
+#: Room for log-probabilities where a command measures by itself: 2 bytes for each token in the
+#: vocabulary, for each token of text (4,000 tokens of text for a vocabulary of 262,144).
+LOG_BYTES = 2 << 30
 _SUFFIX = ".logprobs"
 #: Bytes that may stay behind in the cache folder; the files used longest ago go first.
 _LIMIT = 20 << 30

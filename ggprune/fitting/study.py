@@ -16,7 +16,7 @@ from typing import Any
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.choosing.choose import choose_plan
-from ggprune.choosing.request import Budget, Request, Resources
+from ggprune.choosing.request import MEASURED, Budget, Request, Resources
 from ggprune.errors import OutputError, UnsupportedModelError
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.journal import Journal
@@ -93,6 +93,7 @@ class Study(Closing):
         self.options, self.run, self.progress = job.options, job.run, job.progress
         self.work, self._texts = work, texts
         self._plans: dict[int, Plan] = {}
+        self._method = self.options.method
         if self.reference is not source:
             source.identity().check_same(
                 self.reference.identity(), str(source.gguf.path), str(self.reference.gguf.path)
@@ -114,7 +115,7 @@ class Study(Closing):
             covered=means,
             imatrix=self.imatrix,
             notes=Quantizer(source.gguf, quantizing, work).notes,
-            method=self.plan(source.counts.least).method,
+            method=self._find_method(),
         )
         self._say_beforehand()
         self.shards = Shards(self.space, self._requantizer, work, self.options.room)
@@ -166,10 +167,17 @@ class Study(Closing):
         step = -(-len(possible) // _TRIED)
         return tuple(dict.fromkeys((*possible[::-step], self.source.counts.least)))
 
+    def _find_method(self) -> str:
+        """Settle on one way to choose, with half of the experts kept, if none is asked for."""
+        plan = self.plan(self.source.counts.rounded(self.source.experts // 2, "up"))
+        if self._method in (None, MEASURED):
+            self._method = plan.method
+        return plan.method
+
     def plan(self, keep: int) -> Plan:
         """Which experts stay of so many."""
         if keep not in self._plans:
-            request = Request(budget=Budget(keep=keep), method=self.options.method)
+            request = Request(budget=Budget(keep=keep), method=self._method)
             resources = Resources(
                 model=self.reference,
                 options=self.run,

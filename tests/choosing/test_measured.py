@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import ggprune
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
@@ -28,8 +27,6 @@ from ggprune.plan import Plan
 from ggprune.text.documents import Document, Source
 from ggprune.types import no_progress
 from tests.support.tiny import write_tiny
-
-pytestmark = pytest.mark.llama
 
 pytestmark = pytest.mark.llama
 
@@ -79,18 +76,6 @@ def asked(method: str, **budget: float) -> Request:
         super_experts=False,
         search_plans=24,
     )
-
-
-def test_auto_takes_the_best_on_the_search_text(
-    resources: Resources, statistics: Statistics
-) -> None:
-    plan = choose_plan(statistics, asked("auto", keep=8), resources)
-    measured = plan.settings["search_kl"]
-    assert plan.settings["chosen_by"] == "auto"
-    assert kl_of(resources, plan) == pytest.approx(min(measured.values()), rel=1e-3)
-    reap = choose_plan(statistics, asked("reap", keep=8), resources)
-    assert kl_of(resources, reap) == pytest.approx(measured["reap"], rel=1e-3)
-    assert measured["reap"] >= min(measured.values())
 
 
 def test_search_repeats_exactly_and_goes_on_from_its_journal(
@@ -262,32 +247,3 @@ def test_parts_of_the_text_are_disjoint_and_hold_all_domains(resources: Resource
         assert sorted(fitting + validation) == list(range(len(meter.chunks)))
         for part in (fitting, validation):
             assert {meter.chunks[n].domain for n in part} == {"a", "b"}
-
-
-def test_auto_is_judged_on_a_part_of_the_users_text(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("INFO", "ggprune")
-    model = write_tiny(tmp_path / "m.gguf", "qwen3moe", keys={"context_length": 1024})
-    text = tmp_path / "words.txt"
-    letters = np.random.default_rng(7).choice(list("etaoin shrdlu \n"), 12_000)
-    text.write_text("".join(letters.tolist()))
-    pruned = ggprune.prune(
-        model,
-        tmp_path / "o.gguf",
-        keep=8,
-        method="auto",
-        search_minutes=0.05,
-        text={"words": text},
-        settings=ggprune.Settings(ctx=512, generate=0),
-        options=OPTIONS,
-        verify=False,
-    )
-    # The default and what others compare with are measured to the end.
-    assert {"cover", "reap"} <= set(pruned.plan.settings["search_kl"])
-    (judged,) = [note for note in caplog.messages if note.startswith("plans are measured on")]
-    assert judged.endswith("tokens of words")
-    assert pruned.statistics is not None
-    seen = pruned.statistics.domains[0].tokens
-    searched = int(judged.split()[4].replace(",", ""))
-    assert searched >= 512 and seen + searched < 12_000 * 0.9

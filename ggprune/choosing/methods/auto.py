@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ggprune.choosing.methods.method import Method, register
-from ggprune.choosing.search.measuring import compare
+from ggprune.choosing.search.measuring import best
 
 register(
     Method(
@@ -11,6 +11,6 @@ register(
         formula="the best of the one-shot methods on the search text",
         source="docs/methods.md#measuring-plans",
         needs="search",
-        decide=compare,
+        decide=best,
     )
 )

@@ -48,7 +48,7 @@ class Method:
         additive: whether ``sums`` adds up over tokens, so that domains can be blended.
         candidate: whether methods that measure plans try this one.
         blends: blends that they try as well.
-        baseline: whether they measure it to the end, because others compare with it.
+        baseline: whether people look for models by it: a card is tagged with its name.
         finds_used: whether it finds how many experts a token should use, unless told.
         summary: the clause of a model card that says how experts were chosen; empty for a score.
     """

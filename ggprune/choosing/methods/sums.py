@@ -20,12 +20,6 @@ def per_token(total: npt.NDArray[np.generic], count: Ints | Floats) -> Floats:
     return np.divide(values, count, where=count > 0, out=np.zeros_like(values))
 
 
-@of_sums("reap", "(1/N) Σ g‖f‖", "Lasby et al., arXiv 2510.13999, eq. 9", baseline=True)
-def reap(sums: ExpertSums, seed: int = 0) -> Floats:
-    """Mean contribution of the tokens routed to the expert."""
-    return per_token(sums.contribution_sum, sums.count)
-
-
 @of_sums(
     "contribution", "Σ g‖f‖", "contribution to the residual", additive=True, blends=("maxmin",)
 )
@@ -38,6 +32,12 @@ def contribution(sums: ExpertSums, seed: int = 0) -> Floats:
 def gate(sums: ExpertSums, seed: int = 0) -> Floats:
     """How often the router chooses the expert, weighted by how much."""
     return sums.gate_sum.copy()
+
+
+@of_sums("reap", "(1/N) Σ g‖f‖", "Lasby et al., arXiv 2510.13999, eq. 9", baseline=True)
+def reap(sums: ExpertSums, seed: int = 0) -> Floats:
+    """Mean contribution of the tokens routed to the expert."""
+    return per_token(sums.contribution_sum, sums.count)
 
 
 @of_sums("frequency", "N", "baseline", additive=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,7 +41,7 @@ class Measuring:
     Attributes:
         request: what is asked for.
         rankings: candidates by name.
-        finalists: names of candidates that are measured to the end.
+        default: the candidate that is usually taken.
         meter: measures plans.
         routing: of the calibration text; None if the statistics hold sums only.
         tokens_left: tokens of plans that may still be measured.
@@ -49,12 +49,13 @@ class Measuring:
 
     request: Request
     rankings: Mapping[str, Ranking]
-    finalists: Sequence[str]
+    default: str
     meter: MaskedMeter
     routing: Shares | None
     tokens_left: float
     fitting: list[int] = field(init=False)
     validation: list[int] = field(init=False)
+    _base: Ranking | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.fitting, self.validation = self.meter.parts()
@@ -67,12 +68,14 @@ class Measuring:
         return chunks[: max(room, min(FEWEST_CHUNKS, len(chunks)))]
 
     def base_ranking(self, keep: int) -> Ranking:
-        """Find the candidate that counts are tried with."""
-        if len(self.rankings) == 1:
-            return next(iter(self.rankings.values()))
-        plans = {name: ranking.kept(keep) for name, ranking in self.rankings.items()}
-        chunks = self.affordable(self.validation, 4 * len(plans))
-        return self.rankings[next(iter(search.compare_one_shot(self.meter, plans, chunks)))]
+        """Find the best candidate for a count, once: counts are tried with it."""
+        if self._base is None:
+            plans = {name: ranking.kept(keep) for name, ranking in self.rankings.items()}
+            chunks = self.affordable(self.validation, 4 * len(plans))
+            parts = search.quarters(chunks) if len(plans) > 1 else []
+            lasted = search.compare_one_shot(self.meter, plans, parts)
+            self._base = self.rankings[next(iter(lasted))]
+        return self._base
 
     def count(self) -> tuple[int, dict[str, Any]]:
         """Find the fewest experts within the limit on quality, by bisection.
@@ -189,7 +192,7 @@ class Measuring:
 
     def _trial(self, keep: int) -> tuple[Ranking, Callable[[], Floats]]:
         """Return a ranking whose plan settings are tried on, and what measures it by chunk."""
-        ranking = self.rankings.get(self.finalists[0]) or self.base_ranking(keep)
+        ranking = self.rankings.get(self.default) or self.base_ranking(keep)
         kept = ranking.kept(keep)
         chunks = self.affordable(self.validation, _USED_PASSES, _USED_SHARE)
         return ranking, lambda: self.meter.kl(kept, chunks)
@@ -199,24 +202,16 @@ class Measuring:
 Decide = Callable[[Measuring, int], Decision]
 
 
-def compare(measuring: Measuring, keep: int) -> Decision:
-    """Decide for the candidate whose plan is best on the search text."""
-    meter, rankings = measuring.meter, measuring.rankings
-    plans = {name: ranking.kept(keep) for name, ranking in rankings.items()}
-    chunks = measuring.affordable([*measuring.fitting, *measuring.validation], len(plans) / 2 + 1)
-    lasted = search.compare_one_shot(meter, plans, chunks, always=measuring.finalists)
-    best = next(iter(lasted))
-    measured = {name: round(float(kl.mean()), 6) for name, kl in lasted.items()}
-    if len(rankings) > 1:
-        numbers = ", ".join(f"{name} {kl:.4f}" for name, kl in measured.items())
-        method = measuring.request.method
-        log.info("%s takes %s; mean KL on the search text: %s", method, best, numbers)
-    decision = rankings[best].decided(keep)
+def best(measuring: Measuring, keep: int) -> Decision:
+    """Decide for the best of the candidates, where the count or the experts used are measured too.
+
+    (Where they are not, see contest.)
+    """
+    decision = measuring.base_ranking(keep).decided(keep)
     facts = {
         "chosen_by": measuring.request.method,
-        "search_kl": measured,
-        "search_text": meter.text_hash,
-        "search_tokens": meter.tokens,
+        "search_text": measuring.meter.text_hash,
+        "search_tokens": measuring.meter.tokens,
     }
     return replace(decision, facts={**facts, **decision.facts})
 
@@ -228,7 +223,7 @@ def decide_measured(
     request: Request,
     resources: Resources,
     *,
-    finalists: Sequence[str],
+    default: str,
     find_used: bool,
 ) -> Decision:
     """Choose by masked evaluation on the search text.
@@ -239,18 +234,19 @@ def decide_measured(
         statistics: what calibration observed.
         request: what is asked for; its method is for messages.
         resources: the model, how to run it, and the search text.
-        finalists: candidates that are measured to the end; the first one is the default.
+        default: the candidate that is usually taken.
         find_used: whether to find how many experts a token should use.
 
     Raises:
         InputError: no model, or no count reaches a limit.
     """
     model, options = resources.runnable_for(_reason(request))
+    sources = resources.search_sources or builtin_texts(SEARCH)
     with MaskedMeter(
         model.gguf.path,
         options,
         statistics.layers,
-        resources.search_sources or builtin_texts(SEARCH),
+        sources,
         cache=resources.cache,
         journal=resources.journal,
     ) as meter:
@@ -258,13 +254,13 @@ def decide_measured(
         measuring = Measuring(
             request=request,
             rankings=rankings,
-            finalists=finalists,
+            default=default,
             meter=meter,
             routing=statistics.shares,
             tokens_left=rate * 60 * request.search_minutes,
         )
         text = ", ".join(dict.fromkeys(chunk.domain for chunk in meter.chunks))
-        if not resources.search_sources:
+        if sources == builtin_texts(SEARCH):
             text = f"the built-in conversations ({text}); search_text=NAME=PATH measures on yours"
         log.info("plans are measured on %s tokens of %s", f"{meter.evaluator.tokens:,}", text)
         with meter.showing(resources.progress, round(measuring.tokens_left), "searching"):

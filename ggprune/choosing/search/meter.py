@@ -27,8 +27,6 @@ from ggprune.util import Closing
 
 #: Tokens of a chunk. Short ones give more of them to compare plans on.
 CHUNK = 512
-#: The first tokens of a chunk have too little before them to be worth scoring.
-_SCORED_FROM = 64
 _MOST_TOKENS = 32_000
 _VALIDATION = 1 / 3
 #: Chunks that the speed is measured on.
@@ -43,6 +41,8 @@ class MaskedMeter(Closing):
         options: how to run it.
         layers: block numbers that rows of a plan stand for.
         sources: text to search on.
+        chunk: tokens of a chunk; the first eighth has too little before it to be scored.
+        max_tokens: of each domain.
         cache: folder for the base's log-probabilities, which are large; None removes them.
         journal: file that measurements are appended to and found in again, so that an
             interrupted search continues; None keeps nothing.
@@ -58,6 +58,8 @@ class MaskedMeter(Closing):
         layers: Sequence[int],
         sources: Sequence[Source],
         *,
+        chunk: int = CHUNK,
+        max_tokens: int = _MOST_TOKENS,
         cache: Path | None = None,
         journal: Path | None = None,
     ) -> None:
@@ -70,9 +72,9 @@ class MaskedMeter(Closing):
             path,
             options,
             sources,
-            n_ctx=CHUNK,
-            max_tokens=_MOST_TOKENS,
-            scored_from=_SCORED_FROM,
+            n_ctx=chunk,
+            max_tokens=max_tokens,
+            scored_from=chunk // 8,
             cache=cache,
         )
         self.chunks = self.evaluator.chunks
@@ -89,13 +91,17 @@ class MaskedMeter(Closing):
     def start(self, progress: Progress = no_progress) -> float:
         """Compute the base's probabilities, and return how many tokens a second plans take."""
         with self.showing(progress, self.evaluator.tokens, "base model"):
-            self.evaluator.base(self._advance)
+            self.base()
             trial = range(min(_TRIAL, len(self.chunks)))
             self.evaluator.score_mask({}, trial[:1], advance=self._advance)
             before = time.monotonic()
             self.evaluator.score_mask({}, trial, advance=self._advance)
         tokens = sum(len(self.chunks[chunk].tokens) for chunk in trial)
         return tokens / max(time.monotonic() - before, 1e-3)
+
+    def base(self) -> None:
+        """Compute the base's probabilities."""
+        self.evaluator.base(self._advance)
 
     @contextmanager
     def showing(self, progress: Progress, total: int, what: str) -> Iterator[None]:
@@ -133,21 +139,30 @@ class MaskedMeter(Closing):
         ratio = np.exp(np.average(nll - np.array(before), weights=sizes))
         return float(np.average(kl, weights=sizes)), float(ratio)
 
+    def order(self) -> list[int]:
+        """Return all chunks, domains in turn; any beginning is spread over the text.
+
+        (Neighbours are alike.)
+        """
+        return _mixed([_spread(numbers) for numbers in self._by_domain()])
+
     def parts(self) -> tuple[list[int], list[int]]:
         """Divide the chunks: some to fit on, the last third of every domain to validate on.
 
-        Domains are mixed, and within a part any beginning is spread over all of it, since
-        neighbours are alike.
+        Within each, they are ordered as by :meth:`order`.
         """
-        domains: dict[str, list[int]] = {}
-        for number, chunk in enumerate(self.chunks):
-            domains.setdefault(chunk.domain, []).append(number)
         fitting, validation = [], []
-        for numbers in domains.values():
+        for numbers in self._by_domain():
             cut = len(numbers) - max(1, round(len(numbers) * _VALIDATION))
             fitting.append(_spread(numbers[:cut]))
             validation.append(_spread(numbers[cut:]))
         return _mixed(fitting), _mixed(validation)
+
+    def _by_domain(self) -> list[list[int]]:
+        domains: dict[str, list[int]] = {}
+        for number, chunk in enumerate(self.chunks):
+            domains.setdefault(chunk.domain, []).append(number)
+        return list(domains.values())
 
     @contextmanager
     def routing(self) -> Iterator[Callable[[int], Shares]]:
@@ -156,7 +171,7 @@ class MaskedMeter(Closing):
         recorder = RoutingRecorder(model.prunable().architecture, self.layers)
         with (
             LlamaModel(model.gguf.path, options) as llama,
-            LlamaContext(llama, n_ctx=CHUNK, observers=(recorder,)) as context,
+            LlamaContext(llama, n_ctx=self.evaluator.n_ctx, observers=(recorder,)) as context,
         ):
 
             def of(number: int) -> Shares:

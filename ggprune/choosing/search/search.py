@@ -111,30 +111,25 @@ class Found:
 
 
 def compare_one_shot(
-    meter: Meter, plans: Mapping[str, Ints], chunks: Sequence[int], always: Sequence[str] = ()
+    meter: Meter, plans: Mapping[str, Ints], parts: Sequence[Sequence[int]]
 ) -> dict[str, Floats]:
-    """Measure plans on more and more of the text, dropping the worse half each time.
+    """Measure plans on one part of the text after the other, dropping the worse half each time.
 
     Args:
         meter: measures.
         plans: by name.
-        chunks: in an order that mixes domains.
-        always: names of plans that are measured to the end.
+        parts: chunks, none of them empty, in an order that mixes domains.
 
     Returns:
         Of those that lasted, KL by chunk of all the text, best first.
     """
     alive, measured = list(plans), {name: np.zeros(0) for name in plans}
-    for share in (4, 2, 1):
-        upto = max(1, len(chunks) // share)
+    for number, part in enumerate(parts, 1):
         for name in alive:
-            seen = len(measured[name])
-            new = meter.kl(plans[name], chunks[seen:upto]) if upto > seen else np.zeros(0)
-            measured[name] = np.concatenate([measured[name], new])
+            measured[name] = np.concatenate([measured[name], meter.kl(plans[name], part)])
         alive.sort(key=lambda name: float(measured[name].mean()))
-        if share > 1:
-            half = alive[: max(2, -(-len(alive) // 2))]
-            alive = half + [name for name in alive if name in always and name not in half]
+        if number < len(parts):
+            alive = alive[: max(2, -(-len(alive) // 2))]
     return {name: measured[name] for name in alive}
 
 
@@ -142,6 +137,12 @@ def is_better(one: Floats, other: Floats) -> bool:
     """Whether divergences by chunk are significantly smaller than others of the same chunks."""
     gain, error = paired(other, one)
     return bool(gain + SIGNIFICANT * error < 0)
+
+
+def quarters(chunks: Sequence[int]) -> list[Sequence[int]]:
+    """Divide chunks into a quarter, another, and the rest, for :func:`compare_one_shot`."""
+    first, second = len(chunks) // 4, len(chunks) // 2
+    return [part for part in (chunks[:first], chunks[first:second], chunks[second:]) if part]
 
 
 def best_used(
@@ -196,7 +197,7 @@ def search(
         The winner; never worse than the best one-shot plan on the validation part.
     """
     choose, order = rules.choose, list(text.validation)
-    measured = compare_one_shot(meter, {n: choose(s) for n, s in one_shot.items()}, order)
+    measured = compare_one_shot(meter, {n: choose(s) for n, s in one_shot.items()}, quarters(order))
     base = next(iter(measured))
     numbers = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
     log.info("one-shot plans on the validation text, mean KL: %s", numbers)
@@ -208,7 +209,7 @@ def search(
         for name, scores in candidates.items()
         if not np.array_equal(choose(scores), found.kept)
     }
-    trials = compare_one_shot(meter, {n: choose(s) for n, s in different.items()}, order)
+    trials = compare_one_shot(meter, {n: choose(s) for n, s in different.items()}, quarters(order))
     found.kl = {name: float(values.mean()) for name, values in (measured | trials).items()}
     if not trials:
         return found
