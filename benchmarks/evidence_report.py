@@ -34,7 +34,7 @@ The last column: the domain in which `{MEASURED}` comes nearest to `random`, KL 
 COLUMNS = """**KL**: nats a token, with its standard error over tokens. **Against the best**:
 relative difference to the best one-shot method, from pairs of chunks, with its standard error.
 **PPL**: perplexity over the whole model's. `random` is the mean of its seeds, ± their standard
-deviation. **N used**: the same experts, but a token uses N of them (`--experts-used`), which `search`
+deviation. **N used**: the same experts, but a token uses N of them (`--experts-used`), as `search`
 tries.
 """
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 
 from ggprune.choosing.methods import ordered  # noqa: E402
 from ggprune.choosing.methods.method import NEEDS  # noqa: E402
-from ggprune.choosing.request import DEFAULT  # noqa: E402
+from ggprune.choosing.request import MEASURED  # noqa: E402
 from ggprune.model.architectures import (  # noqa: E402
     ARCHITECTURES,
     WEIGHTED_NODES,
@@ -69,7 +69,7 @@ def _notes(row: Architecture) -> list[str]:
 def methods() -> str:
     """One row a method."""
     rows = [
-        f"| `{each.name}`{' (default)' * (each.name == DEFAULT)} | {_cell(each.formula)} "
+        f"| `{each.name}`{' (default)' * (each.name == MEASURED)} | {_cell(each.formula)} "
         f"| {NEEDS[each.needs]} | {_cell(each.source)} |"
         for each in ordered()
     ]

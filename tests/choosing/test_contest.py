@@ -33,6 +33,15 @@ OPTIONS = RunOptions(threads=1)
 REQUEST = Request(budget=Budget(keep=8), super_experts=False)
 
 
+@pytest.fixture
+def methods() -> Iterator[dict[str, Method]]:
+    """The table of methods, as it was afterwards."""
+    before = dict(METHODS)
+    yield METHODS
+    METHODS.clear()
+    METHODS.update(before)
+
+
 def text(seed: int, count: int) -> str:
     letters = list("etaoin shrdlu cmfwyp vbgkqj xz ")
     return "".join(np.random.default_rng(seed).choice(letters, count).tolist())
@@ -98,7 +107,7 @@ def test_at_most_a_quarter_of_what_calibration_decodes(resources: Resources) -> 
 
 
 @pytest.mark.llama
-def test_the_planted_best_wins(resources: Resources, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_planted_best_wins(resources: Resources, methods: dict[str, Method]) -> None:
     """Five methods that keep the experts used least, a little mixed up, and one that does not."""
     statistics, _ = gathered(resources, 50_000)
     used = statistics.total.contribution_sum
@@ -116,11 +125,9 @@ def test_the_planted_best_wins(resources: Resources, monkeypatch: pytest.MonkeyP
     noise = np.random.default_rng(0).lognormal(0, 0.3, (5, *used.shape))
     table = {f"bad{n}": method(f"bad{n}", -used * noise[n]) for n in range(5)}
     table["planted"] = method("planted", used)
-    for name in list(METHODS):
-        if name != "auto":
-            monkeypatch.delitem(METHODS, name)
-    for name, each in table.items():
-        monkeypatch.setitem(METHODS, name, each)
+    auto = methods["auto"]
+    methods.clear()
+    methods.update({"auto": auto, **table})
     plan = choose_plan(statistics, REQUEST, resources)
     assert plan.method == "planted"
     single = {n: choose_plan(statistics, replace(REQUEST, method=n), resources) for n in table}
