@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import ggprune
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
