@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -113,6 +111,8 @@ def _named(shape: Any) -> str:
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` Did you mean NAME?`` for the most similar name; nothing if none is."""
+    import difflib
+
     names = {name.casefold(): name for name in known}
     near = difflib.get_close_matches(word.casefold(), names, 1)
     return f" Did you mean {names[near[0]]}?" if near else ""
@@ -137,6 +137,8 @@ def template(
         package, name: where it lies.
         options: of the Jinja environment.
     """
+    from importlib.resources import files
+
     from jinja2 import ChainableUndefined, Environment
 
     environment = Environment(
