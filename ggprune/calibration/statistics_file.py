@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ggprune.errors import GgpruneError, InputError
-from ggprune.gguf_file import GgufFile, instead_of_a_model, replacing
+from ggprune.gguf_file import GgufFile, instead_of_a_model, replacing, write_arrays
 
 FILE_TYPE = "ggprune-stats"
 _MAKE = "Make one: ggprune calibrate MODEL -o STATS.gguf"
@@ -19,33 +19,13 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 def write(path: Path, architecture: str, values: Mapping[str, Any], arrays: Arrays) -> None:
-    """Write the file, whole or not at all.
-
-    Args:
-        architecture: of the model, as GGUF files name it.
-        values: texts, whole numbers and lists of one of them, by key.
+    """Write the file, whole or not at all; see gguf_file.write_arrays.
 
     Raises:
         OutputError: it cannot be written.
     """
-    import gguf
-
     with replacing(path) as part:
-        writer = gguf.GGUFWriter(part, architecture)
-        writer.add_type(FILE_TYPE)
-        for key, value in values.items():
-            if isinstance(value, str):
-                writer.add_string(key, value)
-            elif isinstance(value, int):
-                writer.add_uint32(key, value)
-            else:
-                writer.add_array(key, value)
-        for name, array in arrays.items():
-            writer.add_tensor(name, array)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
+        write_arrays(part, FILE_TYPE, values, arrays, architecture=architecture)
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, npt.NDArray[Any]]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from ggprune.evaluation.probe_gate import FAIL
@@ -49,10 +49,6 @@ class Finding:
     gate: str
     text: str
     remedy: str
-
-    def as_json(self) -> dict[str, str]:
-        """As a dictionary."""
-        return asdict(self)
 
 
 def verdict(

@@ -1,5 +1,6 @@
 """GGUF files as bytes: headers, shards, byte ranges, safe writing. Knows nothing of experts."""
 
+from ggprune.gguf_file.arrays import write_arrays
 from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor, padded
 from ggprune.gguf_file.layout import (
     ByteRange,
@@ -56,6 +57,7 @@ __all__ = [
     "stem_of",
     "tensor_type_name",
     "whole",
+    "write_arrays",
     "write_files",
     "write_text",
 ]

@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 _SIDECARS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
 
-def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
+def resolve_model(reference: str) -> Path:
     """Find the local path of a model; download it if it is named by its place on the Hub.
 
     A reference is ``hf://owner/repo/file.gguf[@revision]``, ``owner/repo:Q4_K_M`` (as llama.cpp
@@ -36,7 +36,7 @@ def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
     found = None if os.path.lexists(reference) else parse(reference)
     if found is None:
         return Path(reference)
-    hub = hub or Hub()
+    hub = Hub()
     files = [file.path for file in _listing(hub, found, reference)]
     shards = shards_of(_named(files, found, reference), files, reference)
     more = f" and {len(shards) - 1} more shards" if len(shards) > 1 else ""
@@ -45,12 +45,12 @@ def resolve_model(reference: str, *, hub: Hub | None = None) -> Path:
     return paths[0]
 
 
-def resolve_text(reference: str, *, hub: Hub | None = None) -> Path:
+def resolve_text(reference: str) -> Path:
     """Find the local path of a text file: ``hf://datasets/owner/repo/file.jsonl``, or a path."""
     found = None if os.path.lexists(reference) else parse(reference)
     if found is None or found.file is None:
         return Path(reference)
-    return (hub or Hub()).download(found.repo, found.file)
+    return Hub().download(found.repo, found.file)
 
 
 def shards_of(file: str, files: Sequence[str], reference: str) -> list[str]:

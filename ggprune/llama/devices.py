@@ -216,8 +216,8 @@ class _Layer:
 
 
 def _layer_bytes(gguf: GgufModel) -> list[_Layer]:
-    keys = _Keys(gguf)
-    layers = [_Layer(keys.cache(number)) for number in range(int(keys.get("block_count", 0)))]
+    count = int(_key(gguf, "block_count", 0))
+    layers = [_Layer(_cache_bytes(gguf, number)) for number in range(count)]
     for tensor in gguf.tensors:
         match = re.match(r"blk\.(\d+)\.", tensor.name)
         if match is None or int(match[1]) >= len(layers):
@@ -260,25 +260,19 @@ def _assigned(sizes: Sequence[int], room: Sequence[int]) -> list[int] | None:
     return counts
 
 
-class _Keys:
-    """Metadata of the architecture."""
+def _cache_bytes(gguf: GgufModel, layer: int) -> int:
+    """Bytes of a layer's keys and values; an upper bound for windows and latent attention."""
 
-    def __init__(self, gguf: GgufModel) -> None:
-        self._gguf = gguf
-        self._architecture = str(gguf.get("general.architecture", ""))
+    def of_layer(key: str, default: int) -> int:
+        value = _key(gguf, key, default)
+        return value if isinstance(value, int) else value[layer] if layer < len(value) else 0
 
-    def get(self, key: str, default: Any) -> Any:
-        return self._gguf.get(f"{self._architecture}.{key}", default)
+    heads = max(of_layer("attention.head_count", 1), 1)
+    cached = of_layer("attention.head_count_kv", of_layer("attention.head_count", 0))
+    default = int(_key(gguf, "embedding_length", 0)) // heads
+    width = sum(int(_key(gguf, f"attention.{each}_length", default)) for each in ("key", "value"))
+    return cached * width * _CACHE_TOKENS * _CACHE_BYTES
 
-    def cache(self, layer: int) -> int:
-        """Bytes of a layer's keys and values; an upper bound for windows and latent attention."""
-        heads = self.get("attention.head_count_kv", self.get("attention.head_count", 0))
-        heads = heads if isinstance(heads, int) else heads[layer] if layer < len(heads) else 0
-        default = int(self.get("embedding_length", 0)) // max(self._heads(layer), 1)
-        width = int(self.get("attention.key_length", default))
-        width += int(self.get("attention.value_length", default))
-        return int(heads) * width * _CACHE_TOKENS * _CACHE_BYTES
 
-    def _heads(self, layer: int) -> int:
-        heads = self.get("attention.head_count", 1)
-        return heads if isinstance(heads, int) else heads[layer] if layer < len(heads) else 1
+def _key(gguf: GgufModel, key: str, default: Any) -> Any:
+    return gguf.get(f"{gguf.get('general.architecture', '')}.{key}", default)

@@ -14,7 +14,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -279,3 +279,28 @@ def _resolve(handle: Any) -> dict[str, Callable[..., Any]]:
                 remedy=f"pip install 'llama-cpp-python=={runtime.NEWEST}', or a newer ggprune.",
             )
     return found
+
+
+def kv_overrides(api: Any, values: Mapping[str, str | int]) -> Any:
+    """Give metadata values for llama.cpp to read or write instead of a file's own.
+
+    Args:
+        values: by key; llama.cpp has 128 bytes for a text, its final zero included.
+
+    Returns:
+        An array that ends with an empty entry, and must live as long as what points to it; None
+        for no values.
+    """
+    if not values:
+        return None
+    entries = (api.llama_model_kv_override * (len(values) + 1))()
+    for entry, (key, value) in zip(entries, values.items(), strict=False):
+        entry.key = key.encode()
+        if isinstance(value, str):
+            entry.tag = api.LLAMA_KV_OVERRIDE_TYPE_STR
+            # A character cut in two is left out.
+            entry.value.val_str = value.encode()[:127].decode("utf-8", "ignore").encode()
+        else:
+            entry.tag = api.LLAMA_KV_OVERRIDE_TYPE_INT
+            entry.value.val_i64 = value
+    return entries

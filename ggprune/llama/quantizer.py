@@ -25,7 +25,6 @@ import numpy as np
 from ggprune.errors import InputError, LlamaError
 from ggprune.gguf_file import TYPE_NUMBERS
 from ggprune.llama.options import QuantizeOptions
-from ggprune.llama.overrides import kv_overrides
 from ggprune.system import was_killed
 from ggprune.types import Floats32
 
@@ -213,6 +212,8 @@ def _add_imatrix(api: Any, params: Any, imatrix: Mapping[str, Floats32]) -> Any:
 
 def _add_overrides(api: Any, params: Any, job: Mapping[str, Any]) -> Any:
     """Metadata to add, and types by name: arrays that end with an empty one."""
+    from ggprune.llama.library import kv_overrides
+
     notes = kv_overrides(api, job["notes"])
     if notes is not None:
         params.kv_overrides = notes

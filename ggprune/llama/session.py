@@ -17,9 +17,8 @@ from ggprune.gguf_file import GgufModel
 from ggprune.interrupts import interrupts
 from ggprune.llama import devices
 from ggprune.llama.callback import Dispatcher, Observer
-from ggprune.llama.library import library
+from ggprune.llama.library import kv_overrides, library
 from ggprune.llama.options import CACHE_TYPES, FLASH_ATTENTION, RunOptions
-from ggprune.llama.overrides import kv_overrides
 from ggprune.llama.rpc import add_servers
 from ggprune.llama.runtime import without_mmap
 from ggprune.llama.safety import extra_buffers_work

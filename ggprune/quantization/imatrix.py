@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ggprune.errors import FormatError, InputError, MismatchError, UnsupportedModelError
-from ggprune.gguf_file import GgufFile, Tensor, replacing
+from ggprune.gguf_file import GgufFile, Tensor, replacing, write_arrays
 from ggprune.model.tensors import MATRICES, layer_of, role_of
 from ggprune.plan import Plan
 from ggprune.quantization import imatrix_legacy
@@ -234,25 +234,17 @@ def _damaged(path: Path, what: str) -> FormatError:
 
 
 def _write_gguf(imatrix: Imatrix, path: Path) -> None:
-    import gguf
-
-    class Writer(gguf.GGUFWriter):  # type: ignore[misc]
-        def add_architecture(self) -> None:
-            """Write none: an importance matrix has no architecture."""
-
-    writer = Writer(path, "")
-    writer.add_type(FILE_TYPE)
-    # llama-quantize wants the key; the writer has no empty arrays.
-    writer.add_array("imatrix.datasets", list(imatrix.datasets) or ["unknown"])
-    writer.add_uint32("imatrix.chunk_count", imatrix.chunks)
-    writer.add_uint32("imatrix.chunk_size", imatrix.chunk_size)
+    values = {
+        # llama-quantize wants the key; the writer has no empty arrays.
+        "imatrix.datasets": list(imatrix.datasets) or ["unknown"],
+        "imatrix.chunk_count": imatrix.chunks,
+        "imatrix.chunk_size": imatrix.chunk_size,
+    }
+    arrays: dict[str, Floats32] = {}
     for name, entry in sorted(imatrix.entries.items()):
-        writer.add_tensor(name + _SUMS, np.ascontiguousarray(entry.sums, np.float32))
-        writer.add_tensor(name + _COUNTS, np.float32(entry.counts).reshape(-1, 1))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+        arrays[name + _SUMS] = np.ascontiguousarray(entry.sums, np.float32)
+        arrays[name + _COUNTS] = np.float32(entry.counts).reshape(-1, 1)
+    write_arrays(path, FILE_TYPE, values, arrays)
 
 
 def _read_legacy(path: Path) -> Imatrix:

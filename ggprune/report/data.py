@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ def _findings(report: Json) -> list[Json]:
             f"the evaluation, sweep or probe is damaged: {error!r}",
             remedy="Give files that `ggprune evaluate`, `sweep` and `probe` wrote with --json.",
         ) from error
-    return [each.as_json() for each in found]
+    return [asdict(each) for each in found]
 
 
 def _plan_of(metadata: Mapping[str, Any]) -> Plan | None:

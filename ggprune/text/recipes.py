@@ -32,7 +32,7 @@ _SEED = 42
 _NAME = re.compile(r"@(?P<name>[\w-]+)(?::(?P<count>\d+))?")
 
 
-def load_recipe(name: str, *, hub: Hub | None = None) -> tuple[Source, ...]:
+def load_recipe(name: str) -> tuple[Source, ...]:
     """Load the text of a recipe, by domain.
 
     ``@reap-agentic:600`` takes about 600 rows of ``@reap-agentic`` in the same proportions.
@@ -42,7 +42,7 @@ def load_recipe(name: str, *, hub: Hub | None = None) -> tuple[Source, ...]:
         HubError: a data set cannot be downloaded.
     """
     recipe, parts = _chosen(name)
-    hub = hub or Hub()
+    hub = Hub()
     log.info("%s: %s. %s", name, recipe.title, recipe.note)
     domains: dict[str, list[Document]] = {}
     for part in parts:
