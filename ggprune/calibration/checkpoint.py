@@ -15,7 +15,7 @@ from ggprune.calibration.routing import Shares
 from ggprune.calibration.sequences import TokenSequence, answered, grouped
 from ggprune.calibration.statistics import ExpertSums, Statistics
 from ggprune.errors import FormatError, InputError, LlamaError
-from ggprune.types import Floats32
+from ggprune.types import Floats
 
 _PREFIX = "checkpoint."
 _WEIGHTS = _PREFIX + "weights"
@@ -94,7 +94,7 @@ class Checkpoint:
     def answer(
         self,
         answers: Mapping[int, Sequence[int]],
-        weights: Mapping[int, Floats32] = MappingProxyType({}),
+        weights: Mapping[int, Floats] = MappingProxyType({}),
     ) -> None:
         """Add the model's answers to prompts, and their weights, by index of the sequence."""
         for index, tokens in answers.items():

@@ -47,12 +47,12 @@ class LayerObserver:
         self._norms = norms or NormReader()
         self._chosen: dict[int, Ints32] = {}
         self._gates: dict[int, npt.NDArray[np.float32]] = {}
-        self._weights: Floats32 | None = None
+        self._weights: Floats | None = None
         self._at: dict[int, int] = {}
         #: Of the tokens that are being added, [tokens, 1].
         self.weight: Floats | float = 1.0
 
-    def weigh(self, weights: Floats32 | None) -> None:
+    def weigh(self, weights: Floats | None) -> None:
         """Say how much each of the tokens that are decoded next counts; None: all count 1."""
         self._weights, self._at = weights, dict.fromkeys(self.rows, 0)
 
@@ -92,7 +92,7 @@ class LayerObserver:
         if self._weights is not None:
             at = self._at[layer]
             self._at[layer] = at + len(gates)
-            self.weight = self._weights[at : self._at[layer], None].astype(np.float64)
+            self.weight = self._weights[at : self._at[layer], None]
         self.add(layer, self._chosen.pop(layer), gates, self._norms(tensor))
         return layer != self._last
 

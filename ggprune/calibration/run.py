@@ -37,7 +37,7 @@ from ggprune.model import MoeModel
 from ggprune.model.architectures import Kind
 from ggprune.text import chat
 from ggprune.text.documents import Source
-from ggprune.types import Floats32, Progress, no_progress
+from ggprune.types import Floats, Progress, no_progress
 
 log = logging.getLogger(__name__)
 
@@ -269,7 +269,7 @@ class Run:
 
     def _weighed(
         self, llama: LlamaModel, answers: Mapping[int, Sequence[int]]
-    ) -> dict[int, Floats32]:
+    ) -> dict[int, Floats]:
         weights = self._weights
         if weights is None:
             return {}

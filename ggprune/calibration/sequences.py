@@ -17,7 +17,7 @@ from ggprune.interrupts import interrupts
 from ggprune.llama.session import LlamaModel
 from ggprune.text import chat
 from ggprune.text.documents import Source
-from ggprune.types import Floats32, Ints32
+from ggprune.types import Floats, Ints32
 from ggprune.util import first_few
 
 log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class TokenSequence:
     domain: int
     tokens: Ints32
     stream: int | None = None
-    weights: Floats32 | None = None
+    weights: Floats | None = None
 
     @property
     def counted(self) -> int:
@@ -155,7 +155,7 @@ def _domain(sequence: TokenSequence) -> int:
 
 
 def answered(
-    sequence: TokenSequence, answer: Sequence[int], weights: Floats32 | None = None
+    sequence: TokenSequence, answer: Sequence[int], weights: Floats | None = None
 ) -> TokenSequence:
     """Put a prompt and the model's answer together; ``weights`` are the answer's."""
     tokens = np.concatenate((sequence.tokens, np.array(answer, np.int32)))

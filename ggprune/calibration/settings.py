@@ -51,7 +51,12 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        given = dict(self.weight)
+        try:
+            given = dict(self.weight)
+        except (TypeError, ValueError):
+            raise InputError(
+                f"weight={self.weight!r:.60}: expected pairs of a kind and a number"
+            ) from None
         for kind, value in given.items():
             known = isinstance(value, int | float) and 0 <= value < math.inf
             if kind not in KINDS or not known:
@@ -71,7 +76,9 @@ class Settings:
         number, count = self.shard
         part: dict[str, str | int] = {SHARD: f"{number}/{count}"} if count > 1 else {}
         if self.weight:
-            part[WEIGHT] = ",".join(f"{kind}={value:g}" for kind, value in self.weight)
+            part[WEIGHT] = ",".join(
+                f"{kind}={str(value).removesuffix('.0')}" for kind, value in self.weight
+            )
         return {
             **part,
             "ctx": self.ctx,

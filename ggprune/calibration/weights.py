@@ -11,7 +11,7 @@ from ggprune.llama.session import LlamaModel
 from ggprune.text import chat
 from ggprune.text.answers import THINKING_ENDS, TOOL_CALLS
 from ggprune.text.documents import Document
-from ggprune.types import Floats32, Ints32
+from ggprune.types import Floats, Ints32
 
 #: By kind (settings.KINDS), those that are not 1; None: all are.
 Weights = Mapping[str, float] | None
@@ -30,7 +30,7 @@ def weights_of(
     document: Document,
     tokens: Ints32,
     weights: Weights,
-) -> Floats32 | None:
+) -> Floats | None:
     """Return the weight of each token of a document; None if all tokens count 1.
 
     Plain text counts 1. In a conversation all that is no answer is prompt: the template's own
@@ -39,15 +39,15 @@ def weights_of(
     if weights is None:
         return None
     if not document.messages:
-        return np.ones(len(tokens), np.float32)
-    found = np.full(len(tokens), weights.get("prompt", 1.0), np.float32)
+        return np.ones(len(tokens))
+    found = np.full(len(tokens), weights.get("prompt", 1.0), np.float64)
     said = np.array(chat.tokenize_with_answers(llama, template, document)[1], np.intp)
     for answer in np.split(said, np.flatnonzero(np.diff(said) > 1) + 1):
         found[answer] = of_answer([llama.piece(token) for token in tokens[answer]], weights)
     return found
 
 
-def of_answer(pieces: Sequence[bytes], weights: Mapping[str, float]) -> Floats32:
+def of_answer(pieces: Sequence[bytes], weights: Mapping[str, float]) -> Floats:
     """Return the weight of each token of an answer.
 
     The end of thinking (with AROUND tokens on each side) and tool calls are parts of it, and have
@@ -58,7 +58,7 @@ def of_answer(pieces: Sequence[bytes], weights: Mapping[str, float]) -> Floats32
         weights: by kind.
     """
     usual = weights.get("answer", 1.0)
-    found = np.full(len(pieces), usual, np.float32)
+    found = np.full(len(pieces), usual, np.float64)
     for first, last in _within(pieces, _END):
         found[max(first - AROUND, 0) : last + AROUND] = weights.get("thinking-end", usual)
     for first, last in _within(pieces, _CALL):

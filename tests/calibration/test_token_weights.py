@@ -70,7 +70,7 @@ def test_sums_of_two_tokens_by_hand() -> None:
         every=1,
         weighted=True,
     )
-    observer.weigh(np.array([1, 0.25, 0], np.float32))
+    observer.weigh(np.array([1, 0.25, 0]))
     # g·f is 3 and 4 for the first token, 8 and 2 for the second, 9 and 9 for one that counts 0.
     for chosen, added, gates in (
         ([[0, 1]], [[3, 4]], [[0.5, 0.5]]),
@@ -153,7 +153,7 @@ def test_answers_of_a_conversation(path: Path) -> None:
         tokens = np.array(llama.tokenize(template.render(document.messages)), np.int32)
         given = {"prompt": 0.0}
         weights = weights_of(llama, template, document, tokens, given)
-        assert weights is not None and weights.dtype == np.float32
+        assert weights is not None and weights.dtype == np.float64
         said = llama.text(tokens[weights == 1].tolist())
         assert weights_of(llama, template, document, tokens, None) is None
         plain = weights_of(llama, None, Document(text="a"), tokens, given)
@@ -207,9 +207,9 @@ def test_weights_of_one_change_no_byte(path: Path, tmp_path: Path) -> None:
 
 @pytest.mark.llama
 def test_recorded_shown_and_merged(path: Path, tmp_path: Path) -> None:
-    weight = {"prompt": 0.25, "answer": 2}
+    weight = {"prompt": 0.25, "answer": 2, "tools": 0.1234567}
     whole = run(path, weight=weight)
-    assert whole.settings["weight"] == "answer=2,prompt=0.25"
+    assert whole.settings["weight"] == "answer=2,prompt=0.25,tools=0.1234567"
     assert dict(Settings.from_recorded(whole.settings).weight) == weight
     whole.save(tmp_path / "s.gguf")
     again = Statistics.load(tmp_path / "s.gguf")
@@ -218,13 +218,14 @@ def test_recorded_shown_and_merged(path: Path, tmp_path: Path) -> None:
     assert again.shares.weight.tolist() == whole.shares.weight.tolist()
     assert whole.total.count.dtype == np.float64
     shown = CliRunner().invoke(stats, [str(tmp_path / "s.gguf")]).output
-    assert "answer=2,prompt=0.25" in shown
+    assert "answer=2,prompt=0.25,tools=0.1234567" in shown
     parts = [(str(n), run(path, weight=weight, shard=(n, 2))) for n in (1, 2)]
     merged = merge(parts)
     assert_same(merged, whole, 1e-6)
     assert merged.shares is not None and len(merged.shares) == len(whole.shares)
     other = run(path, sources=(replace(PLAIN, domain="more", documents=PLAIN.documents * 2),))
-    with pytest.raises(MismatchError, match="weight answer=2,prompt=0\\.25 and not set"):
+    said = r"weight answer=2,prompt=0\.25,tools=0\.1234567 and not set"
+    with pytest.raises(MismatchError, match=said):
         merge([("weighted", whole), ("plain", other)])
 
 
@@ -263,6 +264,7 @@ def test_text_without_any_weight(path: Path) -> None:
         ({"question": 1}, "weight=question=1: expected prompt, answer"),
         ({"answer": -1}, "weight=answer=-1: expected a number that is not negative"),
         ({"answer": float("nan")}, "expected a number that is not negative"),
+        ("answer=2", "weight='answer=2': expected pairs"),
     ],
 )
 def test_weights_that_are_none(weight: dict[str, float], said: str) -> None:
