@@ -52,7 +52,9 @@ class NormReader:
 
     def __call__(self, tensor: TensorView) -> Floats:
         """Norms of a tensor's rows, [tokens, n_used]."""
-        if not tensor.on_host or self._always:
+        # A last layer that computes only the tokens whose logits are wanted may have none, and a
+        # device has no memory of 0 bytes.
+        if tensor.shape[1] and (self._always or not tensor.on_host):
             reducer = self._reducer(tensor)
             if reducer is not None and tensor.type == F32 and tensor.is_contiguous:
                 return reducer(tensor)

@@ -322,6 +322,21 @@ def test_norms_on_a_device_of_many_shapes(tmp_path: Path) -> None:
 
 
 @pytest.mark.llama
+def test_norms_on_a_device_of_no_tokens(tmp_path: Path) -> None:
+    """Without logits, many architectures leave the last layer out."""
+    with open_model(write_tiny(tmp_path / "m.gguf", "qwen3moe")) as model:
+        observer = RoutingObserver(
+            model.architecture, model.moe_layers, model.experts, norms=NormReader(on_device=True)
+        )
+        with (
+            LlamaModel(model.gguf.path, RunOptions(threads=1)) as llama,
+            LlamaContext(llama, n_ctx=64, observers=[observer]) as context,
+        ):
+            context.decode([Tokens(0, 0, [3, 4, 5], "none")])
+    assert observer.take().tokens.tolist() == [3] * (len(model.moe_layers) - 1) + [0]
+
+
+@pytest.mark.llama
 def test_norms_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_tiny(tmp_path / "m.gguf", "glm4moe")
     wanted = observed(path)
