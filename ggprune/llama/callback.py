@@ -7,6 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy.typing as npt
 
+from ggprune.interrupts import interrupts
 from ggprune.llama.tensor import TensorView, node_name, tensor_name
 
 
@@ -84,6 +85,9 @@ class Dispatcher:
         try:
             raw = tensor_name(address)
             if not ask:
+                # On a device nobody else ends a batch before it is through.
+                if interrupts.arrived:
+                    self._stop()
                 return self._receive(raw, address)
             wanted = self._wanted.get(raw)
             if wanted is None or self._special:

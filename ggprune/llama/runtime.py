@@ -56,7 +56,7 @@ _DEFAULTS: dict[str, dict[str, int | None]] = {
         **{"n_ctx": 512, "n_batch": 2048, "n_ubatch": 512, "n_seq_max": 1, "n_outputs_max": 0},
         **{"n_threads": 4, "n_threads_batch": 4, "flash_attn_type": -1, "cb_eval": None},
         **{"type_k": 1, "type_v": 1, "abort_callback": None, "no_perf": 1, "swa_full": 1},
-        "kv_unified": 0,
+        **{"kv_unified": 0, "pooling_type": -1},
     },
     "llama_model_quantize": {
         **{"nthread": 0, "ftype": 7, "allow_requantize": 0, "quantize_output_tensor": 1},

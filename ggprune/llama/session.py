@@ -26,6 +26,9 @@ from ggprune.llama.symbols import KEEP_ROWS
 from ggprune.types import Ints32
 from ggprune.util import Closing
 
+#: ``LLAMA_POOLING_TYPE_MEAN``.
+_POOLING_MEAN = 1
+
 
 class LlamaModel(Closing):
     """A loaded model.
@@ -219,6 +222,8 @@ class LlamaContext(Closing):
         params.type_v = CACHE_TYPES[options.cache_type_v]
         if keep_rows:
             params.n_outputs_max = n_sequences
+            # Rows that are asked for with pooling are not copied from the device.
+            params.pooling_type = _POOLING_MEAN
         self._dispatcher = Dispatcher(observers)
         # Kept: ctypes frees a callback that only C still points to.
         self._callback = self._api.ggml_backend_sched_eval_callback(self._dispatcher)
