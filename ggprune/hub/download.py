@@ -41,6 +41,12 @@ def resolve_model(reference: str) -> Path:
     shards = shards_of(_named(files, found, reference), files, reference)
     more = f" and {len(shards) - 1} more shards" if len(shards) > 1 else ""
     log.info("%s is %s/%s%s", reference, found.repo.name, shards[0], more)
+    if projectors := [file for file in files if "mmproj" in PurePosixPath(file).name]:
+        log.info(
+            "%s has %s too, for images: a projector works with the pruned model as well",
+            found.repo.name,
+            first_few(projectors, 4),
+        )
     paths = [hub.download(found.repo, shard) for shard in shards]
     return paths[0]
 

@@ -13,7 +13,7 @@ from ggprune.evaluation.verdict import answers_in_a_line, verdict
 from ggprune.hub.client import metadata_block
 from ggprune.model.architectures import ARCHITECTURES, Kind
 from ggprune.publish.card_facts import Card, ModelFile, gather
-from ggprune.rewrite.drop_metadata import calibration_texts
+from ggprune.rewrite.drop_metadata import calibration_texts, images_note
 from ggprune.util import human_size, template
 
 __all__ = ["Card", "ModelFile", "gather", "metadata_fields", "render"]
@@ -53,6 +53,7 @@ def render(card: Card) -> str:
         source=source_of(card),
         method=METHODS.get(str(metadata.get("method", ""))),
         texts=calibration_texts(metadata),
+        images=images_note({"images": metadata.get("images") or _pictures(card)}),
         retained=retained,
         layers=_in_columns([[f"L{n}", f"{share:.2%}"] for n, share in sorted(retained.items())]),
         worst=min(retained.items(), key=lambda item: item[1], default=None),
@@ -82,6 +83,10 @@ def metadata_fields(card: Card) -> dict[str, Any]:
         "pipeline_tag": "image-text-to-text" if card.pictures else _TASKS[_kind(card)],
         "tags": tags,
     }
+
+
+def _pictures(card: Card) -> Mapping[str, Any] | None:
+    return {"projectors": []} if card.pictures else None
 
 
 def _kind(card: Card) -> Kind:

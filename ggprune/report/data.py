@@ -19,7 +19,7 @@ from ggprune.errors import InputError
 from ggprune.evaluation.verdict import MIN_RETAINED, scale, verdict
 from ggprune.plan import Plan
 from ggprune.report import sections
-from ggprune.rewrite.drop_metadata import calibration_texts
+from ggprune.rewrite.drop_metadata import calibration_texts, images_note
 from ggprune.types import Json
 from ggprune.util import check_shape
 from ggprune.version import VERSION
@@ -32,6 +32,7 @@ _SHAPES: Json = {
     "metadata": {
         **{f"{key}?": _ANY for key in ("source", "result", "calibration", "evaluation", "probe")},
         "settings?": _ANY,
+        "images?": _ANY,
         "keep?": int,
         "experts?": int,
         "layers?": {str: {"keep": [int], "retained?": float, "rule?": str}},
@@ -98,6 +99,7 @@ def build(given: ReportInput) -> Json:
         "tool_version": VERSION,
         "model": sections.model(statistics, plan, metadata),
         "size": sections.size(metadata),
+        "images": images_note(metadata),
         "retained": sections.retained(statistics, plan, None if measured else MIN_RETAINED),
         "heat_map": sections.heat_map(statistics, plan),
         "concentration": sections.concentration(statistics),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from ggprune.calibration.statistics import Statistics
-from ggprune.gguf_file import GgufModel, write_text
+from ggprune.errors import GgpruneError
+from ggprune.gguf_file import GgufFile, GgufModel, write_text
 from ggprune.model import MoeModel
 from ggprune.plan import DROP_METADATA, Plan
 from ggprune.version import VERSION
@@ -59,6 +61,7 @@ def drop_metadata(
             "size_bytes": source.gguf.size,
             "fingerprint": _header_hash(source),
         },
+        "images": _images(source),
         "result": {"name": result.path.name, "size_bytes": result.size} if result else None,
         "architecture": plan.architecture,
         "experts": plan.experts,
@@ -78,6 +81,31 @@ def drop_metadata(
         "evaluation": evaluation,
         "probe": probe,
     }
+
+
+def _images(source: MoeModel) -> dict[str, Any] | None:
+    """Name the projectors beside a model that takes images; None if it takes none.
+
+    A projector's outputs are as wide as the embeddings of the model it was made for.
+    """
+    beside = []
+    for path in sorted(source.gguf.path.parent.glob("*mmproj*.gguf")):
+        with contextlib.suppress(GgpruneError), GgufFile(path) as file:
+            if file.get("clip.vision.projection_dim") == source.metadata.get("embedding_length"):
+                beside.append(path.name)
+    takes = beside or "image" in str(source.gguf.get("tokenizer.chat_template"))
+    return {"projectors": beside} if takes else None
+
+
+def images_note(metadata: Mapping[str, Any]) -> str:
+    """Say of a model that takes images what was not seen, and what still works."""
+    if not (images := metadata.get("images")):
+        return ""
+    named = ", ".join(images.get("projectors") or ["mmproj"])
+    return (
+        "The model takes images, and none were in the text it was calibrated and measured on. The "
+        f"whole model's projector ({named}) works with the pruned one: the width is the same."
+    )
 
 
 def is_of(metadata: object, source: MoeModel) -> bool:

@@ -141,8 +141,11 @@ def test_a_revision(hub: HubServer) -> None:
         resolve_model("hf://o/r/m.gguf@v2")
 
 
-def test_what_is_there_is_listed(hub: HubServer) -> None:
+def test_what_is_there_is_listed(hub: HubServer, caplog: pytest.LogCaptureFixture) -> None:
     hub.add("o/r", {"m-Q8_0.gguf": b"x", "mmproj.gguf": b"y"})
+    with caplog.at_level("INFO", "ggprune"):
+        resolve_model("o/r:Q8_0")
+    assert "o/r has mmproj.gguf too, for images" in caplog.text
     with pytest.raises(HubError, match="no quantization Q2_K") as caught:
         resolve_model("o/r:Q2_K")
     assert caught.value.remedy == "It has: m-Q8_0.gguf."

@@ -21,8 +21,11 @@ from ggprune.model import describe, open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.publish import card_sources
 from ggprune.publish.card import clean, gather, render, table
+from ggprune.report.data import ReportInput, build
+from ggprune.report.page import render as render_page
+from ggprune.report.summary import summary_lines
 from ggprune.rewrite import drop_metadata, plan_rewrite
-from tests.support.gguf_builder import Gguf, string
+from tests.support.gguf_builder import Gguf, string, u32
 from tests.support.tiny import write_tiny
 
 EXPERTS, KEEP = 16, 11
@@ -391,3 +394,34 @@ def test_the_example_asks_for_no_more_context_than_there_is(release: Path) -> No
         length = opened.get("olmoe.context_length")
     assert length < 8192
     assert f" -c {length}\n" in section(render(gather([release])), "How to run")
+
+
+@pytest.mark.parametrize(
+    ("template", "beside", "said"),
+    [
+        ("{{ messages[0].content }}", (), ""),
+        ("{% if c.type == 'image' %}<image>{% endif %}", (), "projector (mmproj) works"),
+        ("", ("mmproj-F16.gguf",), "projector (mmproj-F16.gguf) works"),
+        ("", ("mmproj-of-another.gguf",), ""),
+    ],
+)
+def test_models_that_take_images(
+    template: str, beside: tuple[str, ...], said: str, tmp_path: Path
+) -> None:
+    """A projector is the model's by the width of what it gives."""
+    keys = {"tokenizer.chat_template": template} if template else {}
+    path = write_tiny(tmp_path / "m.gguf", "olmoe", keys=keys)
+    (tmp_path / "mmproj-damaged.gguf").write_bytes(b"GGUF")
+    with GgufModel(path) as opened:
+        model = describe(opened)
+        width = model.metadata["embedding_length"]
+        for name in beside:
+            facts = [("clip.vision.projection_dim", u32(width + ("another" in name)))]
+            Gguf(keys=facts).write(tmp_path / name)
+        layers = {layer: LayerPlan(tuple(range(8))) for layer in model.moe_layers}
+        metadata = drop_metadata.drop_metadata(model, None, Plan(8, layers), None)
+    report = build(ReportInput(metadata=metadata))
+    drop_metadata.save(tmp_path / "m.expert_drop_metadata.json", {**metadata, "keep": 16})
+    texts = render_page(report), "\n".join(summary_lines(report)), render(gather([path]))
+    for text in texts:
+        assert ("none were in the text" in text) == bool(said) and said in text
