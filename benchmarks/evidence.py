@@ -54,7 +54,7 @@ MODELS = (
 ONE_SHOT = (
     *(("contribution", ""), ("gate", ""), ("reap", ""), ("contribution", "maxmin")),
     *(("frequency", ""), ("ean", ""), ("contribution", "uniform"), ("gate", "maxmin")),
-    *(("cover", ""), ("cover-sum", "")),
+    ("cover", ""),
 )
 OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
 #: Also measured with as many experts a token as search takes.
@@ -92,7 +92,6 @@ class Evidence:
             "keeps": sorted(keeps, reverse=True),
             "tokens": {d.name: d.tokens for d in self.statistics.domains},
         }
-        self.results["search_plans"] = self.arguments.search_plans
         with Evaluator(
             self.model.gguf.path,
             self.options,

@@ -13,7 +13,8 @@ from ggprune.types import Floats, Floats32
 
 #: Bytes of Shares that statistics keep; of longer texts, every so many-th token.
 KEPT_BYTES = 64 << 20
-_BYTES = 4
+#: Bytes of an expert that a token uses, and of the token's norm.
+_BYTES, _NORM_BYTES = 4, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,11 +27,13 @@ class Shares:
     Attributes:
         experts: their numbers, int16.
         shares: float16; they add up to 1 over the experts that a token uses in a layer.
+        norms: √Σ (g‖f‖)² over these, [tokens, layers]; None: a file from before they were kept.
         weights: how much each token counts, [tokens]; None: all count 1.
     """
 
     experts: npt.NDArray[np.int16]
     shares: npt.NDArray[np.float16]
+    norms: Floats32 | None = None
     weights: Floats32 | None = None
 
     @classmethod
@@ -45,27 +48,32 @@ class Shares:
         totals = squares.sum(axis=-1, keepdims=True)
         even = np.full_like(squares, 1 / squares.shape[-1])
         shares = np.divide(squares, totals, where=totals > 0, out=even)
-        return cls(experts.astype(np.int16), shares.astype(np.float16), weights)
+        norms = np.sqrt(totals[..., 0]).astype(np.float32)
+        return cls(experts.astype(np.int16), shares.astype(np.float16), norms, weights)
 
     @classmethod
     def kept(cls, arrays: Mapping[str, Any], layers: int) -> Shares | None:
         """Take those of a file, if it has them; raises ValueError if they have another shape."""
-        experts, shares, weights = (arrays[name] for name in cls.__slots__)
+        experts, shares, norms, weights = (arrays[name] for name in cls.__slots__)
         if experts is None or shares is None:
             return None
         if experts.shape != shares.shape or experts.ndim != 3 or experts.shape[1] != layers:
             raise ValueError(f"shares of the shapes {experts.shape} and {shares.shape}")
+        if norms is not None and norms.shape != experts.shape[:2]:
+            raise ValueError(f"shares of the shape {shares.shape}, norms of {norms.shape}")
         if weights is not None and weights.shape != experts.shape[:1]:
             raise ValueError(f"{len(experts)} tokens with weights of the shape {weights.shape}")
-        return cls(experts, shares, weights)
+        return cls(experts, shares, norms, weights)
 
     @classmethod
     def joined(cls, parts: Sequence[Shares]) -> Shares:
         """Put texts one after the other."""
         weighted = any(part.weights is not None for part in parts)
+        norms = [part.norms for part in parts if part.norms is not None]
         return cls(
             np.concatenate([part.experts for part in parts]),
             np.concatenate([part.shares for part in parts]),
+            np.concatenate(norms) if len(norms) == len(parts) else None,
             np.concatenate([part.weight.astype(np.float32) for part in parts])
             if weighted
             else None,
@@ -81,8 +89,8 @@ class Shares:
 
     def at(self, tokens: npt.NDArray[np.integer]) -> Shares:
         """Return the shares of the given tokens."""
-        weights = None if self.weights is None else self.weights[tokens]
-        return Shares(self.experts[tokens], self.shares[tokens], weights)
+        each = (self.experts, self.shares, self.norms, self.weights)
+        return Shares(*(None if part is None else part[tokens] for part in each))  # type: ignore[arg-type]
 
     def sums(self, experts: int) -> npt.NDArray[np.float64]:
         """Sum shares over tokens by their weight, [layers, experts]."""
@@ -106,5 +114,5 @@ def stride(tokens: int, layers: int, used: int, runs: int = 1) -> int:
         used: experts that work on a token.
         runs: that will be merged.
     """
-    size = tokens * layers * used * _BYTES * runs
+    size = tokens * layers * (used * _BYTES + _NORM_BYTES) * runs
     return max(1, -(-size // KEPT_BYTES))

@@ -1,8 +1,9 @@
 """Choosing experts token by token, so that no token loses most of what its experts do.
 
-s_tj is the share that expert j has in what all experts of a layer do for token t. A plan takes
-x_t = mean over layers of Σ s_tj over dropped j from token t. The divergence of a token grows with
-x_t about as exp(β x_t) (docs/methods.md), so the plan sought is the one with the smallest
+s_tj is what expert j does for token t in a layer, relative to what all of its experts do (see
+losses). A plan takes x_t = mean over layers of Σ s_tj over dropped j from token t. The divergence
+of a token grows with x_t about as exp(β x_t) (docs/methods.md), so the plan sought is the one with
+the smallest
 
     Σ_t u_t exp(β Σ_lj d_lj w_lj s_tlj / layers),
 
@@ -14,17 +15,19 @@ that is served worst.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.scores import choose_all, fractions, marked
+from ggprune.choosing.scores import choose_all, marked
 from ggprune.types import Floats
 
 #: Growth of divergence with the share of squares lost, under random plans.
 BETA = 5.0
-#: The same for what :func:`by_contribution` makes of shares.
-GENTLE = 2.0
+#: The same for what :func:`losses` makes of shares.
+GENTLE = 4.0
 _SWEEPS = 200
 #: Candidates on each side of a swap whose effect together is computed.
 _SHORTLIST = 8
@@ -75,25 +78,23 @@ def cover_scores(
     return np.array([problem.ranked(row, stays[row]) for row in range(len(stays))])
 
 
-def by_contribution(routing: Shares, contribution: Floats) -> Shares:
-    """Turn shares of squares into shares of g‖f‖ that add up to what each expert contributes.
-
-    Shares of a token add up to 1 whether its experts do much or little, so their sum over tokens
-    overrates experts that work on tokens with small outputs. Scaled by expert, it is Σ g‖f‖.
+def losses(routing: Shares, *, normed: bool) -> Shares:
+    """Return what dropping each of its experts takes from a token: its part of g‖f‖.
 
     Args:
-        routing: (g‖f‖)² over its sum over the experts that a token uses.
-        contribution: Σ g‖f‖, [layers, experts].
+        routing: shares of (g‖f‖)².
+        normed: what experts add is normalised before it reaches the residual stream, so it counts
+            alike however large it is: parts of a token add up to 1. Otherwise they add up to the
+            token's Σ g‖f‖ over the mean token's (where norms are known).
     """
-    shares = np.sqrt(routing.shares.astype(np.float32))
-    shares /= shares.sum(axis=-1, keepdims=True)
-    weight = routing.weight[:, None]
-    wanted = fractions(contribution) * weight.sum()
-    for row, chosen in enumerate(routing.experts.transpose(1, 0, 2)):
-        sums = np.bincount(chosen.ravel(), (shares[:, row] * weight).ravel(), wanted.shape[1])
-        factors = np.divide(wanted[row], sums, where=sums > 0, out=np.zeros_like(sums))
-        shares[:, row] *= factors[chosen]
-    return Shares(routing.experts, shares.astype(np.float16), routing.weights)
+    parts = np.sqrt(routing.shares.astype(np.float32))
+    if normed or routing.norms is None:
+        parts /= parts.sum(axis=-1, keepdims=True)
+    else:
+        parts *= routing.norms[..., None]
+        mean = (parts.sum(axis=-1) * routing.weight[:, None]).sum(axis=0) / routing.weight.sum()
+        parts /= np.maximum(mean, np.finfo(np.float32).tiny)[:, None]
+    return replace(routing, shares=parts.astype(np.float16))
 
 
 class _Problem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +36,14 @@ def test_by_hand() -> None:
         [pytest.approx(0.36, abs=1e-3), pytest.approx(0.64, abs=1e-3)],
         [0.5, 0.5],
     ]
+    assert shares.norms is not None and shares.norms[:, 0].tolist() == [5, 0]
     assert shares.sums(2)[0] == pytest.approx([0.64 + 0.5, 0.36 + 0.5], abs=1e-3)
     assert len(Shares.joined([shares, shares.at(np.array([1]))])) == 3
 
 
 def test_of_long_texts_a_part_is_kept() -> None:
     assert stride(1000, 6, 8) == 1
-    kept = KEPT_BYTES // (48 * 8 * 4)
+    kept = KEPT_BYTES // (48 * (8 * 4 + 4))
     assert stride(kept, 48, 8) == 1
     assert stride(kept + 1, 48, 8) == 2
     assert stride(kept // 4, 48, 8, runs=16) == 4
@@ -104,6 +106,7 @@ def test_saved_and_merged(tmp_path: Path) -> None:
     assert again is not None
     assert np.array_equal(again.experts, whole.shares.experts)
     assert np.array_equal(again.shares, whole.shares.shares)
+    assert again.norms is not None and np.array_equal(again.norms, whole.shares.norms)
     parts = [(f"{n}", calibrated(path, shard=(n, 2))) for n in (1, 2)]
     merged = merge(parts).shares
     assert merged is not None
@@ -115,6 +118,17 @@ def test_saved_and_merged(tmp_path: Path) -> None:
     ]
     bare = Statistics(whole.identity, whole.layers, tuple(without), parts[0][1].settings)
     assert merge([("1", bare), parts[1]]).shares is None
+    # An older file without norms: parts together have none.
+    old = replace(
+        parts[0][1],
+        domains=tuple(
+            replace(each, shares=replace(each.shares, norms=None))
+            for each in domains
+            if each.shares is not None
+        ),
+    )
+    older = merge([("1", old), parts[1]]).shares
+    assert older is not None and older.norms is None and len(older) == len(merged)
 
 
 @pytest.mark.llama
@@ -122,7 +136,7 @@ def test_a_part_of_the_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     path = write_tiny(tmp_path / "m.gguf", "qwen3moe")
     all_tokens = calibrated(path)
     model = open_model(path)
-    size = len(model.moe_layers) * model.experts_used * 4
+    size = len(model.moe_layers) * (model.experts_used * 4 + 4)
     tokens = sum(domain.tokens for domain in all_tokens.domains)
     monkeypatch.setattr("ggprune.calibration.routing.KEPT_BYTES", tokens * size // 3)
     third = calibrated(path).shares

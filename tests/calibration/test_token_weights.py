@@ -17,7 +17,7 @@ from ggprune.calibration.sequences import TokenSequence
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.calibration.weights import AROUND, of_answer, weights_of
-from ggprune.choosing.cover import by_contribution, cover_scores
+from ggprune.choosing.cover import cover_scores, losses
 from ggprune.cli.stats import command as stats
 from ggprune.errors import InputError, Interrupted, MismatchError
 from ggprune.llama.options import RunOptions
@@ -104,9 +104,8 @@ def test_a_weight_of_three_is_the_token_three_times() -> None:
     weights = random.integers(1, 4, tokens)
     weighted = replace(plain, weights=weights.astype(np.float32))
     repeated = plain.at(np.repeat(np.arange(tokens), weights))
-    contribution = random.uniform(0.1, 1, (layers, experts))
     pairs = [(weighted, repeated)]
-    pairs.append(tuple(by_contribution(each, contribution) for each in pairs[0]))
+    pairs.append((losses(weighted, normed=False), losses(repeated, normed=False)))
     assert not np.allclose(cover_scores(plain, 4, experts), cover_scores(repeated, 4, experts))
     for one, other in pairs:
         np.testing.assert_allclose(one.sums(experts), other.sums(experts), rtol=1e-3)

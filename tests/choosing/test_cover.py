@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from ggprune.calibration.routing import Shares
-from ggprune.choosing.cover import by_contribution, cover_scores
+from ggprune.choosing.cover import cover_scores, losses
 from ggprune.choosing.scores import choose_all
 from ggprune.types import Ints
 
@@ -97,27 +98,28 @@ def test_as_many_stay_in_each_group() -> None:
     assert ((kept < EXPERTS // 2).sum(axis=1) == 2).all()
 
 
-def test_shares_add_up_to_what_experts_contribute() -> None:
-    given = text(3)
-    contribution = np.random.default_rng(0).gamma(1, 1, (LAYERS, EXPERTS))
-    scaled = by_contribution(given, contribution)
-    expected = contribution / contribution.sum(axis=1, keepdims=True) * TOKENS
-    assert scaled.sums(EXPERTS) == pytest.approx(expected, rel=1e-3)
-    # Within an expert, tokens keep their proportions: those of g‖f‖, not of its square.
-    uses = given.experts[:, 0, 0] == 0
-    roots = np.sqrt(given.shares[uses, 0].astype(float))
-    roots = roots[:, 0] / roots.sum(axis=1)
-    assert scaled.shares[uses, 0, 0] / scaled.shares[uses, 0, 0][0] == pytest.approx(
-        roots / roots[0], rel=5e-3
-    )
+def test_losses_by_hand() -> None:
+    """Two tokens, g‖f‖ of 3 and 4, and of 6 and 8: 7 and 14 together, 10.5 on average."""
+    contributions = np.array([[[3.0, 4.0]], [[6.0, 8.0]]])
+    routing = Shares.of(np.array([[[0, 1]], [[0, 1]]]), contributions)
+    own = [[3 / 7, 4 / 7]] * 2
+    assert losses(routing, normed=True).shares[:, 0] == pytest.approx(np.array(own), rel=1e-3)
+    mean = contributions[:, 0] / 10.5
+    assert losses(routing, normed=False).shares[:, 0] == pytest.approx(mean, rel=1e-3)
+    # Statistics from before norms were kept.
+    old = losses(replace(routing, norms=None), normed=False)
+    assert old.shares[:, 0] == pytest.approx(np.array(own), rel=1e-3)
+    # A token that counts three times does so in the mean: (3 · 7 + 14) / 4 = 8.75.
+    weighted = replace(routing, weights=np.array([3, 1], np.float32))
+    mean = contributions[:, 0] / 8.75
+    assert losses(weighted, normed=False).shares[:, 0] == pytest.approx(mean, rel=1e-3)
 
 
-def test_large_outputs_count_although_shares_hide_them() -> None:
+def test_large_outputs_count_unless_they_are_normalised() -> None:
     """Twelve quiet tokens use experts 0 and 1; ten use 2 and 3, with outputs ten times as large."""
     experts = np.array([[[0, 1]]] * 12 + [[[2, 3]]] * 10, np.int16)
-    given = Shares(experts, np.array([[[0.5, 0.5]]] * 22, np.float16))
-    loud = np.array([[12.0, 12.0, 100.0, 100.0]])
-    assert choose_all(cover_scores(given, 2, 4, beta=0.1), 2).tolist() == [[0, 1]]
-    assert choose_all(cover_scores(by_contribution(given, loud), 2, 4, beta=0.1), 2).tolist() == [
-        [2, 3]
-    ]
+    outputs = np.array([[[1.0, 1.0]]] * 12 + [[[10.0, 10.0]]] * 10)
+    given = Shares.of(experts, outputs)
+    for normed, kept in ((True, [0, 1]), (False, [2, 3])):
+        scores = cover_scores(losses(given, normed=normed), 2, 4, beta=0.1)
+        assert choose_all(scores, 2).tolist() == [kept]

@@ -5,71 +5,46 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ggprune.calibration.routing import Shares
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.cover import BETA, GENTLE, by_contribution, cover_scores
+from ggprune.choosing.cover import GENTLE, cover_scores, losses
 from ggprune.choosing.methods.method import Method, register
 from ggprune.choosing.request import Request, Resources
 from ggprune.choosing.scores import Scores
 from ggprune.errors import InputError
+from ggprune.model.architectures import ARCHITECTURES, Space
 from ggprune.types import Floats
 
-_SUMMARY = (
-    "the experts to keep were chosen token by token, so that no token loses most of what its "
-    "experts do (method `{}`)"
-)
 
-
-def _routing(statistics: Statistics, request: Request) -> Shares:
-    """Return the routing of all tokens.
+def _cover(statistics: Statistics, request: Request, resources: Resources) -> Scores:
+    """Cover the routing of all tokens.
 
     Raises:
         InputError: the statistics hold none.
     """
-    routing = statistics.shares
+    routing, experts = statistics.shares, statistics.identity.experts
     if routing is None:
         raise InputError(
             f"method={request.method}: the statistics hold sums only, not the routing of tokens",
             remedy="Calibrate again, or use another method, for instance contribution.",
         )
-    return routing
+    architecture = ARCHITECTURES[statistics.identity.architecture]
+    lost = losses(routing, normed=architecture.space is Space.NORMED)
 
-
-def _covering(routing: Shares, experts: int, beta: float) -> Scores:
     def for_count(keep: int, fixed: npt.NDArray[np.bool_], groups: int) -> Floats:
-        return cover_scores(routing, keep, experts, fixed=fixed, groups=groups, beta=beta)
+        return cover_scores(lost, keep, experts, fixed=fixed, groups=groups, beta=GENTLE)
 
-    return Scores(total=routing.sums(experts), for_count=for_count)
-
-
-def _cover(statistics: Statistics, request: Request, resources: Resources) -> Scores:
-    return _covering(_routing(statistics, request), statistics.identity.experts, BETA)
-
-
-def _cover_sum(statistics: Statistics, request: Request, resources: Resources) -> Scores:
-    routing = by_contribution(_routing(statistics, request), statistics.total.contribution_sum)
-    return _covering(routing, statistics.identity.experts, GENTLE)
+    return Scores(total=lost.sums(experts), for_count=for_count)
 
 
 register(
     Method(
         name="cover",
-        formula="smallest Σ over tokens of exp(5 · share of its experts' output that is lost)",
+        formula="smallest Σ over tokens of exp(4 · the part of Σ g‖f‖ that is lost)",
         source="docs/methods.md#cover",
         needs="routing",
         score=_cover,
         candidate=True,
-        summary=_SUMMARY.format("cover"),
-    )
-)
-register(
-    Method(
-        name="cover-sum",
-        formula="smallest Σ over tokens of exp(2 · Σ g‖f‖ that is lost, over the mean)",
-        source="docs/methods.md#cover",
-        needs="routing",
-        score=_cover_sum,
-        candidate=True,
-        summary=_SUMMARY.format("cover-sum"),
+        summary="the experts to keep were chosen token by token, so that no token loses most of "
+        "what its experts do (method `cover`)",
     )
 )
