@@ -224,6 +224,13 @@ def test_prune_compares_by_default_and_says_so(tmp_path: Path) -> None:
     assert pruned.report_path is not None
     assert "chosen_by: auto" in pruned.report_path.read_text("utf-8")
     assert '`chosen_by` "auto"' in render(gather([pruned.path]))
+    # `plan` measures where it is given what to measure on.
+    stats, texts = pruned.statistics_path, {"words": tmp_path / "words.txt"}
+    assert stats is not None
+    asked = {"keep": 8, "model": model, "options": OPTIONS}
+    planned = ggprune.choose(stats, search_text=texts, **asked)
+    assert planned.settings["search_kl"] and planned.settings["chosen_by"] == "auto"
+    assert "chosen_by" not in ggprune.choose(stats, **asked).settings
     # A method that is named is taken as it is.
     named = ggprune.prune(
         model,
