@@ -48,6 +48,7 @@ def chunks_of(
     *,
     n_ctx: int,
     max_tokens: int | None = None,
+    spread: bool = False,
     scored_from: int | None = None,
 ) -> list[Chunk]:
     """Cut texts into chunks.
@@ -61,6 +62,7 @@ def chunks_of(
         template: of the chat; None joins messages as plain text.
         n_ctx: most tokens in a chunk.
         max_tokens: of each domain; chunks beyond are left out, but for its first.
+        spread: leave out chunks in between instead.
         scored_from: position of the first scored token of plain text; None for the second half.
 
     Raises:
@@ -74,7 +76,8 @@ def chunks_of(
             if count:
                 conversations = sum(bool(document.messages) for document in source.documents)
                 named.append(f"{source.domain} {count} of {conversations}")
-        chunks += _limited(found, max_tokens)
+        every = sum(len(chunk.tokens) for chunk in found) // max_tokens if max_tokens else 1
+        chunks += _limited(found[:: max(every, 1)] if spread else found, max_tokens)
     if any(long.values()):
         parts = (f"{what}: {first_few(named, 9)}" for what, named in long.items() if named)
         log.info("conversations longer than ctx=%s: %s", n_ctx, "; ".join(parts))

@@ -67,6 +67,7 @@ class Evaluator(Closing):
         sources: text, best not calibrated on.
         n_ctx: context, at most what the model was trained with.
         max_tokens: of each domain.
+        spread: take these from all of its text rather than from its beginning.
         scored_from: see chunks.chunks_of.
         cache: folder for base log-probabilities; None for one that is removed at the end.
 
@@ -87,6 +88,7 @@ class Evaluator(Closing):
         *,
         n_ctx: int = 2048,
         max_tokens: int | None = None,
+        spread: bool = False,
         scored_from: int | None = None,
         cache: Path | None = None,
     ) -> None:
@@ -114,6 +116,7 @@ class Evaluator(Closing):
                 self.sources,
                 n_ctx=self.n_ctx,
                 max_tokens=max_tokens,
+                spread=spread,
                 scored_from=scored_from,
             )
         counts = [len(chunk.scored) for chunk in self.chunks]

@@ -400,3 +400,20 @@ def test_metrics_of_no_difference() -> None:
     scores = TokenScores(nll, np.zeros(50), np.ones(50, bool), np.ones(50))
     found = Metrics.of(nll, scores)
     assert found.ppl_ratio == 1 and found.ppl_ratio_se == 0
+
+
+@pytest.mark.llama
+def test_a_part_of_a_text_is_spread_over_it(base: Path) -> None:
+    numbers = " ".join(f"{number:04}" for number in range(1000))
+    sources = [Source("x", (Document(text=numbers),))]
+    with LlamaModel(base, OPTIONS, vocab_only=True) as model:
+
+        def places(spread: bool) -> list[int]:
+            some = chunks_of(model, None, sources, n_ctx=64, max_tokens=640, spread=spread)
+            return [every.index(chunk.tokens.tolist()) for chunk in some]
+
+        every = [chunk.tokens.tolist() for chunk in chunks_of(model, None, sources, n_ctx=64)]
+        assert len(every) > 40
+        assert places(spread=False) == list(range(10))
+        step = len(every) // 10
+        assert places(spread=True) == list(range(0, 10 * step, step))

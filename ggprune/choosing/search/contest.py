@@ -29,11 +29,11 @@ log = logging.getLogger(__name__)
 
 #: Tokens that the plans and the whole model may decode together, relative to calibration's.
 ALLOWANCE = 0.25
-#: Tokens of a chunk of plain text: short ones differ more from each other. An answer in a
-#: conversation may begin late, so these are read in CHUNK.
-_SHORT = 256
+#: Tokens of a chunk of plain text. Divergences differ much more between documents than within one,
+#: so many short chunks tell more. An answer in a conversation may begin late: CHUNK for these.
+_SHORT = 128
 #: Fewer chunks rule nothing out.
-_FEWEST = 3
+_FEWEST = 5
 #: Plans are taken for one if they differ in at most this share of the experts that stay, or go,
 #: whichever are fewer.
 _ALIKE = 0.02

@@ -74,6 +74,7 @@ class MaskedMeter(Closing):
             sources,
             n_ctx=chunk,
             max_tokens=max_tokens,
+            spread=True,
             scored_from=chunk // 8,
             cache=cache,
         )
