@@ -8,12 +8,14 @@ BIN := $(VENV)/bin
 OUT ?= out
 FIXTURE := $(ROOT)fixtures/gemma4-moe-tiny-Q8_0.gguf
 
-.PHONY: help demo chatty test quick lint types docs bench evidence frontier fuzz interrupts runtimes clean
+.PHONY: help demo chatty test test-vulkan quick lint types docs bench evidence frontier fuzz \
+	interrupts runtimes clean
 
 help:
 	@echo "make demo      install, prune the model in fixtures/ from 64 to 48 experts, show the cost"
 	@echo "make chatty    build the model that speaks (SmolLM2-135M split into experts) in OUT"
 	@echo "make test      install, run all tests"
+	@echo "make test-vulkan       build llama.cpp for Vulkan, run all that touches a model on a device"
 	@echo "make quick     only the tests that start no process and do not load llama.cpp: seconds"
 	@echo "make lint types        ruff; mypy --strict"
 	@echo "make bench     measure speed beside cp, llama.cpp and the gguf package"
@@ -89,6 +91,20 @@ test: $(BIN)/ggprune
 quick: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m pytest -q -n auto --quick
 
+# A llama.cpp with Vulkan, kept between runs; compiled shaders too. The first device is taken, even
+# one in software (Mesa's), which llama.cpp leaves alone unless it is named.
+VULKAN := $(ROOT)build/vulkan
+ON_DEVICE := LLAMA_CPP_LIB_PATH=$(VULKAN)/bin GGML_VK_VISIBLE_DEVICES=0 \
+	MESA_SHADER_CACHE_DIR=$(VULKAN)/shaders
+
+test-vulkan: $(VULKAN)/bin/libllama.so
+	cd $(ROOT) && $(ON_DEVICE) $(BIN)/python -m pytest -q tests/llama/test_device.py
+	cd $(ROOT) && $(BIN)/python -m pytest -q tests/llama/test_library.py
+
+$(VULKAN)/bin/libllama.so: $(ROOT)tests/support/build_vulkan.sh | $(BIN)/ggprune
+	$< $(BIN)/python $(VULKAN)
+	@touch $@
+
 interrupts: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m tests.support.interrupts 100 0 qwen3moe
 	cd $(ROOT) && $(BIN)/python -m tests.support.interrupts 100 0 trained
@@ -114,6 +130,8 @@ bench: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python benchmarks/rewrite.py
 	cd $(ROOT) && $(BIN)/python benchmarks/calibrate.py
 	cd $(ROOT) && $(BIN)/python benchmarks/growth.py
+	cd $(ROOT) && $(if $(wildcard $(VULKAN)/bin/libllama.so),$(ON_DEVICE)) \
+		$(BIN)/python benchmarks/crossing.py
 
 evidence: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python benchmarks/evidence.py
