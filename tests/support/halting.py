@@ -17,7 +17,8 @@ def halting(node: str, after: int, then: str) -> list[str]:
     Then it ``pause``s until its standard input is closed, goes on ``slowly``, or lets llama.cpp
     ``abort``.
     """
-    return [sys.executable, __file__, node, str(after), then]
+    # As a module: beside this file there is a statistics.py, which is not Python's own.
+    return [sys.executable, "-m", __name__, node, str(after), then]
 
 
 def _abort() -> None:
