@@ -144,7 +144,7 @@ def test_rounds_stay_within_the_allowance(plans: int, domains: int) -> None:
         alive, runs = plans, 0
         for size in sizes:
             runs += alive * size
-            alive = max(2, -(-alive // 2))
+            alive = min(alive, 1 + max(2, alive // 2))
         base = -(-sum(sizes) // domains) * domains
         assert runs + base <= allowed
         assert sum(sizes) <= 100

@@ -2,7 +2,7 @@
 
 All plans run, masked, over the same few chunks of the search text, one of every domain in turn, so
 that they are compared in pairs: what is hard in a chunk is hard for all of them. After every round
-the worse half goes; the last two are measured on as much text as the allowance is left for.
+the worse half goes; the last are measured on as much text as the allowance is left for.
 Nothing depends on time: the same input chooses the same plan.
 """
 
@@ -19,7 +19,7 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.ranking import Decision, Ranking
 from ggprune.choosing.request import Request, Resources
 from ggprune.choosing.search.meter import CHUNK, MaskedMeter
-from ggprune.choosing.search.search import compare_one_shot
+from ggprune.choosing.search.search import compare_one_shot, survivors
 from ggprune.evaluation.logcache import LOG_BYTES
 from ggprune.model.architectures import VOCABULARY_KEY
 from ggprune.text.builtin import SEARCH, builtin_texts
@@ -109,7 +109,7 @@ def rounds(plans: int, allowed: int, domains: int, most: int) -> list[int]:
     """Find how many chunks each round adds.
 
     Args:
-        plans: candidates; after every round half of them go, until two are left.
+        plans: candidates; after every round some of them go.
         allowed: chunks that may be run, once for every plan and once for the whole model.
         domains: rounds read as much of each, if they read as many chunks.
         most: chunks of text, at most.
@@ -118,8 +118,8 @@ def rounds(plans: int, allowed: int, domains: int, most: int) -> list[int]:
         Chunks by round; none if there is nothing to compare, or too little allowed to do so.
     """
     alive = [plans]
-    while alive[-1] > 2:
-        alive.append(max(2, -(-alive[-1] // 2)))
+    while survivors(alive[-1]) < alive[-1]:
+        alive.append(survivors(alive[-1]))
     runs = sum(alive)
     for each in range(min(allowed // (runs + len(alive)), most // len(alive)), _FEWEST - 1, -1):
         even = each - each % domains
@@ -128,7 +128,7 @@ def rounds(plans: int, allowed: int, domains: int, most: int) -> list[int]:
         base = -(-each * len(alive) // domains) * domains
         left = allowed - runs * each - base
         if plans > 1 and left >= 0:
-            more = min(left // 3, most - each * len(alive))
+            more = min(left // (alive[-1] + 1), most - each * len(alive))
             more -= more % domains
             return [each] * (len(alive) - 1) + [each + max(more, 0)]
     return []

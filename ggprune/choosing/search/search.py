@@ -46,6 +46,8 @@ DEVIATIONS = (0.05, 0.1, 0.2)
 PLANS_A_CHUNK = 6
 #: A difference must be this many standard errors below zero (one-sided 95 %).
 SIGNIFICANT = 1.645
+#: By how much one-shot plans differ, relatively: a standard deviation.
+SPREAD = 0.15
 _FLOOR = 1e-9
 
 
@@ -115,22 +117,38 @@ def compare_one_shot(
 ) -> dict[str, Floats]:
     """Measure plans on one part of the text after the other, dropping the worse half each time.
 
+    Divergences of a few chunks are noisy, and the best of many plans was lucky too. So plans go by
+    what is to be expected of their difference to the first one, which stays to the end: the
+    measured one, shrunk by how uncertain it is.
+
     Args:
         meter: measures.
-        plans: by name.
+        plans: by name; the first is the one to take if nothing is known.
         parts: chunks, none of them empty, in an order that mixes domains.
 
     Returns:
         Of those that lasted, KL by chunk of all the text, best first.
     """
     alive, measured = list(plans), {name: np.zeros(0) for name in plans}
+    first = alive[0]
+
+    def expected(name: str) -> float:
+        change, error = paired(measured[first], measured[name])
+        return change / (1 + (error / SPREAD) ** 2)
+
     for number, part in enumerate(parts, 1):
         for name in alive:
             measured[name] = np.concatenate([measured[name], meter.kl(plans[name], part)])
-        alive.sort(key=lambda name: float(measured[name].mean()))
+        alive.sort(key=expected)
         if number < len(parts):
-            alive = alive[: max(2, -(-len(alive) // 2))]
+            best = [name for name in alive if name != first][: survivors(len(alive)) - 1]
+            alive = [name for name in alive if name in (first, *best)]
     return {name: measured[name] for name in alive}
+
+
+def survivors(plans: int) -> int:
+    """How many plans are left after a round: the first one, and half of the others, at least 2."""
+    return min(plans, 1 + max(2, plans // 2))
 
 
 def is_better(one: Floats, other: Floats) -> bool:
