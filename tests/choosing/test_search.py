@@ -220,7 +220,6 @@ def test_halving_measures_the_winner_on_everything() -> None:
     plans = {"good": choose(truth), "bad": choose(-truth), "flat": choose(np.ones_like(truth))}
     result = search.compare_one_shot(world, plans, search.quarters(range(20)))
     assert next(iter(result)) == "good"
-    assert list(result)[-1] == "bad"
     assert all(len(values) == 20 for values in result.values())
 
 
