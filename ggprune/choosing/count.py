@@ -8,7 +8,7 @@ quality need measurements, see search.measuring.
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from ggprune.calibration.statistics import ExpertSums
 from ggprune.choosing.ranking import Ranking
@@ -18,6 +18,7 @@ from ggprune.errors import InputError
 from ggprune.llama import memory
 from ggprune.llama.library import has_backend
 from ggprune.model import ExpertCounts, MoeModel
+from ggprune.model.counts import around
 from ggprune.plan import Plan
 from ggprune.rewrite import result_size
 from ggprune.util import human_size
@@ -84,31 +85,6 @@ def count_retaining(budget: Budget, ranking: Ranking, sums: ExpertSums) -> int:
     return fewest(budget, counts, fits)
 
 
-def possible_counts(counts: ExpertCounts, multiple_of: int = 1) -> tuple[int, ...]:
-    """List the counts that can be kept, ascending.
-
-    Raises:
-        InputError: none is a multiple of ``multiple_of``.
-    """
-    possible = tuple(n for n in counts.possible() if n % multiple_of == 0)
-    if not possible:
-        raise InputError(
-            f"multiple_of={multiple_of}: no possible count of experts is one",
-            remedy=f"Possible: {counts.least} to {counts.experts} in steps of {counts.groups}.",
-        )
-    return possible
-
-
-def near(wanted: float, counts: tuple[int, ...], way: str) -> int:
-    """Find the largest count not above (``down``) or the smallest not below (``up``) a number.
-
-    Where there is none on that side, take the outermost count.
-    """
-    if way == "down":
-        return max((n for n in counts if n <= wanted), default=counts[0])
-    return min((n for n in counts if n >= wanted), default=counts[-1])
-
-
 def by_keep(budget: Budget, counts: ExpertCounts) -> int:
     """Return ``budget.keep``, rounded if that is asked for.
 
@@ -116,15 +92,14 @@ def by_keep(budget: Budget, counts: ExpertCounts) -> int:
         InputError: it is not possible; names the nearest.
     """
     assert budget.keep is not None
-    allowed = possible_counts(counts, budget.multiple_of)
+    allowed = counts.possible(budget.multiple_of)
     if budget.rounding and counts.least <= budget.keep <= counts.experts:
-        return near(budget.keep, allowed, budget.rounding)
+        return counts.rounded(budget.keep, budget.rounding, budget.multiple_of)
     counts.check(budget.keep)
     if budget.keep not in allowed:
-        nearest = sorted({near(budget.keep, allowed, way) for way in ("down", "up")})
         raise InputError(
             f"keep={budget.keep}: is not a multiple of {budget.multiple_of}",
-            remedy=f"Nearest: {' or '.join(map(str, nearest))}; rounding=down takes the lower.",
+            remedy=f"Nearest: {around(budget.keep, allowed)}; rounding=down takes the lower.",
         )
     return budget.keep
 
@@ -134,8 +109,7 @@ def by_ratio(budget: Budget, counts: ExpertCounts) -> int:
     assert budget.ratio is not None
     # 1 - 0.9 is a little more than 0.1: without rounding, an expert too many would stay.
     wanted = round(counts.experts * (1 - budget.ratio), 9)
-    allowed = possible_counts(counts, budget.multiple_of)
-    return near(wanted, allowed, budget.rounding or "up")
+    return counts.rounded(wanted, budget.rounding or "up", budget.multiple_of)
 
 
 def fewest(budget: Budget, counts: ExpertCounts, fits: Callable[[int], bool]) -> int:
@@ -144,7 +118,7 @@ def fewest(budget: Budget, counts: ExpertCounts, fits: Callable[[int], bool]) ->
     Raises:
         InputError: not even all experts keep it.
     """
-    for keep in possible_counts(counts, budget.multiple_of):
+    for keep in counts.possible(budget.multiple_of):
         if fits(keep):
             return keep
     raise InputError(f"{budget.asked}: no possible count reaches it", remedy="Ask for less.")
@@ -161,7 +135,7 @@ def most(
     Raises:
         InputError: the fewest possible experts already exceed it.
     """
-    allowed = possible_counts(counts, budget.multiple_of)
+    allowed = counts.possible(budget.multiple_of)
     at = bisect.bisect_right(allowed, limit, key=size)
     if not at:
         raise InputError(
@@ -181,21 +155,16 @@ def notes_on(plan: Plan, counts: ExpertCounts) -> list[str]:
     notes, keep, used = [], plan.keep, plan.experts_used or counts.used
     cuda = has_backend("cuda", "hip", "musa")
     if cuda and counts.groups == 1 and keep not in FUSED and counts.experts in FUSED:
-        around = _around(keep, [n for n in FUSED if n in counts.possible()])
+        fused = around(keep, [n for n in FUSED if n in counts.possible()])
         notes.append(
             f"with {keep} experts CUDA's fused top-k is not used (a few small kernels more a "
-            f"layer; results are the same); {around} would keep it"
+            f"layer; results are the same); {fused} would keep it"
         )
     if cuda and used not in SORTED and counts.used in SORTED:
         notes.append(
             f"with {used} experts a token CUDA reads prompts by a general kernel; there is one "
-            f"for {_around(used, SORTED)}"
+            f"for {around(used, SORTED)}"
         )
     if keep == _QUANTIZE_SPECIAL != counts.experts:
         notes.append("llama-quantize treats models with exactly 8 experts as Mixtral")
     return notes
-
-
-def _around(wanted: int, counts: Sequence[int]) -> str:
-    nearest = sorted({near(wanted, tuple(counts), way) for way in ("down", "up")})
-    return " or ".join(map(str, nearest))

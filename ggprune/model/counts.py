@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ggprune.errors import InputError
@@ -33,9 +35,20 @@ class ExpertCounts:
             return self.used
         return max(2, -(-self.used // self.groups_used)) * self.groups
 
-    def possible(self) -> range:
-        """List the numbers that can be kept, ascending, all of them included."""
-        return range(self.least, self.experts + 1, self.groups)
+    def possible(self, multiple_of: int = 1) -> range:
+        """List the numbers that can be kept, ascending, all of them included.
+
+        Raises:
+            InputError: none is a multiple of ``multiple_of``.
+        """
+        step = math.lcm(self.groups, multiple_of)
+        possible = range(-(-self.least // step) * step, self.experts + 1, step)
+        if not possible:
+            raise InputError(
+                f"multiple_of={multiple_of}: no possible count of experts is one",
+                remedy=f"Possible: {self.least} to {self.experts} in steps of {self.groups}.",
+            )
+        return possible
 
     def check(self, keep: int) -> None:
         """Raise InputError, with the nearest possible numbers, unless ``keep`` is possible."""
@@ -47,8 +60,7 @@ class ExpertCounts:
             problem = f"at least {self.least} must stay ({self.used} are used for each token)"
         else:
             problem = f"the experts form {self.groups} groups, which must stay equal"
-        near = sorted({self.rounded(keep, "down"), self.rounded(keep, "up")})
-        remedy = f"Possible and nearest: {' or '.join(map(str, near))}."
+        remedy = f"Possible and nearest: {around(keep, self.possible())}."
         if keep > self.experts and (pruning := self.possible()[:-1]):
             remedy = f"The largest count that prunes: {pruning[-1]}."
         raise InputError(f"keep={keep}: {problem}", remedy=remedy)
@@ -67,19 +79,25 @@ class ExpertCounts:
             )
 
     def rounded(self, keep: float, way: str, multiple_of: int = 1) -> int:
-        """Find the nearest possible number not above (``down``) or not below (``up``) another.
-
-        Where there is none on that side, the outermost possible number.
+        """Find the :func:`nearest` possible number.
 
         Raises:
             InputError: no possible number is a multiple of ``multiple_of``.
         """
-        possible = [n for n in self.possible() if n % multiple_of == 0]
-        if not possible:
-            raise InputError(
-                f"multiple_of={multiple_of}: no possible count of experts is one",
-                remedy=f"Possible: {self.least} to {self.experts} in steps of {self.groups}.",
-            )
-        if way == "down":
-            return max((n for n in possible if n <= keep), default=possible[0])
-        return min((n for n in possible if n >= keep), default=possible[-1])
+        return nearest(keep, self.possible(multiple_of), way)
+
+
+def nearest(wanted: float, counts: Sequence[int], way: str) -> int:
+    """Find the largest count not above (``down``) or the smallest not below (``up``) a number.
+
+    Where there is none on that side, take the outermost count.
+    """
+    if way == "down":
+        return max((n for n in counts if n <= wanted), default=counts[0])
+    return min((n for n in counts if n >= wanted), default=counts[-1])
+
+
+def around(wanted: float, counts: Sequence[int]) -> str:
+    """Name the counts next to a number, for a message."""
+    both = sorted({nearest(wanted, counts, way) for way in ("down", "up")})
+    return " or ".join(map(str, both))

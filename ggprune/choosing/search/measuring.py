@@ -9,7 +9,7 @@ from typing import Any
 
 from ggprune.calibration.routing import Shares
 from ggprune.calibration.statistics import Statistics
-from ggprune.choosing.count import known_count, possible_counts
+from ggprune.choosing.count import known_count
 from ggprune.choosing.ranking import Decision, Ranking
 from ggprune.choosing.request import QUALITY_RULES, Request, Resources
 from ggprune.choosing.search import search
@@ -85,7 +85,7 @@ class Measuring:
         """
         budget = self.request.budget
         counts = next(iter(self.rankings.values())).protection.counts
-        allowed = possible_counts(counts, budget.multiple_of)
+        allowed = counts.possible(budget.multiple_of)
         ranking = self.base_ranking(allowed[len(allowed) // 2])
         chunks = self.affordable([*self.fitting, *self.validation], len(allowed).bit_length() + 2)
         limit, seen = getattr(budget, budget.rule), {}

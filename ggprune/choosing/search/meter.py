@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +15,8 @@ from ggprune.calibration.observers import RoutingRecorder
 from ggprune.calibration.routing import Shares
 from ggprune.evaluation.chunks import hash_of
 from ggprune.evaluation.evaluator import Evaluator
+from ggprune.evaluation.journal import Journal
 from ggprune.evaluation.logprobs import TokenScores
-from ggprune.gguf_file import write_text
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.text.documents import Source
@@ -64,7 +62,6 @@ class MaskedMeter(Closing):
         journal: Path | None = None,
     ) -> None:
         self.layers = tuple(layers)
-        self._journal = journal
         self._experts_used: int | None = None
         #: Whether what is measured from now on is without the router's bias.
         self.zero_bias = False
@@ -80,8 +77,8 @@ class MaskedMeter(Closing):
         )
         self.chunks = self.evaluator.chunks
         self.text_hash = hash_of(self.chunks)
-        self._known: dict[str, list[Any]] = {}
-        self._read_journal()
+        router = self.evaluator.description.prunable().identity().router
+        self._journal = Journal(journal, {"router": router, "text": self.text_hash})
         self._asked: set[str] = set()
         self._advance: Advance = no_advance
 
@@ -188,17 +185,18 @@ class MaskedMeter(Closing):
         """Measure the KL divergence of each scored token, in half precision (small to keep)."""
         key = f"{self._plan(kept)}:{chunk}:tokens"
         self._asked.add(key)
-        if key not in self._known:
+        known = self._journal.known
+        if key not in known:
             scores = self._scores(kept, [chunk])
             data = np.minimum(scores.kld, 6e4).astype("<f2").tobytes()
-            self._remember(key, [base64.b64encode(data).decode()])
-        data = base64.b64decode(self._known[key][0])
-        return np.frombuffer(data, "<f2").astype(np.float64)
+            self._journal.put(key, base64.b64encode(data).decode())
+        return np.frombuffer(base64.b64decode(known[key]), "<f2").astype(np.float64)
 
     def _measure(self, kept: Ints, chunks: Sequence[int]) -> tuple[Floats, Floats]:
-        plan = self._plan(kept)
-        self._asked.update(f"{plan}:{chunk}" for chunk in chunks)
-        new = [chunk for chunk in chunks if f"{plan}:{chunk}" not in self._known]
+        plan, known = self._plan(kept), self._journal.known
+        keys = [f"{plan}:{chunk}" for chunk in chunks]
+        self._asked.update(keys)
+        new = [chunk for chunk, key in zip(chunks, keys, strict=True) if key not in known]
         if new:
             scores = self._scores(kept, new)
             at = 0
@@ -206,9 +204,9 @@ class MaskedMeter(Closing):
                 part = slice(at, at + len(self.chunks[chunk].scored))
                 at = part.stop
                 values = [float(scores.kld[part].mean()), float(scores.nll[part].mean())]
-                self._remember(f"{plan}:{chunk}", values)
-        known = np.array([self._known[f"{plan}:{chunk}"] for chunk in chunks]).reshape(-1, 2)
-        return known[:, 0], known[:, 1]
+                self._journal.put(f"{plan}:{chunk}", values)
+        kl, nll = np.array([known[key] for key in keys]).reshape(-1, 2).T
+        return kl, nll
 
     def _scores(self, kept: Ints, chunks: Sequence[int]) -> TokenScores:
         experts = range(self.evaluator.description.experts)
@@ -229,37 +227,6 @@ class MaskedMeter(Closing):
         name = hashlib.sha256(np.ascontiguousarray(kept).tobytes()).hexdigest()[:24]
         name += f"/{self.experts_used}" if self.experts_used else ""
         return name + "/zero" * self.zero_bias
-
-    def _key(self) -> dict[str, str]:
-        identity = self.evaluator.description.prunable().identity()
-        return {"router": identity.router, "text": self.text_hash}
-
-    def _remember(self, key: str, values: list[Any]) -> None:
-        self._known[key] = values
-        if self._journal is not None:
-            with self._journal.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps([key, *values]) + "\n")
-
-    def _read_journal(self) -> None:
-        """Take over what an interrupted run of the same model and text measured."""
-        if self._journal is None:
-            return
-        head = json.dumps(self._key())
-        lines = self._journal.read_text("utf-8").splitlines() if self._journal.exists() else []
-        if not lines or lines[0] != head:
-            self._journal.write_text(head + "\n", "utf-8")
-            return
-        whole = [head]
-        for line in lines[1:]:
-            try:
-                key, *values = json.loads(line)
-            except ValueError:
-                continue  # The last line of a run that was killed.
-            self._known[key] = values
-            whole.append(line)
-        if len(whole) < len(lines):
-            # Otherwise the next line would be joined to what is left of the damaged one.
-            write_text(self._journal, "\n".join(whole) + "\n")
 
 
 def _spread(numbers: Sequence[int]) -> list[int]:
