@@ -1,14 +1,13 @@
 """The public names: what type checkers see, and what ``ggprune.NAME`` imports when it is used."""
 
+from ggprune.api.applying import apply as apply
+from ggprune.api.applying import apply_mask as apply_mask
+from ggprune.api.applying import apply_to_adapter as apply_to_adapter
 from ggprune.api.fit import fit as fit
 from ggprune.api.measuring import evaluate as evaluate
 from ggprune.api.measuring import evaluator as evaluator
 from ggprune.api.measuring import probe as probe
 from ggprune.api.measuring import sweep as sweep
-from ggprune.api.pruning import Pruned as Pruned
-from ggprune.api.pruning import apply as apply
-from ggprune.api.pruning import apply_mask as apply_mask
-from ggprune.api.pruning import apply_to_adapter as apply_to_adapter
 from ggprune.api.pruning import outputs as outputs
 from ggprune.api.pruning import prune as prune
 from ggprune.api.stages import calibrate as calibrate
@@ -18,6 +17,7 @@ from ggprune.api.stages import imatrix as imatrix
 from ggprune.api.stages import merge as merge
 from ggprune.api.stages import quantize as quantize
 from ggprune.api.stages import traces as traces
+from ggprune.api.writing import Pruned as Pruned
 from ggprune.calibration.settings import Settings as Settings
 from ggprune.calibration.statistics import Domain as Domain
 from ggprune.calibration.statistics import ExpertSums as ExpertSums

@@ -34,19 +34,19 @@ def command(adapter: Path | None, mask: bool, **arguments: Any) -> None:
     PLAN may come from another quantization of the same model, or be written by hand. Nothing is
     run: this only copies bytes.
     """
-    from ggprune.api import pruning
+    from ggprune.api import applying
 
     if mask and adapter is not None:
         raise click.UsageError("--mask and --adapter: give one of them.")
     if adapter is not None:
         del arguments["split_max_size"], arguments["verify"]
-        path = pruning.apply_to_adapter(adapter=adapter, **arguments, progress=progress_bar)
+        path = applying.apply_to_adapter(adapter=adapter, **arguments, progress=progress_bar)
         click.echo(f"{path}  {human_size(path.stat().st_size)}")
         return
     files = (
-        pruning.apply_mask(**arguments, progress=progress_bar)
+        applying.apply_mask(**arguments, progress=progress_bar)
         if mask
-        else pruning.apply(**arguments, progress=progress_bar).files
+        else applying.apply(**arguments, progress=progress_bar).files
     )
     for path in files:
         click.echo(f"{path}  {human_size(path.stat().st_size)}")

@@ -216,7 +216,7 @@ mtp = click.option(
 
 
 def writing(command: Command) -> Command:
-    """How a pruned model is written; see api.pruning.apply."""
+    """How a pruned model is written; see api.applying.apply."""
     for option in (
         force,
         click.option(

@@ -20,7 +20,7 @@ from ggprune.llama.options import RunOptions
 from ggprune.util import human_size
 
 if TYPE_CHECKING:
-    from ggprune.api.pruning import Pruned
+    from ggprune.api.writing import Pruned
 
 
 @click.command("prune", cls=Sectioned)

@@ -12,22 +12,10 @@ from ggprune.fitting import kinds
 from ggprune.fitting.calibrated import check_files
 from ggprune.fitting.options import FitOptions
 from ggprune.llama.options import RunOptions
-from ggprune.text.builtin import SEARCH, builtin_texts
-from ggprune.text.documents import Source
-from ggprune.text.held_out import choose_text, hold_out
-from ggprune.text.load import load_texts
+from ggprune.text.held_out import Texts, choose_texts
 from ggprune.types import Progress, no_progress
 
 Text = Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, slots=True)
-class Texts:
-    """Three texts that share nothing: to calibrate on, to choose on, and to judge on."""
-
-    calibration: Sequence[Source]
-    search: Sequence[Source]
-    held_out: Sequence[Source]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,13 +53,4 @@ class Job:
 
     def texts(self) -> Texts:
         """Load the texts; of one, the end is kept back twice."""
-        chosen = choose_text(self.text, self.eval_text)
-        calibration = chosen.calibration
-        if self.search_text:
-            search = load_texts(self.search_text)
-        elif self.text:
-            parts = hold_out(calibration, 0.2)
-            calibration, search = parts.calibration, parts.held_out
-        else:
-            search = builtin_texts(SEARCH)
-        return Texts(calibration, search, chosen.held_out)
+        return choose_texts(self.text, self.eval_text, self.search_text, searches=True)

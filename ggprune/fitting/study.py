@@ -25,7 +25,7 @@ from ggprune.evaluation.masking import Dropped, dropped_by
 from ggprune.fitting import kinds
 from ggprune.fitting.calibrated import calibrated
 from ggprune.fitting.hint import work_folder
-from ggprune.fitting.job import Job, Texts
+from ggprune.fitting.job import Job
 from ggprune.fitting.measure import Meter, Score, check_text
 from ggprune.fitting.predict import POWER, Prediction
 from ggprune.fitting.requantize import Requantizer
@@ -43,6 +43,7 @@ from ggprune.quantization.imatrix import Imatrix
 from ggprune.quantization.importance import ImatrixObserver
 from ggprune.quantization.quantize import Quantizer
 from ggprune.text.documents import Source
+from ggprune.text.held_out import Texts
 from ggprune.types import Progress
 from ggprune.util import Closing, human_size
 
@@ -181,7 +182,7 @@ class Study(Closing):
             resources = Resources(
                 model=self.reference,
                 options=self.run,
-                search_sources=tuple(self._texts.search),
+                search_sources=self._texts.search,
                 progress=self.progress,
             )
             plan = choose_plan(self.statistics, request, resources)
