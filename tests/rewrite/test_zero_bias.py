@@ -111,6 +111,7 @@ def test_a_bias_is_left_out_only_where_that_is_significant() -> None:
     assert not is_better(before + np.array([0.5, -0.6, 0.4, -0.5]), before)
 
 
+@pytest.mark.llama
 def test_only_routers_with_a_bias(tmp_path: Path) -> None:
     base = write_tiny(tmp_path / "base.gguf", "qwen3moe")
     with pytest.raises(InputError, match="zero_bias=True: the router of qwen3moe has no bias"):
