@@ -32,7 +32,7 @@ from ggprune.plan import Plan
 from ggprune.publish import ollama
 from ggprune.report.data import ReportInput
 from ggprune.report.page import write_report
-from ggprune.text.held_out import choose_texts
+from ggprune.text.held_out import Texts, choose_texts
 from ggprune.types import Progress, log_progress
 
 log = logging.getLogger(__name__)
@@ -120,16 +120,7 @@ def prune(
                 known = _statistics_beside(run, gathered, wanted, anew=recalibrate)
             else:
                 known = _statistics_given(run, gathered)
-            resources = Resources(
-                model=source,
-                options=options,
-                sources=texts.calibration,
-                search_sources=texts.search,
-                progress=progress,
-            )
-            wanted = choose_plan(known, wanted, resources)
-            for note in notes_on(wanted, source.counts):
-                log.info(note)
+            wanted = _plan(wanted, known, run, texts)
         pruned = None
         try:
             with contextlib.ExitStack() as held:
@@ -268,6 +259,20 @@ def _check_runs(
             context.decode([Tokens(0, 0, list(range(min(8, llama.n_vocab))), "last")])
     # The result is about to get its name, and must not stand there without its metadata.
     held.enter_context(interrupts)
+
+
+def _plan(wanted: Request, statistics: Statistics, run: Run, texts: Texts) -> Plan:
+    resources = Resources(
+        model=run.model,
+        options=run.options,
+        sources=texts.calibration,
+        search_sources=texts.search,
+        progress=run.progress,
+    )
+    plan = choose_plan(statistics, wanted, resources)
+    for note in notes_on(plan, run.model.counts):
+        log.info(note)
+    return plan
 
 
 def _unmeasured(source: Path, result: Path) -> Interrupted:
