@@ -48,7 +48,7 @@ SCORED_FROM = 64
 MODELS = (
     ("fixtures/gemma4-moe-tiny-Q8_0.gguf", "fixtures"),
     ("fixtures/glm4-moe-tiny-Q8_0.gguf", "fixtures/glm4-moe"),
-    ("out/chatty-24x64-Q8_0.gguf", "fixtures"),
+    ("out/chatty-Q8_0.gguf", "fixtures"),
 )
 #: Method and blend; the first ones are what auto usually chooses from.
 ONE_SHOT = (
