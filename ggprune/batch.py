@@ -15,10 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ggprune.api.inputs import is_gguf
 from ggprune.batch_config import BatchConfig
 from ggprune.errors import GgpruneError
-from ggprune.gguf_file import replacing, stem_of, write_text
+from ggprune.gguf_file import is_gguf, replacing, stem_of, write_text
 from ggprune.hub.files import LocalFile
 from ggprune.model import open_model
 from ggprune.publish.upload import CHECKSUMS

@@ -12,7 +12,7 @@ from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.request import Budget, Request
 from ggprune.errors import InputError
 from ggprune.fields import check_known
-from ggprune.gguf_file.header import MAGIC
+from ggprune.gguf_file import is_gguf
 from ggprune.plan import Plan
 
 #: Texts by domain: a mapping, or pairs where a domain has several. A path is a file, a folder,
@@ -69,15 +69,6 @@ def plan_of(plan: Plan | str | Path) -> tuple[Plan, str]:
             f"{plan}: is a GGUF file, and a plan is expected",
             remedy="The model comes first, then the plan.",
         ) from None
-
-
-def is_gguf(path: str | Path) -> bool:
-    """Whether there is a file that begins as GGUF files do."""
-    try:
-        with open(path, "rb") as stream:
-            return stream.read(len(MAGIC)) == MAGIC
-    except OSError:
-        return False
 
 
 def statistics_of(statistics: Statistics | str | Path) -> tuple[Statistics, str]:

@@ -8,12 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ggprune.errors import InputError
+from ggprune.gguf_file import GgufModel, is_gguf
 from ggprune.model import describe
 from ggprune.plan import Plan
 from ggprune.rewrite.drop_metadata import metadata_path
-
-_GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +38,9 @@ class Candidate:
         Raises:
             InputError, FormatError: it is neither a model nor a plan, or damaged.
         """
-        try:
-            with open(path, "rb") as stream:
-                magic = stream.read(len(_GGUF_MAGIC))
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror}") from error
-        if magic != _GGUF_MAGIC:
-            return replace(cls.of(Plan.load(path)), path=path)
-        return _model_file(path)
+        if is_gguf(path):
+            return _model_file(path)
+        return replace(cls.of(Plan.load(path)), path=path)
 
     @classmethod
     def of(cls, candidate: Candidate | Plan | str | Path) -> Candidate:
@@ -62,8 +55,6 @@ class Candidate:
 
 
 def _model_file(path: Path) -> Candidate:
-    from ggprune.gguf_file import GgufModel
-
     with GgufModel(path) as gguf:
         keep = describe(gguf).experts or None
     try:

@@ -1,7 +1,7 @@
 """GGUF files as bytes: headers, shards, byte ranges, safe writing. Knows nothing of experts."""
 
 from ggprune.gguf_file.arrays import write_arrays
-from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor, padded
+from ggprune.gguf_file.header import GgufFile, KeyValue, Tensor, is_gguf, padded
 from ggprune.gguf_file.layout import (
     ByteRange,
     KeyEdits,
@@ -45,6 +45,7 @@ __all__ = [
     "bytes_in",
     "check_targets",
     "instead_of_a_model",
+    "is_gguf",
     "joined",
     "lay_out",
     "padded",

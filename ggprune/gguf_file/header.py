@@ -314,3 +314,12 @@ def _read_tensor_info(cursor: Cursor) -> _TensorInfo:
     type_id = cursor.number(ValueType.UINT32, what)
     offset = cursor.number(ValueType.UINT64, what)
     return _TensorInfo(name, shape, type_id, offset)
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether there is a file that begins as GGUF files do."""
+    try:
+        with open(path, "rb") as stream:
+            return stream.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
