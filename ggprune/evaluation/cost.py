@@ -11,11 +11,11 @@ from ggprune.calibration.settings import Settings
 from ggprune.errors import GgpruneError, InputError
 from ggprune.evaluation.candidate import Candidate
 from ggprune.evaluation.evaluator import Evaluator
-from ggprune.evaluation.logcache import LOG_BYTES
+from ggprune.evaluation.logcache import tokens_kept
 from ggprune.evaluation.probing import short_probe
 from ggprune.llama.options import RunOptions
 from ggprune.model import MoeModel
-from ggprune.model.architectures import VOCABULARY_KEY, Kind
+from ggprune.model.architectures import Kind
 from ggprune.text.documents import Source
 from ggprune.types import Progress
 
@@ -39,8 +39,8 @@ def measure_text(
 ) -> Mapping[str, Any] | None:
     """Compare a result with its source on text that calibration did not see.
 
-    The text is limited so that the source's probabilities of every token in the vocabulary fit
-    into LOG_BYTES of disk.
+    The text is limited so that the source's probabilities of every token in the vocabulary do not
+    fill the disk.
 
     Args:
         model: the source.
@@ -58,8 +58,7 @@ def measure_text(
     contexts = [ctx] if ctx else sorted({usual, min(usual, SHORT_CTX)}, reverse=True)
     reason = "an embedding model gives no probabilities"
     for n_ctx in contexts if model.architecture.kind is not Kind.EMBEDDING else ():
-        vocabulary = max(model.metadata.get(VOCABULARY_KEY, 1), 1)
-        most = max(LOG_BYTES // (2 * vocabulary) // max(len(held_out), 1), n_ctx)
+        most = max(tokens_kept(model) // max(len(held_out), 1), n_ctx)
         most = min(most, settings.max_tokens or most)
         try:
             measured = Evaluator(model.gguf.path, options, held_out, n_ctx=n_ctx, max_tokens=most)

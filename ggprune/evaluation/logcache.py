@@ -14,16 +14,23 @@ from ggprune.errors import OutputError
 from ggprune.evaluation.logprobs import BaseLog
 from ggprune.gguf_file import GgufModel, replacing
 from ggprune.llama.library import library
+from ggprune.model import Model
+from ggprune.model.architectures import VOCABULARY_KEY
 from ggprune.util import cache_folder
 
 #: Room for log-probabilities where a command measures by itself: 2 bytes for each token in the
 #: vocabulary, for each token of text (4,000 tokens of text for a vocabulary of 262,144).
-LOG_BYTES = 2 << 30
+_LOG_BYTES = 2 << 30
 _SUFFIX = ".logprobs"
 #: Bytes that may stay behind in the cache folder; the files used longest ago go first.
 _LIMIT = 20 << 30
 _SAMPLES = 64
 _SAMPLE_SIZE = 4096
+
+
+def tokens_kept(model: Model) -> int:
+    """Find of how many tokens of text the log-probabilities have room, see _LOG_BYTES."""
+    return int(_LOG_BYTES // (2 * max(model.metadata.get(VOCABULARY_KEY, 1), 1)))
 
 
 def fingerprint(gguf: GgufModel) -> str:

@@ -20,8 +20,7 @@ from ggprune.choosing.ranking import Decision, Ranking
 from ggprune.choosing.request import Request, Resources
 from ggprune.choosing.search.meter import CHUNK, MaskedMeter
 from ggprune.choosing.search.search import compare_one_shot, survivors
-from ggprune.evaluation.logcache import LOG_BYTES
-from ggprune.model.architectures import VOCABULARY_KEY
+from ggprune.evaluation.logcache import tokens_kept
 from ggprune.text.builtin import SEARCH, builtin_texts
 from ggprune.types import Ints
 
@@ -66,8 +65,7 @@ def contest(
     chats = any(document.messages for source in sources for document in source.documents)
     chunk = CHUNK if chats else _SHORT
     allowed = int(ALLOWANCE * sum(domain.tokens for domain in statistics.domains)) // chunk
-    row = 2 * max(model.metadata.get(VOCABULARY_KEY, 1), 1)
-    most = LOG_BYTES // (row * chunk)
+    most = tokens_kept(model) // chunk
     why = "too little text was calibrated on" if len(plans) > 1 else "all choose alike"
     while not (sizes := rounds(len(plans), allowed, len(sources), most)) and len(plans) > 1:
         plans.popitem()
