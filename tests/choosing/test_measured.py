@@ -248,3 +248,11 @@ def test_parts_of_the_text_are_disjoint_and_hold_all_domains(resources: Resource
         assert sorted(fitting + validation) == list(range(len(meter.chunks)))
         for part in (fitting, validation):
             assert {meter.chunks[n].domain for n in part} == {"a", "b"}
+
+
+def test_search_text_of_one_chunk_is_too_short_for_a_search(
+    resources: Resources, statistics: Statistics
+) -> None:
+    short = replace(resources, search_sources=(words(3, 150),))
+    with pytest.raises(InputError, match="method=search: the search text has no domain of two"):
+        choose_plan(statistics, asked("search", keep=8), short)

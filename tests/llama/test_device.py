@@ -343,9 +343,9 @@ def test_sweep(asked: Asked) -> None:
 @pytest.mark.parametrize("method", ["search", "easy-ep"])
 def test_methods_that_run_the_model(method: str, asked: Asked, tmp_path: Path) -> None:
     unseen = tmp_path / "french.txt"
-    unseen.write_text((TEXT / "french.txt").read_text()[:1000])
+    unseen.write_text((TEXT / "french.txt").read_text()[:900])
     how: dict[str, Any] = {
-        **{"model": asked.model, "keep": 8, "method": method, "search_plans": 4},
+        **{"model": asked.model, "keep": 8, "method": method, "search_plans": 1},
         **{"text": texts("german"), "search_text": {"french": unseen}, "super_experts": False},
     }
     ours, theirs = (

@@ -10,6 +10,7 @@ from ggprune.choosing.search import search
 from ggprune.choosing.search.measuring import FEWEST_CHUNKS, Measuring
 from ggprune.choosing.search.meter import CHUNK
 from ggprune.choosing.search.search import Found, Rules, Text
+from ggprune.errors import InputError
 
 #: Passes over the validation text that deciding takes: one-shot plans, then candidates, halving.
 _DECIDING = 8.0
@@ -18,7 +19,17 @@ _FEWEST_PLANS = 30
 
 
 def _decide(measuring: Measuring, keep: int) -> Decision:
-    """Search for a plan that is better than the best one-shot plan."""
+    """Search for a plan that is better than the best one-shot plan.
+
+    Raises:
+        InputError: the search text is too short to draw plans on one part of it.
+    """
+    if not measuring.fitting:
+        raise InputError(
+            f"method={measuring.request.method}: the search text has no domain of two chunks of "
+            f"{CHUNK} tokens: one to measure plans on, one to decide",
+            remedy="Give more search_text, or choose another method.",
+        )
     meter, rankings, request = measuring.meter, measuring.rankings, measuring.request
     first = next(iter(rankings.values()))
     scores = {name: ranking.scored(keep)[0] for name, ranking in rankings.items()}
