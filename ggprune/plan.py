@@ -85,6 +85,12 @@ class Plan:
         known = [part.retained for part in self.layers.values() if part.retained is not None]
         return sum(known) / len(known) if known else None
 
+    @property
+    def counts(self) -> tuple[int, int]:
+        """The fewest and the most experts that a layer keeps."""
+        kept = [len(part.keep) for part in self.layers.values()]
+        return min(kept), max(kept)
+
     def dropped(self, layer: int) -> tuple[int, ...]:
         """Experts of a layer that go, ascending."""
         kept = set(self.layers[layer].keep)
@@ -159,13 +165,47 @@ class Plan:
         Raises:
             InputError: it is not a plan, with what is wrong in it.
         """
-        return _from_json(data, name)
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """The fewest and the most experts that a layer keeps."""
-        kept = [len(part.keep) for part in self.layers.values()]
-        return min(kept), max(kept)
+        if isinstance(data, dict) and data.get("format") == DROP_METADATA:
+            raise InputError(
+                f"{name}: is drop metadata of a pruned file, not a plan",
+                remedy="A plan is what `ggprune plan` wrote; `prune` leaves the model's statistics "
+                "beside the result, to make it again: ggprune plan STATS.gguf --keep "
+                f"{data.get('keep', 'N')} -o PLAN.json",
+            )
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise InputError(
+                f'{name}: is not a plan: it lacks "format": "{FORMAT}"',
+                remedy="Make one with `ggprune plan`; `ggprune lists` makes one of lists of "
+                "experts.",
+            )
+        if "version" not in data:
+            raise InputError(f"{name}: has no version, expected {VERSION}")
+        if data["version"] != VERSION:
+            raise InputError(f"{name}: is of version {data['version']!r:.40}, expected {VERSION}")
+        check_shape(data, _SHAPE, name)
+        numbers = {key: data.get(key) or 0 for key in ("keep", "experts", "experts_used")}
+        for key, value in numbers.items():
+            if not 0 <= value <= _MOST_EXPERTS:
+                raise InputError(f"{name}: {key} is {value!r:.40}, expected a number of experts")
+        experts = numbers["experts"]
+        layers = {_layer_number(key, name): part for key, part in data["layers"].items()}
+        if not layers:
+            raise InputError(f"{name}: layers is empty, expected an entry for each layer")
+        plans = {n: _layer_plan(part, experts, f"{name}: layer {n}") for n, part in layers.items()}
+        model = data.get("model") or {}
+        return cls(
+            numbers["keep"] or len(next(iter(plans.values())).keep),
+            plans,
+            data.get("method") or HAND_WRITTEN,
+            experts,
+            data.get("architecture") or "",
+            Identity(**{f.name: model[f.name] for f in fields(Identity) if f.name in model})
+            if model
+            else None,
+            data.get("settings") or {},
+            numbers["experts_used"] or None,
+            bool(data.get("zero_bias")),
+        )
 
     def for_model(self, model: MoeModel, name: str = "the plan", *, by_layer: bool = False) -> Plan:
         """Check the plan against a model and complete what a hand-written one leaves out.
@@ -267,49 +307,6 @@ _SHAPE: dict[str, Any] = {
     "model?": _IDENTITY,
     "layers": {str: {"keep?": [int], "drop?": [int], "retained?": float, "rule?": str}},
 }
-
-
-def _from_json(data: Any, name: str) -> Plan:
-    if isinstance(data, dict) and data.get("format") == DROP_METADATA:
-        raise InputError(
-            f"{name}: is drop metadata of a pruned file, not a plan",
-            remedy="A plan is what `ggprune plan` wrote; `prune` leaves the model's statistics "
-            "beside the result, to make it again: ggprune plan STATS.gguf --keep "
-            f"{data.get('keep', 'N')} -o PLAN.json",
-        )
-    if not isinstance(data, dict) or data.get("format") != FORMAT:
-        raise InputError(
-            f'{name}: is not a plan: it lacks "format": "{FORMAT}"',
-            remedy="Make one with `ggprune plan`; `ggprune lists` makes one of lists of experts.",
-        )
-    if "version" not in data:
-        raise InputError(f"{name}: has no version, expected {VERSION}")
-    if data["version"] != VERSION:
-        raise InputError(f"{name}: is of version {data['version']!r:.40}, expected {VERSION}")
-    check_shape(data, _SHAPE, name)
-    numbers = {key: data.get(key) or 0 for key in ("keep", "experts", "experts_used")}
-    for key, value in numbers.items():
-        if not 0 <= value <= _MOST_EXPERTS:
-            raise InputError(f"{name}: {key} is {value!r:.40}, expected a number of experts")
-    experts = numbers["experts"]
-    layers = {_layer_number(key, name): part for key, part in data["layers"].items()}
-    if not layers:
-        raise InputError(f"{name}: layers is empty, expected an entry for each layer")
-    plans = {n: _layer_plan(part, experts, f"{name}: layer {n}") for n, part in layers.items()}
-    model = data.get("model") or {}
-    return Plan(
-        numbers["keep"] or len(next(iter(plans.values())).keep),
-        plans,
-        data.get("method") or HAND_WRITTEN,
-        experts,
-        data.get("architecture") or "",
-        Identity(**{f.name: model[f.name] for f in fields(Identity) if f.name in model})
-        if model
-        else None,
-        data.get("settings") or {},
-        numbers["experts_used"] or None,
-        bool(data.get("zero_bias")),
-    )
 
 
 def _layer_number(key: str, name: str) -> int:
