@@ -60,17 +60,19 @@ def prefill(context: LlamaContext, chunk: TokenSequence, logits: str) -> None:
 class Bench:
     """One model, loaded once, with a context for each way to run it."""
 
-    def __init__(self, model: MoeModel, options: RunOptions, tokens: int) -> None:
+    def __init__(
+        self, model: MoeModel, options: RunOptions, tokens: int, chunk: int = CHUNK
+    ) -> None:
         self.llama = LlamaModel(model.gguf.path, options)
         ids = np.random.default_rng(1).integers(3, self.llama.n_vocab, tokens, np.int32)
-        self.chunks = [TokenSequence(0, ids[i : i + CHUNK]) for i in range(0, tokens, CHUNK)]
+        self.chunks = [TokenSequence(0, ids[i : i + chunk]) for i in range(0, tokens, chunk)]
         architecture = model.architecture
         watched = (architecture, model.moe_layers, model.experts)
         self.observer, self.receiving = RoutingObserver(*watched, every=1), Receiving(*watched)
         keep = Run(model, (), options=options).keeps_rows(self.llama, self.observer)
-        plain = LlamaContext(self.llama, n_ctx=CHUNK)
+        plain = LlamaContext(self.llama, n_ctx=chunk)
         observing, nodes = (
-            LlamaContext(self.llama, n_ctx=CHUNK, observers=[each], keep_rows=keep)
+            LlamaContext(self.llama, n_ctx=chunk, observers=[each], keep_rows=keep)
             for each in (self.observer, self.receiving)
         )
         self.contexts = (plain, observing, nodes)
