@@ -92,11 +92,11 @@ quick: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python -m pytest -q -n auto --quick
 
 # A llama.cpp with Vulkan, kept between runs; compiled shaders too. The first device is taken, even
-# one in software (Mesa's), which llama.cpp leaves alone unless it is named. Its shaders are compiled
-# without optimizing.
+# one in software (Mesa's), which llama.cpp leaves alone unless it is named. It computes in single
+# precision, to be compared with the CPU; its shaders are compiled without optimizing.
 VULKAN := $(ROOT)build/vulkan
 ON_DEVICE := LLAMA_CPP_LIB_PATH=$(VULKAN)/bin GGML_VK_VISIBLE_DEVICES=0 \
-	MESA_SHADER_CACHE_DIR=$(VULKAN)/shaders GALLIVM_PERF=nopt
+	GGML_VK_DISABLE_F16=1 MESA_SHADER_CACHE_DIR=$(VULKAN)/shaders GALLIVM_PERF=nopt
 
 test-vulkan: $(VULKAN)/bin/libllama.so
 	cd $(ROOT) && $(ON_DEVICE) $(BIN)/python -m pytest -q tests/llama/test_device.py

@@ -34,6 +34,7 @@ from generated import Shape, Type, generate
 from ggprune.calibration.observers import RoutingObserver
 from ggprune.calibration.run import Run, replay
 from ggprune.calibration.sequences import TokenSequence
+from ggprune.llama.library import library
 from ggprune.llama.options import RunOptions
 from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import MoeModel, open_model
@@ -55,6 +56,8 @@ def prefill(context: LlamaContext, chunk: TokenSequence, logits: str) -> None:
     for at in range(0, len(chunk.tokens), context.n_batch):
         part = chunk.tokens[at : at + context.n_batch]
         context.decode([Tokens(0, at, part, logits)])
+    # A device may still be computing.
+    library().api.llama_synchronize(context._handle)
 
 
 class Bench:
