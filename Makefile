@@ -19,7 +19,7 @@ help:
 	@echo "make quick     only the tests that start no process and do not load llama.cpp: seconds"
 	@echo "make lint types        ruff; mypy --strict"
 	@echo "make bench     measure speed beside cp, llama.cpp and the gguf package"
-	@echo "make evidence  compare the ways to choose experts on unseen text"
+	@echo "make evidence  compare the ways to choose experts on unseen text: MODEL=… TEXTS=… OUT=…"
 	@echo "make interrupts        send every command Ctrl-C at a hundred random moments"
 	@echo "make runtimes RELEASES=0.3.37  run the tests with other releases of llama-cpp-python"
 	@echo "make frontier  the best file of five sizes beside a grid of counts and types"
@@ -134,8 +134,10 @@ bench: $(BIN)/ggprune
 	cd $(ROOT) && $(if $(wildcard $(VULKAN)/bin/libllama.so),$(ON_DEVICE)) \
 		$(BIN)/python benchmarks/crossing.py
 
+# On the models in fixtures/, or: make evidence MODEL=model.gguf TEXTS=folder OUT=folder
 evidence: $(BIN)/ggprune
-	cd $(ROOT) && $(BIN)/python benchmarks/evidence.py
+	$(BIN)/python $(ROOT)benchmarks/evidence.py \
+		$(if $(MODEL),"$(MODEL)" --texts "$(TEXTS)" --out "$(OUT)")
 
 frontier: $(BIN)/ggprune
 	cd $(ROOT) && $(BIN)/python benchmarks/frontier.py

@@ -48,7 +48,7 @@ SCORED_FROM = 64
 MODELS = (
     ("fixtures/gemma4-moe-tiny-Q8_0.gguf", "fixtures"),
     ("fixtures/glm4-moe-tiny-Q8_0.gguf", "fixtures/glm4-moe"),
-    ("out/chatty-Q8_0.gguf", "fixtures"),
+    ("out/chatty-Q8_0.gguf", "fixtures/glm4-moe"),
 )
 #: Method and blend; the first ones are what auto usually chooses from.
 ONE_SHOT = (
@@ -115,7 +115,8 @@ class Evidence:
     def _statistics(self) -> Statistics:
         path = self.work / "stats.gguf"
         if not path.exists():
-            settings = Settings(ctx=CONTEXT, generate=0)
+            most = self.arguments.calibration_tokens
+            settings = Settings(ctx=CONTEXT, generate=0, max_tokens=most)
             before = time.monotonic()
             run = Run(self.model, self._texts("calibration"), settings, self.options, no_progress)
             run.run().save(path)
@@ -246,6 +247,7 @@ def main() -> None:
         default=1500,
         help="that search draws; 0: no search, no method that calibrates again",
     )
+    parser.add_argument("--calibration-tokens", type=int, help="of each domain; default: all")
     parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
