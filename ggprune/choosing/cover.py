@@ -28,6 +28,8 @@ from ggprune.types import Floats
 BETA = 5.0
 #: The same for what :func:`losses` makes of shares.
 GENTLE = 4.0
+#: By how much a token may count more than the mean one.
+LARGEST = 3.0
 _SWEEPS = 200
 #: Candidates on each side of a swap whose effect together is computed.
 _SHORTLIST = 8
@@ -85,15 +87,17 @@ def losses(routing: Shares, *, normed: bool) -> Shares:
         routing: shares of (g‖f‖)².
         normed: what experts add is normalised before it reaches the residual stream, so it counts
             alike however large it is: parts of a token add up to 1. Otherwise they add up to the
-            token's Σ g‖f‖ over the mean token's (where norms are known).
+            token's Σ g‖f‖ over the mean token's (where norms are known), at most to LARGEST:
+            massive activations would outweigh all other text.
     """
     parts = np.sqrt(routing.shares.astype(np.float32))
-    if normed or routing.norms is None:
-        parts /= parts.sum(axis=-1, keepdims=True)
-    else:
-        parts *= routing.norms[..., None]
-        mean = (parts.sum(axis=-1) * routing.weight[:, None]).sum(axis=0) / routing.weight.sum()
-        parts /= np.maximum(mean, np.finfo(np.float32).tiny)[:, None]
+    whole = parts.sum(axis=-1, keepdims=True)
+    parts /= whole
+    if not normed and routing.norms is not None:
+        sizes = whole[..., 0] * routing.norms
+        mean = (sizes * routing.weight[:, None]).sum(axis=0) / routing.weight.sum()
+        sizes /= np.maximum(mean, np.finfo(np.float32).tiny)
+        parts *= np.minimum(sizes, LARGEST)[..., None]
     return replace(routing, shares=parts.astype(np.float16))
 
 

@@ -115,6 +115,15 @@ def test_losses_by_hand() -> None:
     assert losses(weighted, normed=False).shares[:, 0] == pytest.approx(mean, rel=1e-3)
 
 
+def test_a_massive_activation_counts_three_times_at_most() -> None:
+    outputs = np.ones((100, 1, 2))
+    outputs[0] = 1e6
+    routing = Shares.of(np.tile(np.array([0, 1]), (100, 1, 1)), outputs)
+    sizes = losses(routing, normed=False).shares.astype(float).sum(axis=(1, 2))
+    assert sizes[0] == pytest.approx(3, rel=1e-3) and sizes[1:].max() < 0.01
+    assert np.isfinite(cover_scores(losses(routing, normed=False), 1, 2)).all()
+
+
 def test_large_outputs_count_unless_they_are_normalised() -> None:
     """Twelve quiet tokens use experts 0 and 1; ten use 2 and 3, with outputs ten times as large."""
     experts = np.array([[[0, 1]]] * 12 + [[[2, 3]]] * 10, np.int16)
