@@ -210,5 +210,5 @@ def _check(sums: ExpertSums, tokens: int) -> None:
 def _incomplete(seen: int, wanted: int) -> LlamaError:
     return LlamaError(
         f"experts were observed for {seen:,} of {wanted:,} tokens",
-        remedy="This llama-cpp-python is not the one ggprune was tested with.",
+        remedy="This llama-cpp-python is none of those ggprune was tested with.",
     )

@@ -169,7 +169,7 @@ class RoutingObserver(LayerObserver):
             raise LlamaError(
                 f"layer {layer}: {chosen.shape} experts, {gates.shape} gates and "
                 f"{contributions.shape} outputs do not fit together",
-                remedy="This llama-cpp-python is not the one ggprune was tested with.",
+                remedy="This llama-cpp-python is none of those ggprune was tested with.",
             )
         if chosen.size and (chosen.min() < 0 or chosen.max() >= self._experts):
             raise LlamaError(f"layer {layer}: expert {chosen.max()} of {self._experts} was chosen")

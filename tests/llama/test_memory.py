@@ -11,8 +11,8 @@ from ggprune.errors import InputError
 from ggprune.llama.library import library
 from ggprune.llama.memory import Use, planned, weight_bytes
 from ggprune.llama.options import CACHE_TYPES
-from ggprune.llama.runtime import without_mmap
-from ggprune.model import open_model
+from ggprune.llama.runtime import NEWEST, without_mmap
+from ggprune.model import MoeModel, open_model
 from tests.support import tiny
 from tests.support.kv_cache import cache_bytes
 from tests.support.tiny import write_tiny
@@ -27,6 +27,11 @@ SLIDING = [
     "maple", "mellum", "mimo2", "smallthinker", "step35",
 ]  # fmt: skip
 MLA = ["deepseek2", "mistral4"]
+
+
+def caches_mtp(model: MoeModel) -> bool:
+    """Whether llama.cpp keeps keys and values for layers that decoding does not run."""
+    return bool(model.mtp_layers) and library().version != NEWEST
 
 
 def allocated(path: Path, use: Use) -> tuple[float, float, float]:
@@ -64,8 +69,8 @@ def allocated(path: Path, use: Use) -> tuple[float, float, float]:
 def test_the_formula_is_what_llama_cpp_plans(architecture: str, use: Use, tmp_path: Path) -> None:
     path = write_tiny(tmp_path / "m.gguf", architecture)
     model = open_model(path)
-    if model.mtp_layers and not hasattr(library().api.llama_model_default_params(), "load_mtp"):
-        pytest.skip("releases up to 0.3.34 keep a cache for MTP layers too")
+    if caches_mtp(model):
+        pytest.skip("this release keeps a cache for MTP layers too")
     formula = cache_bytes(model, use)
     assert formula is not None
     plan = planned(model, use)
@@ -85,7 +90,7 @@ def test_within_five_percent_of_what_is_allocated(
     plan, formula = planned(model, use), cache_bytes(model, use)
     assert plan.total == pytest.approx(weights + cache + compute, rel=0.05)
     assert plan.weights == pytest.approx(weights, rel=0.05, abs=ROUNDED)
-    assert formula == pytest.approx(cache, rel=0.01, abs=2 * ROUNDED)
+    assert caches_mtp(model) or formula == pytest.approx(cache, rel=0.01, abs=2 * ROUNDED)
 
 
 @pytest.mark.llama

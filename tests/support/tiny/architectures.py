@@ -511,7 +511,7 @@ NOT_GENERATED: dict[str, str] = {
 }
 
 #: Files in src/models of llama.cpp that call build_moe_ffn: ``git grep -l build_moe_ffn``, looked
-#: at anew for each release that pyproject.toml pins.
+#: at anew for each release that pyproject.toml allows.
 MOE_FILES = (
     "afmoe", "arctic", "bailingmoe", "bailingmoe2", "bailingmoe3", "bert", "cohere2moe", "dbrx",
     "deepseek", "deepseek2", "deepseek32", "deepseek4", "dflash", "dots1", "dots3note",
