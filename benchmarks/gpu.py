@@ -165,7 +165,7 @@ def main() -> None:
                 words.append(f"FAILED, {row.name}: see above")
                 continue
             found = json.loads(done.stdout.splitlines()[-1])
-            words += verdict(row, found, base)
+            words += [] if args.tiny else verdict(row, found, base)
             base = base or found
             cells = [
                 *(f"{found[way]:.0f}" for way in ("last", "calibrate")),
@@ -175,7 +175,7 @@ def main() -> None:
                 f"{found['masked'] / found['write']:.2f}",
             ]
             print(f"| {row.name} | {' | '.join(cells)} |", flush=True)
-    print("\n".join(words) or "Nothing is slow.")
+    print("\n".join(words) or ("It works." if args.tiny else "Nothing is slow."))
     if any(line.startswith("FAILED") for line in words):
         sys.exit(1)
 

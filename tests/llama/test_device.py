@@ -220,7 +220,7 @@ def test_an_importance_matrix(path: Path, tmp_path: Path, say: Any) -> None:
     other = sum(float(np.abs(ours[name] - theirs[name]).sum()) / 2 for name in counts)
     whole = sum(float(theirs[name].sum()) for name in counts)
     say(f"{path.stem}: importance matrix within {apart:.1e}, counts {other:.0f} of {whole:.0f}")
-    assert apart < 0.02
+    assert apart < 0.05
     assert other <= MOVED * whole
 
 
