@@ -10,7 +10,7 @@ import numpy as np
 
 from ggprune.choosing import blend
 from ggprune.choosing.protect import Protection
-from ggprune.choosing.scores import Scores, comparable, counts_by_layer
+from ggprune.choosing.scores import Scores, counts_by_layer, fractions
 from ggprune.choosing.trust import Trust
 from ggprune.types import Floats, Ints
 
@@ -97,8 +97,10 @@ class Ranking:
             return Decision(method=self.method, kept=self.kept(keep), facts=facts)
         del facts["coverage"]  # Which is measured against the best plan with one count.
         scores, protection = self.scored(keep)[0], self.protection
-        shares = np.where(protection.fixed, np.inf, comparable(scores))
-        counts = counts_by_layer(shares, keep, protection.counts)
+        sums = self.by_domain.sum(axis=0)
+        # Between a share of the layer and one of all layers: see docs/methods.md#counts-by-layer.
+        worth = np.sqrt(sums * fractions(sums))
+        counts = counts_by_layer(np.where(protection.fixed, np.inf, worth), keep, protection.counts)
         kept = [protection.kept(scores, n)[row] for row, n in enumerate(counts.tolist())]
         return Decision(method=self.method, kept=kept, facts=facts)
 
