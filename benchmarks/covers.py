@@ -1,4 +1,4 @@
-"""What cover should count: parts of squares or of norms, of the token or of the mean token, and β.
+"""What cover should count: parts of squares or of norms, of the token or of the mean token.
 
     python benchmarks/covers.py MODEL --texts FOLDER --keep N [--keep N …]
 
@@ -9,17 +9,15 @@ best score that is a sum or a mean.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ggprune.calibration.routing import Shares
 from ggprune.calibration.run import Run
 from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
-from ggprune.choosing.cover import cover_scores
+from ggprune.choosing.cover import BETA, GENTLE, cover_scores, losses
 from ggprune.choosing.request import Budget, Request
 from ggprune.choosing.scores import choose_all
 from ggprune.evaluation.evaluator import Evaluator
@@ -31,17 +29,8 @@ from ggprune.types import Ints
 
 CONTEXT = 512
 SUMS = ("contribution", "contribution, maxmin", "gate", "reap", "ean", "frequency")
-#: Power of g‖f‖, power of the token's size, β.
-VARIANTS = ((2, 0, 5), (1, 0, 4), (1, 1, 2), (1, 1, 4), (2, 1, 4), (2, 2, 4))
-
-
-def lost(routing: Shares, power: int, size: int) -> Shares:
-    """(g‖f‖)^power over its sum, times (that sum)^(size / power) over the layer's mean of it."""
-    assert routing.norms is not None
-    parts = (np.sqrt(routing.shares.astype(np.float64)) * routing.norms[..., None]) ** power
-    total = np.maximum(parts.sum(axis=-1, keepdims=True), 1e-30)
-    sizes = total ** (size / power)
-    return replace(routing, shares=(parts / total * sizes / sizes.mean(axis=0)).astype(np.float32))
+#: The text's shares as they are, with the factor that suits them; parts of norms.
+SQUARES, OWN, MEAN = "squares, own", "norms, own", "norms, mean token"
 
 
 def plans(statistics: Statistics, keep: int) -> dict[str, Ints]:
@@ -56,9 +45,10 @@ def plans(statistics: Statistics, keep: int) -> dict[str, Ints]:
         found[name] = np.array([layers[n].keep for n in statistics.layers])
     experts, routing = statistics.identity.experts, statistics.shares
     assert routing is not None
-    for power, size, beta in VARIANTS:
-        scores = cover_scores(lost(routing, power, size), keep, experts, beta=beta)
-        found[f"power {power}, size {size}, β {beta}"] = choose_all(scores, keep)
+    found[SQUARES] = choose_all(cover_scores(routing, keep, experts, beta=BETA), keep)
+    for name, normed in ((OWN, True), (MEAN, False)):
+        scores = cover_scores(losses(routing, normed=normed), keep, experts, beta=GENTLE)
+        found[name] = choose_all(scores, keep)
     return found
 
 

@@ -96,13 +96,13 @@ def kl_of(resources: Resources, plan: ggprune.Plan) -> float:
 
 
 @pytest.mark.llama
-def test_at_most_a_quarter_of_what_calibration_decodes(resources: Resources) -> None:
+def test_at_most_a_fifth_of_what_calibration_decodes(resources: Resources) -> None:
     statistics, calibrated = gathered(resources, 40_000)
     with counted() as seen:
         plan = choose_plan(statistics, REQUEST, resources)
     # The tokens are all there is to count: base and plans, no trial runs.
     assert sum(seen) == plan.settings["search_tokens"]
-    assert 0.1 * calibrated < sum(seen) <= 0.25 * calibrated
+    assert 0.1 * calibrated < sum(seen) <= 0.2 * calibrated
     assert choose_plan(statistics, REQUEST, resources) == plan
 
 
@@ -217,7 +217,7 @@ def test_prune_compares_by_default_and_says_so(tmp_path: Path) -> None:
     assert pruned.plan.method in names and pruned.plan.method == next(iter(settings["search_kl"]))
     assert pruned.statistics is not None
     calibrated = pruned.statistics.domains[0].tokens
-    assert settings["search_tokens"] <= 0.25 * calibrated
+    assert settings["search_tokens"] <= 0.2 * calibrated
     # Of the text, a tenth is for the end, and a fifth of the rest for choosing.
     assert 0.7 * 57_000 < calibrated < 0.74 * 57_000
     assert pruned.metadata["settings"]["chosen_by"] == "auto"

@@ -26,8 +26,9 @@ from ggprune.types import Ints
 
 log = logging.getLogger(__name__)
 
-#: Tokens that the plans and the whole model may decode together, relative to calibration's.
-ALLOWANCE = 0.25
+#: Tokens that the plans and the whole model may decode together, relative to calibration's. These
+#: are scored, which calibration's are not: in computing time it is up to a quarter.
+ALLOWANCE = 0.2
 #: Tokens of a chunk of plain text. Divergences differ much more between documents than within one,
 #: so many short chunks tell more. An answer in a conversation may begin late: CHUNK for these.
 _SHORT = 128
