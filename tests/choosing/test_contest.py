@@ -109,7 +109,7 @@ def test_at_most_a_fifth_of_what_calibration_decodes(resources: Resources) -> No
 @pytest.mark.llama
 def test_the_planted_best_wins(resources: Resources, methods: dict[str, Method]) -> None:
     """Five methods that keep the experts used least, a little mixed up, and one that does not."""
-    statistics, _ = gathered(resources, 50_000)
+    statistics, _ = gathered(resources, 80_000)
     used = statistics.total.contribution_sum
 
     def method(name: str, scores: np.ndarray) -> Method:
