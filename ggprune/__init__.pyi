@@ -10,12 +10,12 @@ from ggprune.api.measuring import probe as probe
 from ggprune.api.measuring import sweep as sweep
 from ggprune.api.pruning import outputs as outputs
 from ggprune.api.pruning import prune as prune
+from ggprune.api.quantizing import imatrix as imatrix
+from ggprune.api.quantizing import quantize as quantize
 from ggprune.api.stages import calibrate as calibrate
 from ggprune.api.stages import choose as choose
 from ggprune.api.stages import convert_lists as convert_lists
-from ggprune.api.stages import imatrix as imatrix
 from ggprune.api.stages import merge as merge
-from ggprune.api.stages import quantize as quantize
 from ggprune.api.stages import traces as traces
 from ggprune.api.writing import Pruned as Pruned
 from ggprune.calibration.settings import Settings as Settings

@@ -30,9 +30,9 @@ def command(model: Path, output: Path, **arguments: Any) -> None:
     All texts are joined and cut into chunks of --ctx tokens. The built-in prompts are short: for a
     model that matters give several hundred KB of text of the kind it is used for.
     """
-    from ggprune.api import stages
+    from ggprune.api import quantizing
 
     given = options.grouped(arguments, options=RunOptions)
-    chunks, left_over = stages.imatrix(model, output, **given, progress=progress_bar)
+    chunks, left_over = quantizing.imatrix(model, output, **given, progress=progress_bar)
     note(f"{chunks} chunks of {arguments['ctx']} tokens, {left_over} left over")
     click.echo(str(output))

@@ -51,7 +51,7 @@ def command(
     ggprune quantize Model-BF16.gguf Q8_0 Q4_K_M
     ggprune quantize --from-plan PLAN.json --source Model-BF16.gguf Q4_K_M
     """
-    from ggprune.api import stages
+    from ggprune.api import quantizing
     from ggprune.cli.main import fail
 
     if (arguments["plan"] is None) != (source is None):
@@ -59,7 +59,7 @@ def command(
     types = model_and_types if source else model_and_types[1:]
     if not types:
         raise click.UsageError("Missing TYPE, for instance Q4_K_M.")
-    done, errors = stages.quantize(
+    done, errors = quantizing.quantize(
         source or MODEL(model_and_types[0]),
         types,
         **options.grouped(arguments, options=QuantizeOptions),
