@@ -10,11 +10,12 @@ from typing import Any
 
 from ggprune.choosing.count import notes_on
 from ggprune.errors import InputError, OutputError
-from ggprune.fitting.fit import Fit, Written, best_file, too_small, write
+from ggprune.fitting.fit import Fit, best_file, too_small
 from ggprune.fitting.hint import answers, remember, work_folder
 from ggprune.fitting.job import Job
 from ggprune.fitting.space import Space
 from ggprune.fitting.study import check_predicts, open_study
+from ggprune.fitting.writing import Written, write
 from ggprune.llama import memory
 from ggprune.model import MoeModel, open_model
 from ggprune.plan import Plan

@@ -15,12 +15,12 @@ from ggprune.api.fit import Fitted, fit, words_on
 from ggprune.calibration.settings import Settings
 from ggprune.cli.fit import command
 from ggprune.errors import InputError, OutputError
-from ggprune.fitting.fit import write
 from ggprune.fitting.frontier import frontier
 from ggprune.fitting.job import Job
 from ggprune.fitting.options import FitOptions
 from ggprune.fitting.space import Mix
 from ggprune.fitting.study import Study, open_study
+from ggprune.fitting.writing import write
 from ggprune.model import open_model
 
 pytestmark = pytest.mark.llama

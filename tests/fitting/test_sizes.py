@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ggprune.fitting.fit import main_type, write
 from ggprune.fitting.requantize import Requantizer
 from ggprune.fitting.shards import Shards
 from ggprune.fitting.space import Mix, Space
+from ggprune.fitting.writing import main_type, write
 from ggprune.gguf_file import GgufModel, lay_out, whole, write_files
 from ggprune.gguf_file import KeyEdits as Edits
 from ggprune.llama.options import QuantizeOptions, RunOptions
