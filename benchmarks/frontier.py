@@ -19,7 +19,8 @@ from ggprune.fitting import chart
 from ggprune.fitting.fit import Fit, best_file
 from ggprune.fitting.frontier import Point, frontier, marked
 from ggprune.fitting.job import Job
-from ggprune.fitting.study import Study, open_study
+from ggprune.fitting.opening import open_study
+from ggprune.fitting.study import Study
 from ggprune.gguf_file import write_text
 
 ROOT = Path(__file__).parent.parent

@@ -13,8 +13,9 @@ from ggprune.errors import InputError, OutputError
 from ggprune.fitting.fit import Fit, best_file, too_small
 from ggprune.fitting.hint import answers, remember, work_folder
 from ggprune.fitting.job import Job
+from ggprune.fitting.opening import open_study
 from ggprune.fitting.space import Space
-from ggprune.fitting.study import check_predicts, open_study
+from ggprune.fitting.study import check_predicts
 from ggprune.fitting.writing import Written, write
 from ggprune.llama import memory
 from ggprune.model import MoeModel, open_model

@@ -47,7 +47,7 @@ def command(model: Path, output: Path | None, force: bool, as_json: bool, **argu
     """
     from ggprune.fitting import chart
     from ggprune.fitting.frontier import HEADER, frontier, rows_of
-    from ggprune.fitting.study import open_study
+    from ggprune.fitting.opening import open_study
     from ggprune.gguf_file import check_targets, write_text
     from ggprune.model import open_model
     from ggprune.quantization.names import file_type

@@ -7,8 +7,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,7 @@ from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.journal import Journal
 from ggprune.evaluation.logcache import fingerprint
 from ggprune.evaluation.masking import Dropped, dropped_by
-from ggprune.fitting import kinds
 from ggprune.fitting.calibrated import calibrated
-from ggprune.fitting.hint import work_folder
 from ggprune.fitting.job import Job
 from ggprune.fitting.measure import Meter, Score, check_text
 from ggprune.fitting.predict import POWER, Prediction
@@ -34,9 +31,8 @@ from ggprune.fitting.shards import Shards
 from ggprune.fitting.solve import choose
 from ggprune.fitting.space import AS_IS, Mix, Option, Space
 from ggprune.gguf_file import Tensor
-from ggprune.llama.devices import physical_memory
 from ggprune.llama.options import QuantizeOptions
-from ggprune.model import MoeModel, open_model
+from ggprune.model import MoeModel
 from ggprune.model.architectures import Kind
 from ggprune.plan import Plan
 from ggprune.quantization.imatrix import Imatrix
@@ -44,15 +40,10 @@ from ggprune.quantization.importance import ImatrixObserver
 from ggprune.quantization.quantize import Quantizer
 from ggprune.text.documents import Source
 from ggprune.text.held_out import Texts
-from ggprune.types import Progress
 from ggprune.util import Closing, human_size
 
 log = logging.getLogger(__name__)
 
-#: A source whose tensors are quantized to fewer bits than this has lost something already.
-_LOW_BITS = 7.0
-#: A file that takes more of the memory than this is not run if it need not be.
-_SHARE_OF_MEMORY = 0.7
 #: Shares of the experts that are masked to learn what missing ones cost.
 _COUNTS = (15 / 16, 3 / 4, 1 / 2, 1 / 4)
 #: Counts that are tried for a file, at most.
@@ -357,52 +348,3 @@ class Study(Closing):
 
 def _cost(found: tuple[float, Mix]) -> float:
     return found[0]
-
-
-@contextmanager
-def open_study(job: Job) -> Iterator[Study]:
-    """Open everything that a job names; shards of candidates are removed at the end.
-
-    Raises:
-        GgpruneError: a file or a text cannot be used.
-    """
-    texts = job.texts()
-    with ExitStack() as stack:
-        source = stack.enter_context(open_model(job.model))
-        work = job.work or work_folder(job.model)
-        path = job.reference or _made_reference(source, work, job.progress)
-        reference = stack.enter_context(open_model(path)) if path else None
-        _warn_of_low_bits(source)
-        study = Study(job, source, texts, work, reference)
-        stack.callback(study.shards.clear)
-        yield stack.enter_context(study)
-
-
-def _made_reference(source: MoeModel, work: Path, progress: Progress) -> Path | None:
-    """Name a Q8_0 to run in place of an unquantized source that does not fit into memory."""
-    memory = physical_memory()
-    unquantized = all(kinds.is_unquantized(tensor) for tensor in source.gguf.tensors)
-    if not (unquantized and memory and source.gguf.size > _SHARE_OF_MEMORY * memory):
-        return None
-    log.info("%s is not run: a Q8_0 made of it is the reference", source.gguf.path)
-    quantizer = Quantizer(source.gguf, QuantizeOptions(), work, stem="reference")
-    path = quantizer.paths("Q8_0")[0]
-    if not path.exists():
-        with progress(quantizer.source_bytes, "quantizing the reference", "B") as advance:
-            quantizer.run("Q8_0", progress=advance)
-    return path
-
-
-def _warn_of_low_bits(source: MoeModel) -> None:
-    tensors = source.gguf.tensors
-    low = [t for t in tensors if 0 < kinds.bits_of(t) < _LOW_BITS]
-    share = sum(t.nbytes for t in low) / max(sum(t.nbytes for t in tensors), 1)
-    if share > 0.5:
-        log.warning(
-            "%s: %.0f %% of it has fewer than %.0f bits a weight already: what that rounded away "
-            "stays lost, the divergence below is from this file, and quantizing again rounds the "
-            "rounded values. Start from BF16, F16 or Q8_0 where you can",
-            source.gguf.path,
-            100 * share,
-            _LOW_BITS,
-        )

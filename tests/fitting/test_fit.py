@@ -17,9 +17,10 @@ from ggprune.cli.fit import command
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting.frontier import frontier
 from ggprune.fitting.job import Job
+from ggprune.fitting.opening import open_study
 from ggprune.fitting.options import FitOptions
 from ggprune.fitting.space import Mix
-from ggprune.fitting.study import Study, open_study
+from ggprune.fitting.study import Study
 from ggprune.fitting.writing import write
 from ggprune.model import open_model
 
