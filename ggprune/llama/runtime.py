@@ -18,7 +18,7 @@ from ggprune.gguf_file import TENSOR_TYPES
 from ggprune.llama.symbols import InitParams
 
 #: Releases of llama-cpp-python that passed the tests (docs/runtimes.md), and the ggml in them.
-RELEASES = {"0.3.36": "0.25.3"}
+RELEASES = {"0.3.35": "0.20.0", "0.3.36": "0.25.3"}
 NEWEST = list(RELEASES)[-1]
 #: Folder of the llama.cpp that llama-cpp-python is to load instead of its own.
 EXTERNAL = "LLAMA_CPP_LIB_PATH"

@@ -6,6 +6,7 @@ import ctypes
 import platform
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -142,3 +143,8 @@ def test_going_on_all_the_same(
     )
     assert done.returncode == status, done.stdout + done.stderr
     assert ("llama-cpp-python 0.3.99: it is none of the releases" in done.stdout) == bool(status)
+
+
+def test_the_releases_are_those_that_can_be_installed() -> None:
+    pinned = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'"llama-cpp-python>={next(iter(runtime.RELEASES))},<={runtime.NEWEST}"' in pinned
