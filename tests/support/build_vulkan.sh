@@ -35,8 +35,9 @@ if [ "${number:-0}" -lt 275 ]; then
 	includes=$PWD/headers/usr/include
 	if [ ! -d "$includes" ]; then
 		mkdir -p lists/partial
+		mirror=$(apt-get indextargets --format '$(REPO_URI)' "Codename: bookworm" | head -n 1)
 		echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg]" \
-			"$(apt-get indextargets --format "\$(REPO_URI)" "Codename: bookworm" | head -n 1) trixie main" >trixie.list
+			"$mirror trixie main" >trixie.list
 		newer=(-o "Dir::Etc::sourcelist=$PWD/trixie.list" -o Dir::Etc::sourceparts=/dev/null
 			-o "Dir::State::lists=$PWD/lists" -o Dir::Cache::pkgcache= -o Dir::Cache::srcpkgcache=)
 		apt-get -q "${newer[@]}" update
