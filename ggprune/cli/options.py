@@ -202,6 +202,25 @@ def output(help: str, *, required: bool = False) -> Callable[[Command], Command]
     return click.option("-o", "--output", type=FILE, required=required, help=help)
 
 
+def answering(longest: str, parallel: str) -> Callable[[Command], Command]:
+    """Add the options of commands in which a model answers; both arguments are help texts."""
+
+    def decorate(command: Command) -> Command:
+        several = click.option(
+            *FLAGS["parallel"],
+            type=click.IntRange(1, 256),
+            default=8,
+            show_default=True,
+            help=parallel,
+        )
+        most = click.option(
+            "--max-tokens", type=click.IntRange(1), default=1024, show_default=True, help=longest
+        )
+        return most(several(command))
+
+    return decorate
+
+
 def _quieten(_ctx: click.Context, _param: click.Parameter, quiet: bool) -> None:
     show_notes(quiet=quiet)
 

@@ -22,21 +22,7 @@ MODES = ("greedy", "sampled")
 @click.command("probe", cls=Sectioned)
 @click.argument("base", type=MODEL)
 @click.argument("candidate", type=FILE)
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    help="Longest answer.",
-)
-@click.option(
-    "-np",
-    "--parallel",
-    type=click.IntRange(1, 256),
-    default=8,
-    show_default=True,
-    help="Prompts answered at the same time.",
-)
+@options.answering("Longest answer.", "Prompts answered at the same time.")
 @click.option(
     "--mode",
     type=click.Choice(["both", *MODES]),

@@ -33,20 +33,8 @@ from ggprune.llama.options import RunOptions
     show_default=True,
     help="Time for one check.",
 )
-@click.option(
-    "--max-tokens",
-    type=click.IntRange(1),
-    default=1024,
-    show_default=True,
-    help="Longest answer; what does not end by then is not kept.",
-)
-@click.option(
-    "-np",
-    "--parallel",
-    type=click.IntRange(1, 256),
-    default=8,
-    show_default=True,
-    help="Tasks answered at the same time.",
+@options.answering(
+    "Longest answer; what does not end by then is not kept.", "Tasks answered at the same time."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, help="For the answers.")
 @options.of(RunOptions)
