@@ -17,7 +17,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,46 +44,64 @@ from ggprune.types import no_progress
 ROOT = Path(__file__).resolve().parent.parent
 CONTEXT = 512
 SCORED_FROM = 64
-#: Models and texts in fixtures/; the last one is made by `make chatty`.
-MODELS = (
-    ("fixtures/gemma4-moe-tiny-Q8_0.gguf", "fixtures"),
-    ("fixtures/glm4-moe-tiny-Q8_0.gguf", "fixtures/glm4-moe"),
-    ("out/chatty-Q8_0.gguf", "fixtures/glm4-moe"),
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A model and its texts.
+
+    Attributes:
+        heldout_tokens: of each domain, that plans are judged on.
+        search_plans: that search draws; 0: no search, no method that calibrates again.
+        calibration_tokens: of each domain; None: all.
+    """
+
+    model: Path
+    texts: Path
+    heldout_tokens: int
+    search_plans: int
+    calibration_tokens: int | None = None
+
+
+#: What is in fixtures/, as much of each as two cores do in an hour and a half; the last model is
+#: made by `make chatty`.
+CASES = (
+    Case(ROOT / "fixtures/gemma4-moe-tiny-Q8_0.gguf", ROOT / "fixtures", 4096, 600),
+    Case(ROOT / "fixtures/glm4-moe-tiny-Q8_0.gguf", ROOT / "fixtures/glm4-moe", 8192, 600),
+    Case(ROOT / "out/chatty-Q8_0.gguf", ROOT / "fixtures/glm4-moe", 2048, 0, 12288),
 )
-#: Method and blend; the first ones are what auto usually chooses from.
+#: Method and blend; the first five are what auto chooses from.
 ONE_SHOT = (
-    *(("contribution", ""), ("gate", ""), ("reap", ""), ("contribution", "maxmin")),
+    *(("cover", ""), ("contribution", ""), ("contribution", "maxmin"), ("gate", ""), ("reap", "")),
     *(("frequency", ""), ("ean", ""), ("contribution", "uniform"), ("gate", "maxmin")),
-    ("cover", ""),
 )
 OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
 #: Also measured with as many experts a token as search takes.
 TOLD = (("cover", ""), ("contribution", ""), ("gate", "maxmin"), ("reap", ""))
 SEEDS = 5
 ROUNDS = 2
+SEARCH_PLANS = "that search draws; 0: no search, no method that calibrates again"
 
 
 class Evidence:
     """One run: what is measured, and where it is kept."""
 
-    def __init__(self, arguments: argparse.Namespace, model: Path, texts: Path) -> None:
-        self.arguments, self.texts = arguments, texts
-        self.out: Path = arguments.out
-        self.model = open_model(model)
-        self.work = self.out / "evidence-work" / model.stem
+    def __init__(self, case: Case, keeps: list[int] | None, out: Path, threads: int | None) -> None:
+        self.case, self.keeps, self.out = case, keeps, out
+        self.since = time.monotonic(), time.process_time()
+        self.model = open_model(case.model)
+        self.work = out / "evidence-work" / case.model.stem
         self.work.mkdir(parents=True, exist_ok=True)
         self.path = self.out / "evidence.json"
         self.all = json.loads(self.path.read_text("utf-8")) if self.path.exists() else {}
         self.results: dict[str, Any] = self.all.setdefault(self.model.name, {})
-        self.options = RunOptions(threads=arguments.threads)
+        self.options = RunOptions(threads=threads)
         self.statistics = self._statistics()
         self._rankings: dict[str, Ranking] = {}
 
     def run(self) -> None:
         """Everything that is not there yet, cheapest first."""
-        keeps = self.arguments.keep or [
-            round(self.model.experts * share) for share in (0.5, 0.25, 0.75)
-        ]
+        keeps = self.keeps or [round(self.model.experts * share) for share in (0.75, 0.5, 0.25)]
         self.results["model"] = {
             "name": self.model.name,
             "experts": self.model.experts,
@@ -97,34 +115,33 @@ class Evidence:
             self.options,
             self._texts("heldout"),
             n_ctx=CONTEXT,
-            max_tokens=self.arguments.heldout_tokens,
+            max_tokens=self.case.heldout_tokens,
             scored_from=SCORED_FROM,
             cache=self.work,
         ) as evaluator:
             evaluator.base()
             self.results["heldout"] = {"tokens": evaluator.scored, "chunks": len(evaluator.chunks)}
             stages = [self._one_shot, self._measured, self._others]
-            if self.arguments.search_plans:
+            if self.case.search_plans:
                 stages += [self._fewer_used, self._more_passes]
             for stage in stages:
                 for keep in keeps:
                     for name, plan in stage(keep):
                         self._evaluate(evaluator, keep, name, plan)
+        self._took()
         write_report(self.all, self.out)
 
     def _statistics(self) -> Statistics:
         path = self.work / "stats.gguf"
         if not path.exists():
-            most = self.arguments.calibration_tokens
+            most = self.case.calibration_tokens
             settings = Settings(ctx=CONTEXT, generate=0, max_tokens=most)
-            before = time.monotonic()
             run = Run(self.model, self._texts("calibration"), settings, self.options, no_progress)
             run.run().save(path)
-            self.results.setdefault("seconds", {})["calibrate"] = time.monotonic() - before
         return Statistics.load(path)
 
     def _texts(self, part: str) -> tuple[Source, ...]:
-        found = sorted((self.texts / part).glob("*.[tj]*"))
+        found = sorted((self.case.texts / part).glob("*.[tj]*"))
         return load_texts((path.stem, str(path)) for path in found)
 
     def _one_shot(self, keep: int) -> Iterator[tuple[str, Plan]]:
@@ -137,12 +154,11 @@ class Evidence:
 
     def _measured(self, keep: int) -> Iterator[tuple[str, Plan]]:
         yield "auto", self._plan(keep, "auto", "auto")
-        if self.arguments.search_plans:
+        if self.case.search_plans:
             yield "search", self._searched(keep)
 
     def _searched(self, keep: int) -> Plan:
-        plans = self.arguments.search_plans
-        return self._plan(keep, "search", "search", search_plans=plans)
+        return self._plan(keep, "search", "search", search_plans=self.case.search_plans)
 
     def _fewer_used(self, keep: int) -> Iterator[tuple[str, Plan]]:
         """What search gains by its experts, and what by how many of them a token uses."""
@@ -216,9 +232,18 @@ class Evidence:
         same = next((row for row in rows.values() if row["hash"] == plan.hash), None)
         rows[name] = {**(same or self._measure(evaluator, plan)), "settings": dict(plan.settings)}
         rows[name]["method"], rows[name]["hash"] = plan.method, plan.hash
-        write_text(self.path, json.dumps(self.all) + "\n")
+        self._took()
         kl = rows[name]["kld_mean"]
         print(f"keep {keep}  {name:24} KL {kl:.4f}", file=sys.stderr, flush=True)
+
+    def _took(self) -> None:
+        """Add the time since the last call to what all runs took, and write everything down."""
+        now = time.monotonic(), time.process_time()
+        spent = self.results.setdefault("seconds", {"wall": 0.0, "cpu": 0.0})
+        for name, before, after in zip(("wall", "cpu"), self.since, now, strict=True):
+            spent[name] = round(spent[name] + after - before, 1)
+        self.since = now
+        write_text(self.path, json.dumps(self.all) + "\n")
 
     def _measure(self, evaluator: Evaluator, plan: Plan) -> dict[str, Any]:
         found = evaluator.measure_plan(plan)
@@ -240,27 +265,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", nargs="?", type=Path, help="default: all in fixtures/")
     parser.add_argument("--texts", type=Path, default=ROOT / "fixtures")
-    parser.add_argument("--keep", type=int, action="append", help="default: 50, 25 and 75 %%")
-    parser.add_argument(
-        "--search-plans",
-        type=int,
-        default=1500,
-        help="that search draws; 0: no search, no method that calibrates again",
-    )
+    parser.add_argument("--keep", type=int, action="append", help="default: 75, 50 and 25 %%")
+    parser.add_argument("--search-plans", type=int, default=600, help=SEARCH_PLANS)
     parser.add_argument("--calibration-tokens", type=int, help="of each domain; default: all")
     parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     logging.basicConfig(level=logging.INFO, format="  %(message)s")
-    arguments = parser.parse_args()
-    models = [(ROOT / model, ROOT / texts) for model, texts in MODELS]
-    if arguments.model:
-        models = [(arguments.model, arguments.texts)]
-    for model, texts in models:
-        if model.exists():
-            Evidence(arguments, model, texts).run()
+    told = parser.parse_args()
+    cases = CASES
+    if told.model:
+        tokens = told.heldout_tokens, told.search_plans, told.calibration_tokens
+        cases = (Case(told.model, told.texts, *tokens),)
+    for case in cases:
+        if case.model.exists():
+            Evidence(case, told.keep, told.out, told.threads).run()
         else:
-            print(f"{model}: not there, left out", file=sys.stderr)
+            print(f"{case.model}: not there, left out", file=sys.stderr)
 
 
 if __name__ == "__main__":

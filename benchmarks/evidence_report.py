@@ -120,10 +120,11 @@ def _nearest_to_random(rows: Plans) -> str:
 def _setting(results: Mapping[str, Any]) -> str:
     model, held = results["model"], results["heldout"]
     tokens = ", ".join(f"{name} {count:,}" for name, count in model["tokens"].items())
+    wall, cpu = (results["seconds"][name] / 60 for name in ("wall", "cpu"))
     return (
         f"{model['layers']} layers of {model['experts']} experts, {model['used']} used. "
         f"Calibration tokens: {tokens}. Measured on {held['tokens']:,} tokens in "
-        f"{held['chunks']} chunks.\n"
+        f"{held['chunks']} chunks. All of it took {wall:.0f} minutes, {cpu:.0f} of CPU time.\n"
     )
 
 

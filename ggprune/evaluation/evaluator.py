@@ -31,6 +31,8 @@ from ggprune.text.documents import Source
 from ggprune.types import Advance, no_advance
 from ggprune.util import Closing
 
+#: Tokens of a context at least: short chunks share it, so that experts see full batches.
+_ROOM = 512
 _TOKENS_KEY = "tokenizer.ggml.tokens"
 
 
@@ -107,6 +109,7 @@ class Evaluator(Closing):
         with LlamaModel(path, options, vocab_only=True) as vocabulary:
             self.n_vocab = vocabulary.n_vocab
             self.n_ctx = min(n_ctx, self.description.trained_context or n_ctx)
+            self._room = max(self.n_ctx, _ROOM)
             template = chat.template_of(
                 vocabulary, self.description.gguf.get("tokenizer.chat_template")
             )
@@ -164,7 +167,7 @@ class Evaluator(Closing):
             self._cache.writing(path, header, self.scored, self.n_vocab) as log,
             self._context(self._loaded()) as context,
         ):
-            steps = scored_logits(context, self.chunks, self.n_ctx, advance)
+            steps = scored_logits(context, self.chunks, self._room, advance)
             for first, targets, logits in steps:
                 record(logits, targets, log, first, self._pool)
             log.flush()
@@ -270,7 +273,7 @@ class Evaluator(Closing):
         out = TokenScores.empty(len(rows))
         # Held back: threads work on the context's memory, which an exception would free.
         with interrupts:
-            for first, targets, logits in scored_logits(context, chunks, self.n_ctx, advance):
+            for first, targets, logits in scored_logits(context, chunks, self._room, advance):
                 part = slice(first, first + len(targets))
                 compare(logits, targets, base, rows[part], out.part(part), self._pool)
         return out
@@ -319,7 +322,7 @@ class Evaluator(Closing):
             self._llama = None
 
     def _context(self, llama: LlamaModel, *observers: MaskObserver) -> LlamaContext:
-        return LlamaContext(llama, n_ctx=self.n_ctx, n_sequences=SEQUENCES, observers=observers)
+        return LlamaContext(llama, n_ctx=self._room, n_sequences=SEQUENCES, observers=observers)
 
     def _check_vocabulary(self, path: Path) -> None:
         with GgufModel(path) as other:

@@ -121,12 +121,12 @@ def register(method: Method) -> Method:
 
 
 def of_sums(
-    name: str, formula: str, source: str, *, candidate: bool = True, **more: Any
+    name: str, formula: str, source: str, **more: Any
 ) -> Callable[[SumsFunction], SumsFunction]:
     """Register the decorated function of an ExpertSums and a seed as a method; see Method."""
 
     def decorate(function: SumsFunction) -> SumsFunction:
-        about = {"needs": "statistics", "candidate": candidate, **more}
+        about = {"needs": "statistics", **more}
         register(Method(name=name, formula=formula, source=source, sums=function, **about))
         return function
 

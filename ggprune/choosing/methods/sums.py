@@ -21,20 +21,27 @@ def per_token(total: npt.NDArray[np.generic], count: Ints | Floats) -> Floats:
 
 
 @of_sums(
-    "contribution", "Σ g‖f‖", "contribution to the residual", additive=True, blends=("maxmin",)
+    *("contribution", "Σ g‖f‖", "contribution to the residual"),
+    additive=True,
+    candidate=True,
+    blends=("maxmin",),
 )
 def contribution(sums: ExpertSums, seed: int = 0) -> Floats:
     """Sum what the expert adds to the residual stream."""
     return sums.contribution_sum.copy()
 
 
-@of_sums("gate", "Σ g", "baseline", additive=True, blends=("maxmin",))
+@of_sums("gate", "Σ g", "baseline", additive=True, candidate=True)
 def gate(sums: ExpertSums, seed: int = 0) -> Floats:
     """How often the router chooses the expert, weighted by how much."""
     return sums.gate_sum.copy()
 
 
-@of_sums("reap", "(1/N) Σ g‖f‖", "Lasby et al., arXiv 2510.13999, eq. 9", baseline=True)
+@of_sums(
+    *("reap", "(1/N) Σ g‖f‖", "Lasby et al., arXiv 2510.13999, eq. 9"),
+    candidate=True,
+    baseline=True,
+)
 def reap(sums: ExpertSums, seed: int = 0) -> Floats:
     """Mean contribution of the tokens routed to the expert."""
     return per_token(sums.contribution_sum, sums.count)
