@@ -190,14 +190,40 @@ def test_plans_that_are_alike_are_not_measured(
     assert "all choose alike" in caplog.text
 
 
+def chats(length: int, count: int) -> tuple[Source, ...]:
+    """Conversations whose answers are the last third of so many letters."""
+    return (
+        Source(
+            "chat",
+            tuple(
+                Document(
+                    messages=(
+                        Message("user", text(2 * n, length * 2 // 3)),
+                        Message("assistant", text(2 * n + 1, length // 3)),
+                    )
+                )
+                for n in range(count)
+            ),
+        ),
+    )
+
+
 @pytest.mark.llama
 def test_conversations_are_read_in_longer_chunks(resources: Resources) -> None:
     """An answer that begins after 256 tokens is there to be measured."""
-    turns = (Message("user", text(5, 300)), Message("assistant", text(6, 150)))
-    chats = (Source("chat", tuple(Document(messages=turns) for _ in range(40))),)
     statistics, _ = gathered(resources, 60_000)
-    plan = choose_plan(statistics, REQUEST, replace(resources, search_sources=chats))
+    plan = choose_plan(statistics, REQUEST, replace(resources, search_sources=chats(450, 40)))
     assert plan.settings["search_kl"]
+
+
+@pytest.mark.llama
+def test_short_conversations_count_as_long_as_they_are(resources: Resources) -> None:
+    statistics, calibrated = gathered(resources, 60_000)
+    short = replace(resources, search_sources=chats(90, 200))
+    with counted() as seen:
+        plan = choose_plan(statistics, REQUEST, short)
+    assert plan.settings["search_tokens"] == sum(seen)
+    assert 0.15 * calibrated < sum(seen) <= 0.2 * calibrated
 
 
 @pytest.mark.llama

@@ -9,8 +9,9 @@ Nothing depends on time: the same input chooses the same plan.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 
 import numpy as np
@@ -65,8 +66,15 @@ def contest(
     sources = resources.search_sources or builtin_texts(SEARCH)
     chats = any(document.messages for source in sources for document in source.documents)
     chunk, fewest = (CHUNK, _FEWEST) if chats else (_SHORT, _FEWEST_SHORT)
-    allowed = int(ALLOWANCE * sum(domain.tokens for domain in statistics.domains)) // chunk
-    most = tokens_kept(model) // chunk
+    tokens = int(ALLOWANCE * sum(domain.tokens for domain in statistics.domains))
+    open_meter = partial(
+        MaskedMeter,
+        *(model.gguf.path, options, statistics.layers, sources),
+        chunk=chunk,
+        cache=resources.cache,
+    )
+    length = _mean_length(open_meter, tokens // len(sources)) if chats else chunk
+    allowed, most = tokens // length, tokens_kept(model) // length
     why = "too little text was calibrated on" if len(plans) > 1 else "all choose alike"
     while not (sizes := rounds(len(plans), allowed, len(sources), most, fewest)) and len(plans) > 1:
         plans.popitem()
@@ -75,18 +83,10 @@ def contest(
         log.info("methods are not compared, as %s: %s is taken", why, best)
         decision = rankings[best].decided(keep)
         return replace(decision, facts={"chosen_by": request.method, **decision.facts})
-    with MaskedMeter(
-        model.gguf.path,
-        options,
-        statistics.layers,
-        sources,
-        chunk=chunk,
-        max_tokens=-(-sum(sizes) // len(sources)) * chunk,
-        cache=resources.cache,
-    ) as meter:
+    with open_meter(max_tokens=-(-sum(sizes) // len(sources)) * length) as meter:
         meter.use(request.fixed_used)
         meter.zero_bias = request.router_bias == "zero"
-        with meter.showing(resources.progress, allowed * chunk, "comparing methods"):
+        with meter.showing(resources.progress, allowed * length, "comparing methods"):
             meter.base()
             lasted = compare_one_shot(meter, plans, _parts(meter.order(), sizes))
         best = next(iter(lasted))
@@ -102,6 +102,12 @@ def contest(
             "search_tokens": meter.evaluator.tokens + meter.tokens,
         }
         return replace(decision, facts={**facts, **decision.facts})
+
+
+def _mean_length(open_meter: Callable[..., MaskedMeter], tokens: int) -> int:
+    """Find how many tokens conversations have, cut at a chunk; of so many tokens of each domain."""
+    with open_meter(max_tokens=tokens) as meter:
+        return -(-meter.evaluator.tokens // len(meter.chunks))
 
 
 def rounds(plans: int, allowed: int, domains: int, most: int, fewest: int) -> list[int]:
