@@ -101,7 +101,8 @@ class Evidence:
 
     def run(self) -> None:
         """Everything that is not there yet, cheapest first."""
-        keeps = self.keeps or [round(self.model.experts * share) for share in (0.75, 0.5, 0.25)]
+        experts, used = self.model.experts, self.model.experts_used
+        keeps = self.keeps or [max(round(experts * share), used) for share in (0.75, 0.5, 0.25)]
         self.results["model"] = {
             "name": self.model.name,
             "experts": self.model.experts,
@@ -265,7 +266,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("model", nargs="?", type=Path, help="default: all in fixtures/")
     parser.add_argument("--texts", type=Path, default=ROOT / "fixtures")
-    parser.add_argument("--keep", type=int, action="append", help="default: 75, 50 and 25 %%")
+    parser.add_argument("--keep", type=int, action="append", help="default: 75, 50, 25 %%")
     parser.add_argument("--search-plans", type=int, default=600, help=SEARCH_PLANS)
     parser.add_argument("--calibration-tokens", type=int, help="of each domain; default: all")
     parser.add_argument("--heldout-tokens", type=int, default=4096, help="of each domain")

@@ -22,7 +22,7 @@ from ggprune.evaluation.logprobs import BaseLog, TokenScores, compare, record
 from ggprune.evaluation.metrics import Metrics, mean_and_error
 from ggprune.evaluation.verdict import verdict
 from ggprune.gguf_file import write_files
-from ggprune.llama.session import LlamaModel
+from ggprune.llama.session import LlamaContext, LlamaModel, Tokens
 from ggprune.model import open_model
 from ggprune.plan import LayerPlan, Plan
 from ggprune.rewrite import plan_rewrite
@@ -290,6 +290,24 @@ def test_conversations_share_a_pass_without_seeing_each_other(base: Path) -> Non
         with Evaluator(base, exact, [Source("x", (document,))], n_ctx=256) as measured:
             alone.append(np.array(measured.base().nll))
     assert together == pytest.approx(np.concatenate(alone), abs=1e-4)
+
+
+@pytest.mark.llama
+def test_short_chunks_share_a_pass(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that experts see batches of 512 tokens; numbers are those of test_against_float64."""
+    passes = []
+    decode = LlamaContext.decode
+
+    def counted(context: LlamaContext, parts: Sequence[Tokens]) -> None:
+        passes.append(sum(part.start == 0 for part in parts))
+        decode(context, parts)
+
+    monkeypatch.setattr(LlamaContext, "decode", counted)
+    with evaluator(base) as measured:
+        measured.base()
+        chunks = len(measured.chunks)
+    # Ten chunks of 48 in 512 tokens.
+    assert chunks > 10 and passes == [10] * (chunks // 10) + [chunks % 10]
 
 
 def test_held_out_text_is_not_calibration_text() -> None:
