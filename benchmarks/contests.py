@@ -33,14 +33,13 @@ FIVE = ("cover", "contribution", "contribution, maxmin", "gate", "reap")
 TEN = (*FIVE, "gate, maxmin", "frequency", "ean", "man", "msan")
 #: Candidates, tokens of a chunk, and the allowance.
 WAYS = (
-    *((TEN, 128, ALLOWANCE), (TEN, 64, ALLOWANCE), (FIVE, 128, ALLOWANCE), (FIVE, 64, ALLOWANCE)),
-    (FIVE, 64, 2 * ALLOWANCE),
+    *((TEN, 128, ALLOWANCE), (FIVE, 128, ALLOWANCE), (FIVE, 64, ALLOWANCE)),
+    (FIVE, 128, 2 * ALLOWANCE),
 )
 LIMIT = 0.05
 DRAWS = 400
 #: Tokens of each domain that chunks are drawn from.
 TOKENS = 8192
-FEWEST = 5
 
 
 class Recorded:
@@ -114,7 +113,7 @@ def replay(case: Case, out: Path, threads: int | None) -> None:
     for names, chunk, allowance in WAYS:
         kl, domains = recorded[chunk]
         most = sum(map(len, domains))
-        sizes = rounds(len(names), int(allowance * tokens) // chunk, len(domains), most, FEWEST)
+        sizes = rounds(len(names), int(allowance * tokens) // chunk, len(domains), most)
         told = []
         for keep, of in plans.items():
             truth = {name: found["plans"][keep][name]["kld_mean"] for name in TEN}

@@ -140,7 +140,7 @@ def test_the_planted_best_wins(resources: Resources, methods: dict[str, Method])
 @pytest.mark.parametrize("domains", [1, 2, 5, 9])
 def test_rounds_stay_within_the_allowance(plans: int, domains: int) -> None:
     for allowed in range(0, 400, 7):
-        sizes = contest.rounds(plans, allowed, domains, 100, 5)
+        sizes = contest.rounds(plans, allowed, domains, 100)
         alive, runs = plans, 0
         for size in sizes:
             runs += alive * size
@@ -149,8 +149,8 @@ def test_rounds_stay_within_the_allowance(plans: int, domains: int) -> None:
         assert runs + base <= allowed
         assert sum(sizes) <= 100
         assert not sizes or min(sizes) >= 5
-    assert contest.rounds(plans, 400, domains, 100, 5)
-    assert not contest.rounds(1, 400, domains, 100, 5)
+    assert contest.rounds(plans, 400, domains, 100)
+    assert not contest.rounds(1, 400, domains, 100)
 
 
 @pytest.mark.llama
@@ -165,7 +165,7 @@ def test_too_little_text_leaves_the_default(
     assert "too little text was calibrated on" in caplog.text
     # Nor is a text without a chunk the end of the job, unless measuring was asked for.
     statistics, _ = gathered(resources, 40_000)
-    short = replace(resources, search_sources=sources(3, 100))
+    short = replace(resources, search_sources=sources(3, 200))
     assert choose_plan(statistics, REQUEST, short).method == unmeasured.method
     assert "methods are not compared: text 'a' has" in caplog.text
     with pytest.raises(ggprune.InputError, match="less than one chunk"):

@@ -31,10 +31,11 @@ log = logging.getLogger(__name__)
 #: are scored, which calibration's are not: in computing time it is up to a quarter.
 ALLOWANCE = 0.2
 #: Tokens of a chunk of plain text. Divergences differ much more between documents than within one,
-#: so many short chunks tell more. An answer in a conversation may begin late: CHUNK for these.
-_SHORT = 64
-#: Fewer chunks rule nothing out; short ones must be more.
-_FEWEST, _FEWEST_SHORT = 5, 10
+#: so many short chunks tell more; still shorter ones tell of another use of the model
+#: (benchmarks/contests.py). An answer in a conversation may begin late: CHUNK for these.
+_SHORT = 128
+#: Fewer chunks rule nothing out.
+_FEWEST = 5
 #: Plans are taken for one if they differ in at most this share of the experts that stay, or go,
 #: whichever are fewer.
 _ALIKE = 0.02
@@ -65,7 +66,7 @@ def contest(
     plans = _distinct(candidates, min(keep, model.experts - keep))
     sources = resources.search_sources or builtin_texts(SEARCH)
     chats = any(document.messages for source in sources for document in source.documents)
-    chunk, fewest = (CHUNK, _FEWEST) if chats else (_SHORT, _FEWEST_SHORT)
+    chunk = CHUNK if chats else _SHORT
     tokens = int(ALLOWANCE * sum(domain.tokens for domain in statistics.domains))
     open_meter = partial(
         MaskedMeter,
@@ -76,7 +77,7 @@ def contest(
     length = _mean_length(open_meter, tokens // len(sources)) if chats else chunk
     allowed, most = tokens // length, tokens_kept(model) // length
     why = "too little text was calibrated on" if len(plans) > 1 else "all choose alike"
-    while not (sizes := rounds(len(plans), allowed, len(sources), most, fewest)) and len(plans) > 1:
+    while not (sizes := rounds(len(plans), allowed, len(sources), most)) and len(plans) > 1:
         plans.popitem()
     if not sizes:
         best = next(iter(plans))
@@ -110,7 +111,7 @@ def _mean_length(open_meter: Callable[..., MaskedMeter], tokens: int) -> int:
         return -(-meter.evaluator.tokens // len(meter.chunks))
 
 
-def rounds(plans: int, allowed: int, domains: int, most: int, fewest: int) -> list[int]:
+def rounds(plans: int, allowed: int, domains: int, most: int) -> list[int]:
     """Find how many chunks each round adds.
 
     Args:
@@ -118,7 +119,6 @@ def rounds(plans: int, allowed: int, domains: int, most: int, fewest: int) -> li
         allowed: chunks that may be run, once for every plan and once for the whole model.
         domains: rounds read as much of each, if they read as many chunks.
         most: chunks of text, at most.
-        fewest: chunks of a round that rule anything out.
 
     Returns:
         Chunks by round; none if there is nothing to compare, or too little allowed to do so.
@@ -127,9 +127,9 @@ def rounds(plans: int, allowed: int, domains: int, most: int, fewest: int) -> li
     while survivors(alive[-1]) < alive[-1]:
         alive.append(survivors(alive[-1]))
     runs = sum(alive)
-    for each in range(min(allowed // (runs + len(alive)), most // len(alive)), fewest - 1, -1):
+    for each in range(min(allowed // (runs + len(alive)), most // len(alive)), _FEWEST - 1, -1):
         even = each - each % domains
-        each = even if even >= fewest else each
+        each = even if even >= _FEWEST else each
         # The whole model reads as many chunks of every domain.
         base = -(-each * len(alive) // domains) * domains
         left = allowed - runs * each - base
