@@ -29,12 +29,13 @@ from ggprune.plan import Plan
 from ggprune.text.load import load_texts
 from ggprune.types import Floats, Ints
 
+FOUR = ("consensus", "cover", "gate", "reap")
 FIVE = ("cover", "contribution", "contribution, maxmin", "gate", "reap")
-TEN = (*FIVE, "gate, maxmin", "frequency", "ean", "man", "msan")
+ALL = (*FIVE, "consensus")
 #: Candidates, tokens of a chunk, and the allowance.
 WAYS = (
-    *((TEN, 128, ALLOWANCE), (FIVE, 128, ALLOWANCE), (FIVE, 64, ALLOWANCE)),
-    (FIVE, 128, 2 * ALLOWANCE),
+    *((FOUR, 128, ALLOWANCE), (FIVE, 128, ALLOWANCE), (FOUR, 64, ALLOWANCE)),
+    (FOUR, 128, 2 * ALLOWANCE),
 )
 LIMIT = 0.05
 DRAWS = 400
@@ -78,7 +79,7 @@ def measured(
 
 def kept_by(work: Path, keep: str) -> dict[str, Ints]:
     """Experts that each method keeps, [layers, keep]."""
-    plans = {name: Plan.load(work / f"{keep} {name}.json") for name in TEN}
+    plans = {name: Plan.load(work / f"{keep} {name}.json") for name in ALL}
     return {
         name: np.array([layer.keep for layer in plan.layers.values()])
         for name, plan in plans.items()
@@ -116,7 +117,7 @@ def replay(case: Case, out: Path, threads: int | None) -> None:
         sizes = rounds(len(names), int(allowance * tokens) // chunk, len(domains), most)
         told = []
         for keep, of in plans.items():
-            truth = {name: found["plans"][keep][name]["kld_mean"] for name in TEN}
+            truth = {name: found["plans"][keep][name]["kld_mean"] for name in ALL}
             meter, some = Recorded(kl[keep], of), {name: of[name] for name in names}
             random = np.random.default_rng(0)
             drawn = [taken(meter, some, mixed(domains, random), sizes) for _ in range(DRAWS)]

@@ -70,10 +70,11 @@ CASES = (
     Case(ROOT / "fixtures/glm4-moe-tiny-Q8_0.gguf", ROOT / "fixtures/glm4-moe", 8192, 0),
     Case(ROOT / "out/chatty-Q8_0.gguf", ROOT / "fixtures/glm4-moe", 2048, 0, 12288),
 )
-#: Method and blend; the first five are what auto chooses from.
+#: Method and blend; the first four are what auto chooses from.
 ONE_SHOT = (
-    *(("cover", ""), ("contribution", ""), ("contribution", "maxmin"), ("gate", ""), ("reap", "")),
-    *(("frequency", ""), ("ean", ""), ("contribution", "uniform"), ("gate", "maxmin")),
+    *(("cover", ""), ("consensus", ""), ("gate", ""), ("reap", "")),
+    *(("contribution", ""), ("contribution", "maxmin"), ("contribution", "uniform")),
+    *(("gate", "maxmin"), ("frequency", ""), ("ean", "")),
 )
 OTHERS = (("weights", ""), ("man", ""), ("msan", ""))
 #: Also measured with as many experts a token as search takes.

@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 Plans = Mapping[str, Row]
 SEARCHES = (MEASURED, "search")
 #: Shown in the table of regrets, if they were measured.
-REGRETTED = (MEASURED, "cover", "contribution", "gate", "reap", "search", "random")
+REGRETTED = (MEASURED, "cover", "consensus", "contribution", "gate", "reap", "search", "random")
 
 HEAD = f"""# Evidence: how to choose experts
 

@@ -206,7 +206,7 @@ def test_fewer_experts_used(tmp_path: Path, model: Path, text: str) -> None:
     options = ["--keep", 8, "--experts-used", 3]
     said = json.loads(ggprune(model, *options, "--dry-run", "--json", cwd=tmp_path).stdout)
     shown = ggprune(model, *options, "--text", text, "--ctx", 64, "--generate", 0, cwd=tmp_path)
-    assert "16 -> 8 a layer, 4 -> 3 used, by cover" in shown.stdout
+    assert "16 -> 8 a layer, 4 -> 3 used, by consensus" in shown.stdout
     assert "of 16, 3 used" in (tmp_path / "tiny-Q8_0-8e.report.html").read_text("utf-8")
     result = tmp_path / "tiny-Q8_0-8e.gguf"
     assert result.stat().st_size == said["would_write"][0]["size_bytes"]
@@ -309,7 +309,7 @@ def test_the_stages_choose_as_the_main_job_does(tmp_path: Path, model: Path, tex
     made = json.loads((tmp_path / "tiny-Q8_0-8e.expert_drop_metadata.json").read_text())
     ggprune("plan", "tiny-Q8_0.stats.gguf", "--keep", 8, "-o", "p.json", cwd=tmp_path)
     plan = json.loads((tmp_path / "p.json").read_text())
-    assert made["method"] == plan["method"] == "cover"
+    assert made["method"] == plan["method"] == "consensus"
     for layer, kept in plan["layers"].items():
         assert kept["keep"] == made["layers"][layer]["keep"]
     # What needs sums over tokens takes the best of those.

@@ -156,17 +156,12 @@ def _candidates(
     if method.decide is None:
         return {method.name: (method, request.blend)}
     usual = default_method(statistics, request)
-    tried = sorted((m for m in METHODS.values() if m.candidate), key=lambda m: m.name != usual)
+    tried = [find(usual), *(m for m in METHODS.values() if m.candidate and m.name != usual)]
     if not statistics.tells_routing:
         tried = [m for m in tried if m.needs != "routing"]
     if request.blend:
         return {f"{m.name}, {request.blend}": (m, request.blend) for m in tried if m.additive}
-    blends = len(statistics.domains) > 1
-    found: dict[str, tuple[Method, str | None]] = {}
-    for each in tried:
-        found[each.name] = each, None
-        found |= {f"{each.name}, {b}": (each, b) for b in each.blends if blends}
-    return found
+    return {each.name: (each, None) for each in tried}
 
 
 def _finds_used(request: Request) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 #: Methods by default (docs/evidence.md): where plans can be measured; otherwise, that which loses
 #: least where it loses; the same of sums.
 MEASURED = "auto"
-DEFAULT = "cover"
+DEFAULT = "consensus"
 DEFAULT_OF_SUMS = "contribution"
 #: The fields of Budget that say how many experts stay.
 RULES = ("keep", "ratio", "retain", "target_size", "fit_vram", "max_kld", "max_ppl_ratio")

@@ -17,7 +17,7 @@ from ggprune.calibration.settings import Settings
 from ggprune.calibration.statistics import Statistics
 from ggprune.choosing.choose import choose_plan
 from ggprune.choosing.methods import METHODS, Method
-from ggprune.choosing.request import Budget, Request, Resources
+from ggprune.choosing.request import DEFAULT, Budget, Request, Resources
 from ggprune.choosing.search import contest
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import dropped_by
@@ -123,7 +123,8 @@ def test_the_planted_best_wins(resources: Resources, methods: dict[str, Method])
         )
 
     noise = np.random.default_rng(0).lognormal(0, 0.3, (5, *used.shape))
-    table = {f"bad{n}": method(f"bad{n}", -used * noise[n]) for n in range(5)}
+    bad = (DEFAULT, "bad1", "bad2", "bad3", "bad4")
+    table = {name: method(name, -used * noise[n]) for n, name in enumerate(bad)}
     table["planted"] = method("planted", used)
     auto = methods["auto"]
     methods.clear()

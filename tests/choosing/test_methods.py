@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import runpy
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from ggprune.cli.main import cli
 from ggprune.errors import InputError
 from ggprune.publish.card import METHODS as CARD_METHODS
 from tests.support.plans import planned
-from tests.support.statistics import statistics_of
+from tests.support.statistics import routed, statistics_of
 
 ROOT = Path(__file__).parents[2]
 KEEP = Request(budget=Budget(keep=8))
@@ -67,11 +68,12 @@ def test_every_method_says_what_it_needs_and_has_one_way_to_choose() -> None:
 
 
 def test_auto_tries_what_the_statistics_allow() -> None:
-    statistics = statistics_of(domains=2)
-    tried = rank(find("auto"), statistics, KEEP, Resources())
-    one_shot = {"reap", "contribution", "gate"}
-    assert set(tried) == one_shot | {"contribution, maxmin"}
-    assert set(rank(find("auto"), statistics_of(domains=1), KEEP, Resources())) == one_shot
+    statistics, auto = statistics_of(domains=2), find("auto")
+    assert list(rank(auto, statistics, KEEP, Resources())) == ["contribution", "gate", "reap"]
+    blended = rank(auto, statistics, replace(KEEP, blend="maxmin"), Resources())
+    assert list(blended) == ["contribution, maxmin", "gate, maxmin"]
+    tried = list(rank(auto, routed(), KEEP, Resources()))
+    assert tried == [DEFAULT, "cover", "gate", "reap"]
 
 
 def test_covering_needs_the_routing_of_tokens() -> None:

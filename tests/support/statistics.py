@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
+from ggprune.calibration.routing import Shares
 from ggprune.calibration.statistics import Domain, ExpertSums, Statistics
 from ggprune.model import Identity
 
@@ -29,3 +32,14 @@ def statistics_of(
         parts.append(Domain(f"d{number}", tokens, f"hash{number}", sums))
     identity = Identity("qwen3moe", LAYERS, EXPERTS, 4, "", "", groups=groups, groups_used=groups)
     return Statistics(identity, tuple(range(LAYERS)), tuple(parts))
+
+
+def routed(tokens: int = 300) -> Statistics:
+    """Statistics whose sums and routing have nothing to do with each other."""
+    random = np.random.default_rng(1)
+    draws = random.gumbel(size=(tokens, LAYERS, EXPERTS)) + random.normal(0, 1, (LAYERS, EXPERTS))
+    experts = np.argsort(-draws, axis=2)[..., :4]
+    shares = random.dirichlet(np.ones(4), (tokens, LAYERS))
+    statistics = statistics_of(domains=1)
+    given = Shares(experts.astype(np.int16), shares.astype(np.float16))
+    return replace(statistics, domains=(replace(statistics.domains[0], shares=given),))

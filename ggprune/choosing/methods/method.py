@@ -46,8 +46,7 @@ class Method:
         score: score from statistics, request and resources.
         decide: choose among the plans of all candidates by measuring them.
         additive: whether ``sums`` adds up over tokens, so that domains can be blended.
-        candidate: whether methods that measure plans try this one.
-        blends: blends that they try as well.
+        candidate: whether methods that measure plans try this one, beside the default.
         baseline: whether people look for models by it: a card is tagged with its name.
         finds_used: whether it finds how many experts a token should use, unless told.
         summary: the clause of a model card that says how experts were chosen; empty for a score.
@@ -62,7 +61,6 @@ class Method:
     decide: Decide | None = None
     additive: bool = False
     candidate: bool = False
-    blends: tuple[str, ...] = ()
     baseline: bool = False
     finds_used: bool = False
     summary: str = ""
