@@ -22,7 +22,7 @@ from ggprune.choosing.request import (
     Resources,
 )
 from ggprune.choosing.rounds import decide_in_rounds
-from ggprune.choosing.scores import additive, choose_all, retained
+from ggprune.choosing.scores import Scores, additive, choose_all, retained
 from ggprune.choosing.search.contest import contest
 from ggprune.choosing.search.measuring import best, decide_measured
 from ggprune.choosing.trust import find_trust
@@ -134,10 +134,12 @@ def rank(
     supers = request.super_experts and not method.is_control
     protection = Protection.of(statistics, request, super_experts=supers)
     trust = find_trust(statistics, resources.model) if method.observes else None
-    rankings = {}
+    rankings: dict[str, Ranking] = {}
+    known: dict[str, Scores] = {}
     for name, (one, blend) in _candidates(method, statistics, request).items():
         asked = replace(request, method=one.name)
-        scores = one.scores(statistics, asked, resources)
+        scores = known.get(one.name) or one.scores(statistics, asked, resources)
+        known |= scores.parts
         rankings[name] = Ranking(
             method=one.name,
             scores=scores,

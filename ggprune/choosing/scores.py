@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -25,11 +25,13 @@ class Scores:
         by_domain: additive scores, [domains, layers, experts]; None if the scores are no sums
             over tokens, so that domains cannot be added up and blended.
         for_count: where scores depend on how many experts stay; ``total`` is then a rough guide.
+        parts: scores of other methods, by name, that these are made of.
     """
 
     total: Floats
     by_domain: Floats | None = None
     for_count: ForCount | None = None
+    parts: Mapping[str, Scores] = field(default_factory=dict)
 
 
 def additive(scores: Scores, statistics: Statistics) -> Floats:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
 
+from ggprune.calibration.routing import Shares
 from ggprune.choosing.choose import rank
+from ggprune.choosing.cover import cover_scores
 from ggprune.choosing.methods import find
 from ggprune.choosing.request import Budget, Request, Resources
+from ggprune.types import Floats
 from tests.support.statistics import EXPERTS, LAYERS, routed
 
 
@@ -39,3 +43,20 @@ def test_none_of_them_decides_alone() -> None:
         for method in ("consensus", "cover", "contribution", "reap")
     ]
     assert plans[0] not in plans[1:]
+
+
+def test_comparing_covers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both cover and consensus need it, and it is what choosing takes longest for."""
+    calls: list[int] = []
+
+    def counted(routing: Shares, keep: int, *args: Any, **more: Any) -> Floats:
+        calls.append(keep)
+        return cover_scores(routing, keep, *args, **more)
+
+    monkeypatch.setattr("ggprune.choosing.methods.cover.cover_scores", counted)
+    request = Request(budget=Budget(keep=8), super_experts=False)
+    rankings = rank(find("auto"), routed(), request, Resources())
+    kept = {name: ranking.kept(8) for name, ranking in rankings.items()}
+    assert calls == [8]
+    assert not np.array_equal(kept["cover"], kept["consensus"])
+    assert np.array_equal(kept["cover"], np.sort(np.argsort(-ranked("cover", 8))[:, :8]))

@@ -21,17 +21,18 @@ def _consensus(statistics: Statistics, request: Request, resources: Resources) -
     Raises:
         InputError: the statistics hold no routing.
     """
-    cover, total, mean = (
-        find(name).scores(statistics, request, resources)
+    parts = {
+        name: find(name).scores(statistics, request, resources)
         for name in ("cover", "contribution", "reap")
-    )
-    between = ranks(np.sqrt(total.total * mean.total))
+    }
+    cover, whole, mean = parts.values()
+    between = ranks(np.sqrt(whole.total * mean.total))
 
     def for_count(keep: int, fixed: npt.NDArray[np.bool_], groups: int) -> Floats:
         assert cover.for_count is not None
         return ranks(cover.for_count(keep, fixed, groups)) + between
 
-    return Scores(total=ranks(cover.total) + between, for_count=for_count)
+    return Scores(total=ranks(cover.total) + between, for_count=for_count, parts=parts)
 
 
 register(

@@ -30,8 +30,15 @@ def _cover(statistics: Statistics, request: Request, resources: Resources) -> Sc
     architecture = ARCHITECTURES[statistics.identity.architecture]
     lost = losses(routing, normed=architecture.space is Space.NORMED)
 
+    found: dict[tuple[int, bytes, int], Floats] = {}
+
     def for_count(keep: int, fixed: npt.NDArray[np.bool_], groups: int) -> Floats:
-        return cover_scores(lost, keep, experts, fixed=fixed, groups=groups, beta=GENTLE)
+        asked = keep, fixed.tobytes(), groups
+        if asked not in found:
+            found[asked] = cover_scores(
+                lost, keep, experts, fixed=fixed, groups=groups, beta=GENTLE
+            )
+        return found[asked]
 
     return Scores(total=lost.sums(experts), for_count=for_count)
 
