@@ -12,11 +12,15 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+
 import ggprune
 from ggprune.calibration.generate import Sampling
+from ggprune.choosing.search.search import paired
 from ggprune.evaluation.evaluator import Evaluator
 from ggprune.evaluation.masking import MaskObserver, dropped_by
 from ggprune.evaluation.probe import SHORT, Probe, answer_all, builtin_probes, own_sampling
@@ -26,6 +30,7 @@ from ggprune.llama.session import LlamaModel
 from ggprune.model import open_model
 from ggprune.text.documents import Message
 from ggprune.text.load import load_texts
+from ggprune.types import Floats
 
 ROOT = Path(__file__).parents[1]
 FIXTURES, BUILTIN = ROOT / "fixtures", ROOT / "ggprune/text/builtin"
@@ -39,7 +44,7 @@ class Case:
     calibration: dict[str, Path]
     held_out: dict[str, Path]
     plans: dict[int, tuple[int | None, ...]]
-    probes: list[Probe]
+    probes: Sequence[Probe]
     modes: tuple[str, ...]
     calibration_tokens: int
     kl_tokens: int
@@ -49,7 +54,7 @@ class Case:
 
 
 def words() -> list[Probe]:
-    """Two hundred words to define, as the fixture was trained on others."""
+    """Two hundred words to define; the fixture was trained on others."""
     text = (FIXTURES / "heldout/dictionary.txt").read_text("utf-8")
     entries = re.split(r"\n(?=[A-Za-z][^\n]* \\)", text)
     found = dict.fromkeys(e.split(" ")[0] for e in entries if " \\" in e and len(e) < 2400)
@@ -72,8 +77,13 @@ def cases() -> dict[str, Case]:
             *(words(), ("sampled",), 4096, 2048, 200, "cover"),
         ),
         "chatty": Case(
-            *({"english": english, "chat": chat}, held_out, {22: (None,), 12: (None, 12, 6)}),
-            *(short, ("sampled", "greedy"), 2048, 512, 64, "contribution", "chat=1,english=0"),
+            *(
+                {"english": english, "chat": chat},
+                held_out,
+                {23: (None,), 22: (None,), 12: (None, 12, 6)},
+            ),
+            *((*short, *words()), ("sampled", "greedy"), 2048, 2048, 64),
+            *("contribution", "chat=1,english=0"),
         ),
     }
 
@@ -94,10 +104,18 @@ def main() -> None:
         plans |= {(keep, used): replace(plan, experts_used=used) for used in numbers}
     sources = load_texts((name, str(file)) for name, file in case.held_out.items())
     with Evaluator(path, options, sources, n_ctx=CONTEXT, max_tokens=case.kl_tokens) as measured:
+        chunks: dict[int, Floats] = {}
         for (keep, used), plan in plans.items():
-            total = measured.measure_plan(plan).total
-            kl = f"{total.kld_mean:.4f} ± {total.kld_se:.4f}"
-            print(f"{keep} kept, {used or model.experts_used} used: KL {kl}", flush=True)
+            found = measured.measure_plan(plan)
+            slices = map(measured.chunk_slice, range(len(measured.chunks)))
+            means = np.array([found.scores.kld[part].mean() for part in slices])
+            change, error = paired(chunks.setdefault(keep, means), means)
+            print(
+                f"{keep} kept, {used or model.experts_used} used: "
+                f"KL {found.total.kld_mean:.4f} ± {found.total.kld_se:.4f}; in pairs of chunks "
+                f"{change:+.1%} ± {error:.1%} against as many used as the model does",
+                flush=True,
+            )
     every = {"greedy": Sampling(), "sampled": own_sampling(model.gguf)}
     modes, answers = {name: every[name] for name in case.modes}, {}
     for key, plan in {(model.experts, None): None, **plans}.items():
@@ -112,8 +130,8 @@ def main() -> None:
             )
         for base in dict.fromkeys(((model.experts, None), (key[0], None))):
             for name in modes:
-                found = gate(answers[base][name], answers[key][name])
-                line = answers_in_a_line({"base": {"probes": len(case.probes)}, "gate": found})
+                checks = gate(answers[base][name], answers[key][name])
+                line = answers_in_a_line({"base": {"probes": len(case.probes)}, "gate": checks})
                 told = [
                     f"{keep} kept, {used or model.experts_used} used" for keep, used in (key, base)
                 ]
