@@ -29,13 +29,14 @@ from ggprune.plan import Plan
 from ggprune.text.load import load_texts
 from ggprune.types import Floats, Ints
 
-FOUR = ("consensus", "cover", "gate", "reap")
-FIVE = ("cover", "contribution", "contribution, maxmin", "gate", "reap")
-ALL = (*FIVE, "consensus")
+ALL = ("consensus", "cover", "contribution, maxmin", "gate", "reap", "contribution")
+#: What auto compares, the same without contribution, and all.
+FIVE = ALL[:5]
+FOUR = tuple(name for name in FIVE if "contribution" not in name)
 #: Candidates, tokens of a chunk, and the allowance.
 WAYS = (
-    *((FOUR, 128, ALLOWANCE), (FIVE, 128, ALLOWANCE), (FOUR, 64, ALLOWANCE)),
-    (FOUR, 128, 2 * ALLOWANCE),
+    *((FIVE, 128, ALLOWANCE), (FOUR, 128, ALLOWANCE), (ALL, 128, ALLOWANCE)),
+    *((FIVE, 64, ALLOWANCE), (FIVE, 128, 2 * ALLOWANCE)),
 )
 LIMIT = 0.05
 DRAWS = 400

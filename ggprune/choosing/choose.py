@@ -163,7 +163,12 @@ def _candidates(
         tried = [m for m in tried if m.needs != "routing"]
     if request.blend:
         return {f"{m.name}, {request.blend}": (m, request.blend) for m in tried if m.additive}
-    return {each.name: (each, None) for each in tried}
+    found: dict[str, tuple[Method, str | None]] = {}
+    for each in tried:
+        weighs = each.name != usual and len(statistics.domains) > 1
+        blend = each.blend if weighs else None
+        found[f"{each.name}, {blend}" if blend else each.name] = each, blend
+    return found
 
 
 def _finds_used(request: Request) -> bool:

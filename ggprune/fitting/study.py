@@ -85,7 +85,7 @@ class Study(Closing):
         self.options, self.run, self.progress = job.options, job.run, job.progress
         self.work, self._texts = work, texts
         self._plans: dict[int, Plan] = {}
-        self._method = self.options.method
+        self._method, self._blend = self.options.method, None
         if self.reference is not source:
             source.identity().check_same(
                 self.reference.identity(), str(source.gguf.path), str(self.reference.gguf.path)
@@ -163,13 +163,13 @@ class Study(Closing):
         """Settle on one way to choose, with half of the experts kept, if none is asked for."""
         plan = self.plan(self.source.counts.rounded(self.source.experts // 2, "up"))
         if self._method in (None, MEASURED):
-            self._method = plan.method
+            self._method, self._blend = plan.method, plan.settings.get("blend")
         return plan.method
 
     def plan(self, keep: int) -> Plan:
         """Which experts stay of so many."""
         if keep not in self._plans:
-            request = Request(budget=Budget(keep=keep), method=self._method)
+            request = Request(budget=Budget(keep=keep), method=self._method, blend=self._blend)
             resources = Resources(
                 model=self.reference,
                 options=self.run,

@@ -72,8 +72,14 @@ def test_auto_tries_what_the_statistics_allow() -> None:
     assert list(rank(auto, statistics, KEEP, Resources())) == ["contribution", "gate", "reap"]
     blended = rank(auto, statistics, replace(KEEP, blend="maxmin"), Resources())
     assert list(blended) == ["contribution, maxmin", "gate, maxmin"]
-    tried = list(rank(auto, routed(), KEEP, Resources()))
-    assert tried == [DEFAULT, "cover", "gate", "reap"]
+    one = routed()
+    tried = rank(auto, one, KEEP, Resources())
+    assert list(tried) == [DEFAULT, "cover", "contribution", "gate", "reap"]
+    # With several domains a candidate may weigh them, and its plan says so.
+    two = rank(auto, replace(one, domains=one.domains * 2), KEEP, Resources())
+    assert list(two) == [DEFAULT, "cover", "contribution, maxmin", "gate", "reap"]
+    blends = [ranking.decided(8).facts.get("blend") for ranking in two.values()]
+    assert blends == [None, None, "maxmin", None, None]
 
 
 def test_covering_needs_the_routing_of_tokens() -> None:

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,9 @@ from click.testing import CliRunner
 
 from ggprune.api.fit import Fitted, fit, words_on
 from ggprune.calibration.settings import Settings
+from ggprune.calibration.statistics import Statistics
+from ggprune.choosing.choose import choose_plan
+from ggprune.choosing.request import Request, Resources
 from ggprune.cli.fit import command
 from ggprune.errors import InputError, OutputError
 from ggprune.fitting.frontier import frontier
@@ -23,6 +27,7 @@ from ggprune.fitting.space import Mix
 from ggprune.fitting.study import Study
 from ggprune.fitting.writing import write
 from ggprune.model import open_model
+from ggprune.plan import Plan
 
 pytestmark = pytest.mark.llama
 
@@ -123,6 +128,24 @@ def test_nothing_is_measured_twice(job: Job, fitted: Fitted, folder: Path) -> No
     assert again.numbers["passes"] == 0
     assert again.answer.best.mix == fitted.answer.best.mix
     assert not (folder / "work" / "shards").exists()
+
+
+def test_a_winner_s_blend_holds_for_every_count(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def choose(statistics: Statistics, request: Request, resources: Resources) -> Plan:
+        asked.append((request.method, request.blend))
+        taken = replace(request, method="contribution", blend="maxmin")
+        return choose_plan(statistics, taken, resources)
+
+    monkeypatch.setattr("ggprune.fitting.study.choose_plan", choose)
+    monkeypatch.setattr(study, "_plans", {})
+    monkeypatch.setattr(study, "_method", None)
+    study._find_method()
+    study.plan(20)
+    assert asked == [(None, None), ("contribution", "maxmin")]
 
 
 def test_another_size_takes_few_passes(job: Job, fitted: Fitted) -> None:

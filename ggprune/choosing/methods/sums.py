@@ -20,7 +20,12 @@ def per_token(total: npt.NDArray[np.generic], count: Ints | Floats) -> Floats:
     return np.divide(values, count, where=count > 0, out=np.zeros_like(values))
 
 
-@of_sums("contribution", "Σ g‖f‖", "contribution to the residual", additive=True)
+@of_sums(
+    *("contribution", "Σ g‖f‖", "contribution to the residual"),
+    additive=True,
+    candidate=True,
+    blend="maxmin",
+)
 def contribution(sums: ExpertSums, seed: int = 0) -> Floats:
     """Sum what the expert adds to the residual stream."""
     return sums.contribution_sum.copy()
