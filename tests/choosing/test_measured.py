@@ -256,3 +256,20 @@ def test_search_text_of_one_chunk_is_too_short_for_a_search(
     short = replace(resources, search_sources=(words(3, 150),))
     with pytest.raises(InputError, match="method=search: the search text has no domain of two"):
         choose_plan(statistics, asked("search", keep=8), short)
+
+
+def test_a_plan_that_search_leaves_as_it_is_tells_how_domains_were_weighed(
+    resources: Resources, statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def kept(
+        meter: object, scores: dict[str, Any], rules: search.Rules, *_: Any, **more: Any
+    ) -> Any:
+        name = "contribution, maxmin"
+        return search.Found(name, scores[name], rules.choose(scores[name]), name)
+
+    monkeypatch.setattr(search, "search", kept)
+    plan = choose_plan(statistics, replace(asked("search", keep=8), search_plans=3), resources)
+    weighed = choose_plan(statistics, replace(asked("contribution", keep=8), blend="maxmin"))
+    assert (plan.method, plan.settings["blend"]) == ("contribution", "maxmin")
+    assert plan.settings["weights"] == weighed.settings["weights"]
+    assert plan.layers == weighed.layers

@@ -45,9 +45,15 @@ def _decide(measuring: Measuring, keep: int) -> Decision:
             seed=request.seed,
         )
     won = found.name == request.method
-    facts = {**_facts(found, measuring, won), "coverage": first.coverage(found.kept)}
-    method = found.name if won else rankings[found.base].method
-    return Decision(method=method, kept=found.kept, facts={**facts, "chosen_by": request.method})
+    base = rankings[found.base].decided(keep)
+    facts = {
+        **({} if won else base.facts),  # How domains were weighed.
+        **_facts(found, measuring, won),
+        "coverage": first.coverage(found.kept),
+        "chosen_by": request.method,
+    }
+    method = found.name if won else base.method
+    return Decision(method=method, kept=found.kept, facts=facts)
 
 
 def _divided(measuring: Measuring) -> tuple[list[int], int]:
