@@ -64,8 +64,8 @@ class Case:
 
 
 #: What is in fixtures/, as much of each as two cores do in an hour and a half; the last model is
-#: made by `make chatty`. The second is judged on all its text: at 24 of 32 its plans differ by
-#: less than the error of 8,192 tokens a domain.
+#: made by `make chatty`. The second is judged on all its text: which plan is best at 24 of 32
+#: depends on where in a domain 8,192 tokens are taken from.
 CASES: tuple[Case, ...] = (
     Case(ROOT / "fixtures/gemma4-moe-tiny-Q8_0.gguf", ROOT / "fixtures", 4096, 600),
     Case(ROOT / "fixtures/glm4-moe-tiny-Q8_0.gguf", ROOT / "fixtures/glm4-moe", None, 0),

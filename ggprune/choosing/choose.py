@@ -162,11 +162,11 @@ def _candidates(
     if not statistics.tells_routing:
         tried = [m for m in tried if m.needs != "routing"]
     if request.blend:
-        return {f"{m.name}, {request.blend}": (m, request.blend) for m in tried if m.additive}
+        tried = [m for m in tried if m.additive]
     found: dict[str, tuple[Method, str | None]] = {}
     for each in tried:
-        weighs = each.name != usual and len(statistics.domains) > 1
-        blend = each.blend if weighs else None
+        own = each.blend if each.name != usual and len(statistics.domains) > 1 else None
+        blend = request.blend or own
         found[f"{each.name}, {blend}" if blend else each.name] = each, blend
     return found
 

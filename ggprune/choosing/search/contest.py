@@ -92,7 +92,7 @@ def contest(
             lasted = compare_one_shot(meter, plans, _parts(meter.order(), sizes))
         best = next(iter(lasted))
         kl = {name: round(float(values.mean()), 6) for name, values in lasted.items()}
-        numbers = ", ".join(f"{name} {value:.4f}" for name, value in kl.items())
+        numbers = "; ".join(f"{name} {value:.4f}" for name, value in kl.items())
         count = len(plans)
         log.info("%s is the best of %d methods on the search text: KL %s", best, count, numbers)
         decision = rankings[best].decided(keep)

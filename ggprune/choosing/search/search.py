@@ -217,7 +217,7 @@ def search(
     choose, order = rules.choose, list(text.validation)
     measured = compare_one_shot(meter, {n: choose(s) for n, s in one_shot.items()}, quarters(order))
     base = next(iter(measured))
-    numbers = ", ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
+    numbers = "; ".join(f"{name} {values.mean():.4f}" for name, values in measured.items())
     log.info("one-shot plans on the validation text, mean KL: %s", numbers)
     candidates = _candidates(meter, rules, text, plans, seed)
     scores = one_shot[base]
