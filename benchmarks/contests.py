@@ -32,14 +32,14 @@ from ggprune.plan import Plan
 from ggprune.text.load import load_texts
 from ggprune.types import Floats, Ints
 
-ALL = ("consensus", "cover", "contribution, maxmin", "gate", "reap", "contribution")
-#: What auto compares, the same without contribution, and all.
-FIVE = ALL[:5]
-FOUR = tuple(name for name in FIVE if "contribution" not in name)
+#: What auto compares, the same with contribution weighed one way, and without it.
+ALL = ("consensus", "cover", "contribution, maxmin", "contribution", "gate", "reap")
+FIVE = tuple(name for name in ALL if name != "contribution")
+FOUR = tuple(name for name in ALL if "contribution" not in name)
 #: Candidates, tokens of a chunk, and the allowance.
 WAYS = (
-    *((FIVE, 128, ALLOWANCE), (FOUR, 128, ALLOWANCE), (ALL, 128, ALLOWANCE)),
-    *((FIVE, 64, ALLOWANCE), (FIVE, 128, 2 * ALLOWANCE)),
+    *((ALL, 128, ALLOWANCE), (FIVE, 128, ALLOWANCE), (FOUR, 128, ALLOWANCE)),
+    *((ALL, 64, ALLOWANCE), (ALL, 128, 2 * ALLOWANCE)),
 )
 LIMIT = 0.05
 DRAWS = 400

@@ -157,18 +157,15 @@ def _candidates(
     """Methods to rank by, each with its blend; of several, the default first."""
     if method.decide is None:
         return {method.name: (method, request.blend)}
-    usual = default_method(statistics, request)
-    tried = [find(usual), *(m for m in METHODS.values() if m.candidate and m.name != usual)]
+    several = len(statistics.domains) > 1
+    tried: list[tuple[Method, str | None]] = [(find(default_method(statistics, request)), None)]
+    for each in (method for method in METHODS.values() if method.candidate):
+        tried += [(each, blend) for blend in (each.blends if several else (None,))]
     if not statistics.tells_routing:
-        tried = [m for m in tried if m.needs != "routing"]
+        tried = [(each, blend) for each, blend in tried if each.needs != "routing"]
     if request.blend:
-        tried = [m for m in tried if m.additive]
-    found: dict[str, tuple[Method, str | None]] = {}
-    for each in tried:
-        own = each.blend if each.name != usual and len(statistics.domains) > 1 else None
-        blend = request.blend or own
-        found[f"{each.name}, {blend}" if blend else each.name] = each, blend
-    return found
+        tried = [(each, request.blend) for each, _ in tried if each.additive]
+    return {f"{each.name}, {blend}" if blend else each.name: (each, blend) for each, blend in tried}
 
 
 def _finds_used(request: Request) -> bool:

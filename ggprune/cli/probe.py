@@ -55,6 +55,7 @@ def command(
     from ggprune.api import measuring
     from ggprune.evaluation.verdict import verdict
     from ggprune.gguf_file import check_targets, write_text
+    from ggprune.report.summary import example_lines
 
     if output:
         check_targets([output], 0, force=force)
@@ -68,11 +69,11 @@ def command(
     if output:
         write_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     else:
-        note("The answers themselves are kept with -o FILE.json.")
+        note("All answers are kept with -o FILE.json.")
     if as_json:
         print_json(result)
         return
-    click.echo(_report(result))
+    click.echo("\n".join([_report(result), "", *example_lines(result), ""]))
     print_verdict(verdict(probe=result))
 
 

@@ -155,7 +155,7 @@ def _show_files(sizes: dict[str, int], as_json: bool) -> None:
 
 def _summary(pruned: Pruned) -> str:
     from ggprune.model.architectures import ARCHITECTURES
-    from ggprune.report.summary import summary_lines
+    from ggprune.report.summary import example_lines, summary_lines
 
     program = ARCHITECTURES[pruned.plan.architecture].kind.program
     checked = f"{human_size(pruned.compared)} equal the source's bytes; it loads and computes"
@@ -167,9 +167,12 @@ def _summary(pruned: Pruned) -> str:
         "report": pruned.report_path,
         "Modelfile": pruned.modelfile_path,
     }
+    report = pruned.report or {}
+    example = example_lines(report.get("probe"))
     return "\n".join(
         [
-            *summary_lines(pruned.report or {}, 16),
+            *summary_lines(report, 16),
+            *(["", *example] if example else []),
             "",
             table([[name, str(text)] for name, text in files.items() if text]),
             "",

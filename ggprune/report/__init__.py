@@ -2,6 +2,6 @@
 
 from ggprune.report.data import ReportInput, build
 from ggprune.report.page import render, write_report
-from ggprune.report.summary import summary_lines
+from ggprune.report.summary import example_lines, summary_lines
 
-__all__ = ["ReportInput", "build", "render", "summary_lines", "write_report"]
+__all__ = ["ReportInput", "build", "example_lines", "render", "summary_lines", "write_report"]

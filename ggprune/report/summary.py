@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from typing import Any
 
 from ggprune.report import view
+from ggprune.util import printable
 
 _MOST_LINES = 24
 _MOST_FINDINGS = 5
+#: Characters of a prompt or an answer that are shown.
+_LONGEST = 160
 
 
 def summary_lines(report: Mapping[str, Any], most: int = _MOST_LINES) -> list[str]:
@@ -23,6 +27,31 @@ def summary_lines(report: Mapping[str, Any], most: int = _MOST_LINES) -> list[st
     shown = [(name, text) for name, text in rows if text][: max(most - len(bad), 0)]
     width = max((len(name) for name, _ in shown), default=0)
     return [f"{name.ljust(width)}  {text}" for name, text in shown] + bad
+
+
+def example_lines(probe: Mapping[str, Any] | None) -> list[str]:
+    """Show the first prompt that the whole model answers well, and how both answers begin.
+
+    What the pruned model makes of it has no say in which prompt that is.
+
+    Args:
+        probe: what ``ggprune probe`` writes, with the answers' texts.
+    """
+    modes = (probe or {}).get("modes") or {}
+    asked = [each for mode in modes.values() for each in mode.get("probes") or []]
+    sound = [each for each in asked if each["base"]["ended"] and not each["base"]["loop"]]
+    for each in [*sound, *asked][:1]:
+        texts = {
+            "asked": each["prompt"],
+            "whole model": each["base"]["text"],
+            "pruned": each["candidate"]["text"],
+        }
+        return [f"{name:11}  {_beginning(text)}" for name, text in texts.items()]
+    return []
+
+
+def _beginning(text: str) -> str:
+    return printable(textwrap.shorten(text, _LONGEST, placeholder=" …")) or "(nothing)"
 
 
 def _on_one_line(value: Any) -> str:

@@ -24,6 +24,7 @@ from ggprune.report import (
     ReportInput,
     build,
     concentration,
+    example_lines,
     render,
     summary_lines,
     view,
@@ -371,6 +372,30 @@ def test_summary_is_short_and_says_bad() -> None:
     text = render(report)
     assert f"{len(report['findings'])} things" in text
     assert "<code>ggprune sweep</code> shows" in text
+
+
+def test_an_example_is_the_first_prompt_that_the_whole_model_answers_well() -> None:
+    probe = report_data.probe()
+    for mode in probe["modes"].values():
+        first, second, _ = mode["probes"]
+        first["base"]["ended"] = False
+        second["prompt"] = "Say \n\x1b[1mwhy."
+        second["base"]["text"] = "Because it is " + "so very " * 40
+        second["candidate"] |= {"text": "", "ended": False, "loop": True}
+    asked, whole, pruned = example_lines(probe)
+    assert asked == "asked        Say \\u001b[1mwhy."
+    assert whole.startswith("whole model  Because it is so very") and whole.endswith("so very …")
+    assert 140 < len(whole) < 180
+    assert pruned == "pruned       (nothing)"
+
+
+def test_an_example_is_the_first_prompt_if_none_is_answered_well() -> None:
+    probe = report_data.probe()
+    for mode in probe["modes"].values():
+        for each in mode["probes"]:
+            each["base"]["loop"] = True
+    assert example_lines(probe)[0] == "asked        Prompt of code-toposort"
+    assert example_lines({"modes": {"greedy": {}}}) == example_lines(None) == []
 
 
 def test_summary_of_a_good_plan_does_not_say_bad() -> None:

@@ -47,7 +47,8 @@ class Method:
         decide: choose among the plans of all candidates by measuring them.
         additive: whether ``sums`` adds up over tokens, so that domains can be blended.
         candidate: whether methods that measure plans try this one, beside the default.
-        blend: how they weigh the domains with it; None adds all text up as it comes.
+        blends: the ways in which they weigh several domains with it, a plan for each; None adds
+            all text up as it comes.
         baseline: whether people look for models by it: a card is tagged with its name.
         finds_used: whether it finds how many experts a token should use, unless told.
         summary: the clause of a model card that says how experts were chosen; empty for a score.
@@ -62,7 +63,7 @@ class Method:
     decide: Decide | None = None
     additive: bool = False
     candidate: bool = False
-    blend: str | None = None
+    blends: tuple[str | None, ...] = (None,)
     baseline: bool = False
     finds_used: bool = False
     summary: str = ""

@@ -24,7 +24,7 @@ def per_token(total: npt.NDArray[np.generic], count: Ints | Floats) -> Floats:
     *("contribution", "Σ g‖f‖", "contribution to the residual"),
     additive=True,
     candidate=True,
-    blend="maxmin",
+    blends=("maxmin", None),
 )
 def contribution(sums: ExpertSums, seed: int = 0) -> Floats:
     """Sum what the expert adds to the residual stream."""
