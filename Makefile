@@ -70,7 +70,7 @@ demo: demo-fixture demo-chatty
 
 demo-fixture: $(BIN)/ggprune
 	@mkdir -p $(OUT)
-	@echo "ggprune $(notdir $(FIXTURE)) --keep 48 --text NAME=PATH … --eval-text NAME=PATH …"
+	@echo "ggprune $(notdir $(FIXTURE)) --keep 48 --text NAME=PATH … --eval-text NAME=PATH …   (a tiny model: it cannot chat)"
 	@cd $(OUT) && $(BIN)/ggprune $(FIXTURE) --keep 48 --force \
 		$(CALIBRATION) $(HELD_OUT) --ctx 512 --max-tokens 4096
 	@echo
